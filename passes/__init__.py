@@ -1,0 +1,1 @@
+"""Passes over IR modules, one a file, and the pipelines that order them."""

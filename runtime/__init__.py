@@ -1,0 +1,1 @@
+"""Bundles, sessions and the decode engine above them."""

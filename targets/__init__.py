@@ -1,0 +1,1 @@
+"""Backends, one folder each: capabilities, lowering table, emitter, checker and session."""

@@ -1,0 +1,1 @@
+"""The trainer: data, optimisers, checkpoints and schedules."""
