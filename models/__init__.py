@@ -1,1 +1,5 @@
-"""Builders from a spec to an IR module, and the importers of checkpoints."""
+"""Builders: a spec becomes an IR module of the front stage."""
+
+from omnic.models.decoder import build
+
+__all__ = ["build"]

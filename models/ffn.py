@@ -1,0 +1,70 @@
+"""Feed-forward blocks: dense MLPs and sparse mixtures of experts."""
+
+from __future__ import annotations
+
+from omnic.ir.graph import Value
+from omnic.models.context import Context
+from omnic.spec import Dense, Layer, MoE
+
+__all__ = ["dense", "mixture"]
+
+#: activation of the spec -> (kind of the act op, gated)
+ACTIVATIONS = {
+    "swiglu": ("silu", True), "geglu": ("gelu", True), "gelu": ("gelu", False), "gelu_tanh": ("gelu_tanh", False),
+    "relu": ("relu", False), "relu2": ("relu2", False), "silu": ("silu", False),
+}
+
+
+def _mlp(ctx: Context, x: Value, prefix: str, hidden: int, activation: str, bias: bool) -> Value:
+    kind, gated = ACTIVATIONS[activation]
+    width = x.type.shape[-1]
+    assert isinstance(width, int)
+    up = ctx.linear(x, f"{prefix}.up", hidden, bias=bias)
+    if gated:
+        inner = ctx.f.op("gated_act", ctx.linear(x, f"{prefix}.gate", hidden, bias=bias), up, kind=kind, hint="inner")
+    else:
+        inner = ctx.f.op("act", up, kind=kind, hint="inner")
+    return ctx.linear(inner, f"{prefix}.down", width, bias=bias, residual=True)
+
+
+def dense(ctx: Context, x: Value, layer: Layer, prefix: str) -> Value:
+    """One MLP: two matrices, or three with a gate (GLU variants, arXiv:2002.05202).  x is [B, T, D]."""
+    ffn = layer.ffn
+    assert isinstance(ffn, Dense)
+    return _mlp(ctx, x, prefix, ffn.hidden, ffn.activation, ffn.bias)
+
+
+def mixture(ctx: Context, x: Value, layer: Layer, prefix: str) -> Value:
+    """Top-k routed experts plus shared ones (DeepSeekMoE, arXiv:2401.06066).  x is [B, T, D].
+
+    ``split: m`` makes m experts of hidden/m out of each, m times as many chosen; groups grow with it.
+    The shared experts are one MLP of their summed width, which computes the same.
+    """
+    ffn = layer.ffn
+    assert isinstance(ffn, MoE)
+    kind, gated = ACTIVATIONS[ffn.activation]
+    experts, hidden, width = ffn.experts * ffn.split, ffn.hidden // ffn.split, layer.width
+    groups = tuple(g * ffn.split for g in ffn.groups) if ffn.groups else None
+    indices, gates, _ = ctx.f.emit(
+        "router", x, ctx.weight(f"{prefix}.router", experts, width),
+        ctx.weight(f"{prefix}.group_router", len(groups), width) if groups and ffn.group_gate else None,
+        ctx.weight(f"{prefix}.select_bias", experts, fill=0.0) if ffn.select_bias else None,
+        top_k=ffn.top_k * ffn.split, groups=groups, top_groups=ffn.top_groups, score=ffn.score,
+        renormalise=ffn.renormalise, scale=float(ffn.gate_scale), hint="route",
+    )
+    up = ctx.weight(f"{prefix}.experts.up", experts, hidden, width)
+    down = ctx.weight(f"{prefix}.experts.down", experts, width, hidden, std=ctx.residual_std)
+    gate = ctx.weight(f"{prefix}.experts.gate", experts, hidden, width) if gated else None
+    biases: tuple[Value | None, ...] = (None, None, None)
+    if ffn.bias:
+        biases = (
+            ctx.weight(f"{prefix}.experts.up_bias", experts, hidden, fill=0.0),
+            ctx.weight(f"{prefix}.experts.down_bias", experts, width, fill=0.0),
+            ctx.weight(f"{prefix}.experts.gate_bias", experts, hidden, fill=0.0) if gated else None,
+        )
+    y = ctx.f.op("moe", x, indices, gates, up, down, gate, *biases, kind=kind, hint="experts")
+    if not ffn.shared:
+        return y
+    with ctx.f.scope("shared"):
+        common = _mlp(ctx, x, f"{prefix}.shared", ffn.shared * ffn.shared_hidden, ffn.activation, ffn.bias)
+    return ctx.f.op("add", y, common, hint="ffn_out")
