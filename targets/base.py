@@ -1,0 +1,107 @@
+"""What a target is to the rest of omnic: capabilities, an emitter and a way to look inside its program.
+
+``targets/<name>/target.py`` holds one :class:`Target` called ``TARGET``; nothing outside ``targets/``
+branches on its name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnic.ir.caps import Caps
+from omnic.ir.graph import Module
+from omnic.ir.weights import WeightStore
+
+__all__ = ["EmitRequest", "Emitted", "Progress", "Target"]
+
+#: called with what is being done and the share done, 0..1
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class EmitRequest:
+    """What an emitter gets.
+
+    Attributes:
+        module: the module after the lossy passes, not yet legalised.
+        weights: its numbers, lazily.
+        out: an existing empty folder; relative paths in the result are inside it.
+        options: the target's options, already validated by :meth:`Target.options`.
+        progress: to be called as the work goes on.
+    """
+
+    module: Module
+    weights: WeightStore
+    out: Path
+    options: Mapping[str, Any]
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """What an emitter made.
+
+    Attributes:
+        kind: executable kind; the session registry loads by it.
+        module: the module as the program computes it (legalised); parity compares against it.
+        programs: role (such as ``forward``) -> relative path.
+        interface: inputs, outputs and states with their types, a description that tools may read.
+        nodes: node of the program -> ops of the IR it stands for, for reports (may be empty).
+        preserved: values of the IR whose numbers :meth:`Target.capture` can show, in order.
+        remarks: what a user should know: choices made, fallbacks that were allowed.
+    """
+
+    kind: str
+    module: Module
+    programs: Mapping[str, str]
+    interface: Mapping[str, Any]
+    nodes: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    preserved: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+class Target(ABC):
+    """One backend."""
+
+    name: ClassVar[str]
+    caps: ClassVar[Caps]
+
+    @abstractmethod
+    def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options of the spec's ``targets.<name>`` with defaults filled in.
+
+        Raises:
+            InputError: an unknown option or value, with what is known.
+        """
+
+    @abstractmethod
+    def emit(self, request: EmitRequest) -> Emitted:
+        """Write the program, its weights and what else it needs into ``request.out``.
+
+        Raises:
+            InputError: the module holds what the target cannot honour.
+        """
+
+    @abstractmethod
+    def capture(self, bundle: Path, inputs: Mapping[str, NDArray[Any]], names: Sequence[str],
+                function: str = "forward") -> dict[str, NDArray[np.float32]]:
+        """Run the saved program once from empty states and return the values called ``names``.
+
+        ``inputs`` are the parameters of ``function`` without its states.
+        """
+
+    def capture_part(self, bundle: Path, inputs: Mapping[str, NDArray[Any]], names: Sequence[str],
+                     function: str = "forward") -> dict[str, NDArray[np.float32]]:
+        """Run only the part of the saved program between the values ``inputs`` and the values ``names``.
+
+        ``inputs`` names any values (states included) that together determine ``names``; only the
+        weights of that part are loaded.  This is how a program larger than memory is checked.
+        """
+        raise NotImplementedError(f"{self.name} cannot run a part of its program")
