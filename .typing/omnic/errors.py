@@ -1,0 +1,1 @@
+../../omnic/errors.py

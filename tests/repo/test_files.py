@@ -1,0 +1,76 @@
+"""House rules that a file can break: its length, its package, what it names, its link for tools."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+MAX_LINES = 450
+ROOMS = ("omnic", "ir", "models", "passes", "targets", "runtime", "training", "specs")
+
+
+def tracked(repository: Path) -> list[Path]:
+    """Return the files that git tracks, or skip the test outside a checkout."""
+    if not (repository / ".git").exists():
+        pytest.skip("not a git checkout")
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=repository, capture_output=True, text=True, check=True)
+    paths = [repository / name for name in done.stdout.split("\0") if name]
+    return [path for path in paths if path.is_file() and not path.is_symlink()]
+
+
+def test_source_files_are_short(repository: Path) -> None:
+    sources = [p for room in ROOMS for pattern in ("*.py", "*.c", "*.h") for p in (repository / room).rglob(pattern)]
+    sources = [p for p in sources if "data" not in p.relative_to(repository).parts]
+    long = {
+        str(path.relative_to(repository)): count
+        for path in sources
+        if (count := len(path.read_text(encoding="utf-8").splitlines())) > MAX_LINES
+    }
+    assert not long, f"over {MAX_LINES} lines, so each is two rooms: {long}"
+
+
+def test_every_folder_with_code_is_a_package(repository: Path) -> None:
+    missing = {
+        str(folder.relative_to(repository))
+        for room in ROOMS
+        for path in (repository / room).rglob("*.py")
+        if not ((folder := path.parent) / "__init__.py").exists() and "data" not in folder.relative_to(repository).parts
+    }
+    assert not missing, f"no __init__.py, so the wheel would lack {missing}"
+
+
+def test_no_tracked_file_names_this_machine(repository: Path) -> None:
+    # Joined here so that this file does not contain what it looks for.
+    places = [b"/" + name + b"/" for name in (b"work", b"root", b"Users", b"farm")]
+    hosts = [b"py" + b"pi.org", b"download.py" + b"torch.org", b"python" + b"hosted.org"]
+    found = {
+        f"{path.relative_to(repository)}: {needle.decode()}"
+        for path in tracked(repository)
+        if "heldout" not in path.parts
+        for needle in (*places, *hosts)
+        if needle in path.read_bytes()
+    }
+    assert not found
+
+
+def test_the_link_tree_for_tools_is_complete(repository: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, ".typing/link.py", "--check"], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout}run: make links"
+
+
+def test_the_type_checker_sees_every_room(repository: Path) -> None:
+    import json
+
+    with (repository / "pyproject.toml").open("rb") as file:
+        packages = tomllib.load(file)["tool"]["setuptools"]["package-dir"]
+    config = json.loads((repository / ".typing" / "pyrightconfig.json").read_text())
+    seen = set(config["include"])
+    want = {name.replace(".", "/") for name in packages} - {"omnic/specs"} | {"omnic/spec", "omnic/verbs"}
+    assert seen == want
+    assert config["strict"] == ["omnic/ir", "omnic/passes"]
