@@ -1,1 +1,1 @@
-"""Spec files that ship with omnic, and the JSON Schema of the spec language."""
+"""The specs that ship with omnic (package data), their JSON Schema, and the weights of the small ones."""

@@ -1,0 +1,219 @@
+"""Reading a spec: text, extensions, schema, rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path as FilePath
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from omnic.errors import Diagnostic, DiagnosticError, Span, nearest
+from omnic.spec.extends import extend
+from omnic.spec.messages import Problem, diagnostic, flatten, problem_of
+from omnic.spec.presets import preset_names, preset_text
+from omnic.spec.rules import check_rules
+from omnic.spec.schema import Spec
+from omnic.spec.tree import Node, Path, Text
+
+__all__ = ["SUFFIXES", "Syntax", "load_spec", "parse_spec", "read_file", "read_tree", "spec_of", "syntax_of"]
+
+Syntax = Literal["yaml", "dsl"]
+SUFFIXES: dict[str, Syntax] = {".yaml": "yaml", ".yml": "yaml", ".omnic": "dsl"}
+
+
+def load_spec(name: str | FilePath) -> Spec:
+    """Return the spec of a file (``.yaml``, ``.yml``, ``.omnic``) or of a preset's name.
+
+    Raises:
+        DiagnosticError: everything that is wrong with it, each with its place.
+    """
+    return _spec(_text_named(str(name)), drafts=True)
+
+
+def parse_spec(text: str, file: str = "<spec>", syntax: Syntax | None = None, folder: FilePath | None = None) -> Spec:
+    """Return the spec of a text.
+
+    Args:
+        text: the spec.
+        file: the name messages give it.
+        syntax: the language; unset: by the file's suffix, YAML for a name without one.
+        folder: where relative file names start; unset: such files are not looked at.
+
+    Raises:
+        DiagnosticError: everything that is wrong with it, each with its place.
+    """
+    return _spec(Text(file, text, folder=folder), syntax, drafts=True)
+
+
+def spec_of(data: dict[str, Any], like: Spec) -> Spec:
+    """Return the spec of plain values; places are those of ``like``.
+
+    Raises:
+        DiagnosticError: the values are no valid spec.
+    """
+    tree = _planted(data, like.tree, like.tree)
+    return _validated(tree, like.file, like.folder, drafts=False)
+
+
+def syntax_of(file: str) -> Syntax:
+    """Return the language of a file by its suffix; YAML for a name without one.
+
+    Raises:
+        DiagnosticError: the suffix is of neither language.
+    """
+    suffix = FilePath(file).suffix
+    if suffix in SUFFIXES:
+        return SUFFIXES[suffix]
+    if suffix == "" or file.startswith("<"):
+        return "yaml"
+    raise DiagnosticError([Diagnostic(f"{file}: '{suffix}' is not a spec", hint=f"spec files end in {', '.join(SUFFIXES)}")])
+
+
+def read_file(path: FilePath, shown: str | None = None) -> Text:
+    """Return the text of a spec file.
+
+    Raises:
+        DiagnosticError: it cannot be read, or is not UTF-8.
+    """
+    file = shown or path.as_posix()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DiagnosticError([Diagnostic(f"{file}: cannot be read: {error.strerror}")]) from None
+    try:
+        return Text(file, data.decode("utf-8-sig"), folder=path.parent)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DiagnosticError([Diagnostic("the file is not UTF-8 text", Span(file, line, 1))]) from None
+
+
+def read_tree(text: Text, syntax: Syntax | None = None) -> Node:
+    """Return the placed tree of a text, before extensions.
+
+    Raises:
+        DiagnosticError: the text is not of its language.
+    """
+    if (syntax or syntax_of(text.file)) == "dsl":
+        from omnic.spec.dsl_front import read_dsl
+
+        return read_dsl(text)
+    from omnic.spec.yaml_front import read_yaml
+
+    return read_yaml(text)
+
+
+def _text_named(name: str) -> Text:
+    """Return the text of a preset's name or of a file."""
+    if name in preset_names():
+        return preset_text(name)
+    path = FilePath(name)
+    if path.suffix == "" and not path.exists():
+        guess = nearest(name, preset_names())
+        hint = f"did you mean '{guess}'?" if guess else f"presets: {', '.join(preset_names())}"
+        raise DiagnosticError([Diagnostic(f"there is no spec file or preset '{name}'", hint=hint)])
+    return read_file(path)
+
+
+def _spec(text: Text, syntax: Syntax | None = None, *, drafts: bool) -> Spec:
+    tree = extend(read_tree(text, syntax), text, _base)
+    return _validated(tree, text.file, text.folder, drafts=drafts)
+
+
+def _base(name: str, folder: FilePath | None) -> tuple[Text, Node]:
+    """Return the text and tree that ``extends: name`` means, seen from ``folder``."""
+    text = _text_beside(name, folder)
+    return text, read_tree(text)
+
+
+def _text_beside(name: str, folder: FilePath | None) -> Text:
+    if name in preset_names() or folder is None:
+        return _text_named(name)
+    path = folder / name
+    return read_file(path, path.as_posix())
+
+
+def _draft(name: str, folder: FilePath | None) -> Spec:
+    return _spec(_text_beside(name, folder), drafts=False)
+
+
+def _validated(tree: Node, file: str, folder: FilePath | None, *, drafts: bool) -> Spec:
+    spec, problems = _schema(tree)
+    whole = spec is not None
+    dropped = tuple(problem.drop for problem in problems if problem.drop is not None)
+    if spec is None:
+        spec = _rest(tree, dropped)
+    if spec is not None:
+        _bind(spec, tree, file, folder)
+        found = check_rules(spec, _draft if drafts and whole else None)
+        problems += [problem for problem in found if not _touches(problem.path, dropped)]
+    if problems:
+        raise DiagnosticError(_in_order(tree, problems))
+    assert spec is not None
+    return spec
+
+
+def _schema(tree: Node) -> tuple[Spec | None, list[Problem]]:
+    try:
+        return Spec.model_validate(tree.plain()), []
+    except ValidationError as error:
+        found = flatten(error.errors(include_url=False))
+        return None, [problem_of(Spec, tree, path, item) for path, item in found]
+
+
+def _rest(tree: Node, dropped: Sequence[Path]) -> Spec | None:
+    """Return the spec without its wrong values, so that rules can look at the rest; None if too little is left."""
+    data = tree.plain()
+    for path in sorted(set(dropped), key=len, reverse=True):
+        if not path or not _remove(data, path):
+            return None
+    spec, problems = None, []
+    try:
+        spec = Spec.model_validate(data)
+    except ValidationError:
+        return None
+    return spec if not problems else None
+
+
+def _remove(data: Any, path: Path) -> bool:
+    """Take the value at ``path`` out of plain data; False where list positions would shift."""
+    for step in path[:-1]:
+        data = data[step]
+    if isinstance(path[-1], int):
+        return False
+    data.pop(path[-1], None)
+    return True
+
+
+def _touches(path: Path, dropped: Sequence[Path]) -> bool:
+    return any(path[: len(other)] == other or other[: len(path)] == path for other in dropped)
+
+
+def _in_order(tree: Node, problems: Sequence[Problem]) -> list[Diagnostic]:
+    """Return the diagnostics in the order of the text, each once."""
+    found = dict.fromkeys(diagnostic(tree, problem) for problem in problems)
+    files: dict[str, int] = {}
+    for item in found:
+        files.setdefault(item.span.file if item.span else "", len(files))
+
+    def order(item: Diagnostic) -> tuple[int, int, int]:
+        span = item.span
+        return (files[span.file], span.line, span.column) if span else (files[""], 0, 0)
+
+    return sorted(found, key=order)
+
+
+def _bind(spec: Spec, tree: Node, file: str, folder: FilePath | None) -> None:
+    spec._tree, spec._file, spec._folder = tree, file, folder
+
+
+def _planted(value: Any, near: Node, like: Node) -> Node:
+    """Return a tree of plain values, placed where ``like`` has the same path, else at the nearest value above."""
+    here = like if like is not near else near
+    if isinstance(value, dict):
+        made = {key: _planted(item, here, here.child(key) or here) for key, item in value.items()}
+    elif isinstance(value, list | tuple):
+        made = [_planted(item, here, here.child(index) or here) for index, item in enumerate(value)]
+    else:
+        made = value
+    return Node(made, here.span, here.key, here.text)

@@ -1,0 +1,274 @@
+"""The rules between values: what the schema of single keys cannot say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from omnic.errors import OmnicError
+from omnic.spec.blocks import AttentionModel, BlockModel, GqaModel, MlaModel, MoeModel, MqaModel
+from omnic.spec.files import tokenizer_size
+from omnic.spec.messages import Problem, flatten, problem_of
+from omnic.spec.resolve import resolve_attention, variant
+from omnic.spec.sizes import read_bytes
+from omnic.spec.tree import Path
+
+if TYPE_CHECKING:
+    from omnic.spec.layers import Attention
+    from omnic.spec.schema import Spec
+
+__all__ = ["DRAFT_SHARE", "check_rules"]
+
+DRAFT_SHARE = 0.4
+"""A draft reads at most this share of its target's bytes per token."""
+
+MAX_LAYERS = 4096
+
+DraftReader = Callable[[str, FilePath | None], "Spec"]
+
+
+def check_rules(spec: Spec, draft: DraftReader | None) -> list[Problem]:
+    """Return what is wrong between values of a spec whose keys are right.
+
+    Args:
+        spec: the spec, bound to its tree.
+        draft: reads the spec that ``draft:`` names; None leaves files (draft, tokenizer) alone.
+    """
+    problems = [*_model(spec), *_heads(spec)]
+    for number, block in enumerate(spec.blocks):
+        problems += _block(spec, block, ("blocks", number))
+    if not problems:
+        problems += _capacity(spec)
+    if not problems and draft is not None:
+        problems += [*_tokenizer(spec), *_draft(spec, draft)]
+    return problems
+
+
+def _model(spec: Spec) -> Iterator[Problem]:
+    total = sum(block.repeat for block in spec.blocks)
+    if total > MAX_LAYERS:
+        yield Problem(("blocks",), f"the blocks make {total} layers; omnic takes at most {MAX_LAYERS}", at_key=True)
+    if spec.vocab.used is not None and spec.vocab.used > spec.vocab.size:
+        yield Problem(("vocab", "used"), f"used {spec.vocab.used} is more than size {spec.vocab.size}")
+    if spec.chunk > spec.capacity:
+        where = ("chunk",) if "chunk" in spec.model_fields_set else ("budget", "context")
+        yield Problem(where, f"a chunk of {spec.chunk} tokens is more than the state capacity of {spec.capacity}")
+    if spec.chunk_verify > spec.chunk:
+        where = ("chunk_verify",) if "chunk_verify" in spec.model_fields_set else ("chunk",)
+        yield Problem(where, f"chunk_verify {spec.chunk_verify} is more than chunk {spec.chunk}")
+    for number, block in enumerate(spec.blocks):
+        if block.width != spec.width:
+            hint = "the residual stream runs through all blocks, so all have one width"
+            message = f"width {block.width} differs from width {spec.width} of blocks[0]"
+            yield Problem(("blocks", number, "width"), message, hint)
+
+
+def _heads(spec: Spec) -> Iterator[Problem]:
+    mtp = spec.heads.mtp
+    if mtp is None:
+        return
+    if mtp.kind == "linear" and mtp.ffn is not None:
+        hint = "use 'kind: block', or take ffn out"
+        yield Problem(("heads", "mtp", "ffn"), "a linear mtp head has no ffn", hint, at_key=True)
+    if isinstance(mtp.ffn, MoeModel):
+        yield from _moe(mtp.ffn, ("heads", "mtp", "ffn"))
+    if mtp.depth >= spec.chunk:
+        yield Problem(("heads", "mtp", "depth"), f"depth {mtp.depth} does not fit a chunk of {spec.chunk} tokens")
+
+
+def _block(spec: Spec, block: BlockModel, path: Path) -> Iterator[Problem]:
+    if isinstance(block.ffn, MoeModel):
+        yield from _moe(block.ffn, (*path, "ffn"))
+    attention = block.attention
+    if not isinstance(attention, AttentionModel):
+        return
+    path = (*path, "attention")
+    yield from _pattern(block, attention, path)
+    names = dict.fromkeys(attention.pattern) if attention.pattern is not None else (None,)
+    seen: set[Problem] = set()
+    for name in names:
+        for problem in _variant(spec, block, attention, name, path):
+            if problem not in seen:
+                seen.add(problem)
+                yield problem
+
+
+def _pattern(block: BlockModel, attention: AttentionModel, path: Path) -> Iterator[Problem]:
+    if attention.pattern is None:
+        for name, value in (("local", attention.local), ("global", attention.global_)):
+            if value is not None:
+                yield Problem((*path, name), f"'{name}' needs a pattern", "add 'pattern: [local, global]'", at_key=True)
+        return
+    for name, value in (("local", attention.local), ("global", attention.global_)):
+        if value is not None and name not in attention.pattern:
+            yield Problem((*path, name), f"no layer of the pattern is {name}", at_key=True)
+    if len(attention.pattern) > block.repeat:
+        message = f"the pattern has {len(attention.pattern)} layers, the block repeats {block.repeat} times"
+        yield Problem((*path, "pattern"), message, at_key=True)
+    local = variant(attention, "local")
+    if "local" in attention.pattern and local.get("window") is None:
+        yield Problem((*path, "pattern"), "local layers need a window", "add 'window: TOKENS'", at_key=True)
+
+
+def _variant(
+    spec: Spec, block: BlockModel, attention: AttentionModel, name: str | None, path: Path
+) -> Iterator[Problem]:
+    """Check the attention of the layers of one name of the pattern; places prefer the name's own mapping."""
+
+    def at(*keys: str) -> Path:
+        own = (*path, name, *keys) if name is not None else (*path, *keys)
+        return own if spec.tree.find(own) is not None else (*path, *keys)
+
+    if name is not None:
+        try:
+            type(attention).model_validate(variant(attention, name))
+        except ValidationError as error:
+            for steps, item in flatten(error.errors(include_url=False)):
+                found = problem_of(type(attention), spec.tree, steps, item)
+                yield Problem(at(*(str(step) for step in found.path)), found.message, found.hint, found.at_key)
+            return
+    attention = type(attention).model_validate(variant(attention, name))
+    yield from _head_rules(spec, block, attention, at)
+    layer = resolve_attention(spec, block, name)
+    yield from _reach(spec, layer, at)
+
+
+def _head_rules(
+    spec: Spec, block: BlockModel, attention: AttentionModel, at: Callable[..., Path]
+) -> Iterator[Problem]:
+    heads = attention.heads
+    if isinstance(attention, MlaModel):
+        if spec.qk_norm:
+            message = "qk_norm is not for mla, whose latent is normed already"
+            yield Problem(("qk_norm",), message, "take it out, or set it in the other blocks' attention")
+        if attention.rope is not None and attention.rope_dim % 2:
+            yield Problem(at("rope_dim"), f"rope_dim {attention.rope_dim} is odd; rope turns pairs of dims")
+        return
+    if isinstance(attention, GqaModel):
+        kv_heads = attention.kv_heads or spec.kv_heads
+        if kv_heads is None:
+            hint = "write it here, or once for all blocks at the top"
+            yield Problem(at(), "'kv_heads' is missing in gqa", hint, at_key=True)
+        elif heads % kv_heads:
+            where = at("kv_heads") if attention.kv_heads else ("kv_heads",)
+            divisors = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+            message = f"kv_heads {kv_heads} does not divide heads {heads}"
+            yield Problem(where, message, f"divisors of {heads}: {divisors}" if heads <= 512 else None)
+    given = attention.model_fields_set & {"head_dim"} and getattr(attention, "head_dim", None)
+    if not given and spec.head_dim is None and block.width % heads:
+        message = f"heads {heads} does not divide width {block.width}"
+        yield Problem(at("heads"), message, "or write head_dim")
+
+
+def _reach(spec: Spec, layer: Attention, at: Callable[..., Path]) -> Iterator[Problem]:
+    if layer.window is not None and layer.window > spec.context:
+        yield Problem(at("window"), f"window {layer.window} is more than context {spec.context}")
+    rope = layer.rope
+    if rope is None:
+        return
+    whole = layer.rope_dim if layer.rope_dim is not None else layer.head_dim
+    named = "rope_dim" if layer.rope_dim is not None else "head_dim"
+    if rope.dims > whole:
+        yield Problem(at("rope", "dims"), f"rope.dims {rope.dims} is more than {named} {whole}")
+    elif rope.dims % 2 and layer.kind != "mla":
+        where = at("rope", "dims") if spec.tree.find(at("rope", "dims")) is not None else at("head_dim")
+        yield Problem(where, f"rope turns pairs of dims, and {rope.dims} is odd", "use an even number")
+    scaling = rope.scaling
+    if scaling is None:
+        return
+    if scaling.beta_slow >= scaling.beta_fast:
+        message = f"beta_slow {scaling.beta_slow:g} must be less than beta_fast {scaling.beta_fast:g}"
+        yield Problem(at("rope", "scaling", "beta_slow"), message)
+    if scaling.kind != "yarn" and scaling.attention_factor is not None:
+        message = f"attention_factor is for yarn, not for {scaling.kind}"
+        yield Problem(at("rope", "scaling", "attention_factor"), message, at_key=True)
+    if scaling.original_context > spec.context:
+        message = f"original_context {scaling.original_context} is more than context {spec.context}"
+        yield Problem(at("rope", "scaling", "original_context"), message)
+    reach = int(scaling.original_context * scaling.factor)
+    if layer.window is None and spec.capacity > max(reach, spec.context):
+        message = f"a factor of {scaling.factor:g} reaches {reach} tokens, less than the {spec.capacity} of budget.context"
+        needed = -(-spec.capacity // scaling.original_context)
+        yield Problem(at("rope", "scaling", "factor"), message, f"a factor of {needed} would do")
+
+
+def _moe(moe: MoeModel, path: Path) -> Iterator[Problem]:
+    chosen, among = moe.experts, f"{moe.experts} experts"
+    if moe.groups is not None:
+        total = sum(moe.groups)
+        if total != moe.experts:
+            yield Problem((*path, "groups"), f"groups sum to {total}, experts are {moe.experts}", at_key=True)
+        if moe.top_groups > len(moe.groups):
+            yield Problem((*path, "top_groups"), f"top_groups {moe.top_groups} is more than {len(moe.groups)} groups")
+        chosen = sum(sorted(moe.groups)[: moe.top_groups])
+        among = f"the {chosen} experts that {_count(moe.top_groups, 'chosen group')} may have"
+    else:
+        for key in ("top_groups", "group_gate"):
+            if key in moe.model_fields_set:
+                hint = "add 'groups: [SIZE, SIZE, ...]'"
+                yield Problem((*path, key), f"'{key}' needs groups", hint, at_key=True)
+    if moe.top_k > chosen:
+        yield Problem((*path, "top_k"), f"top_k {moe.top_k} is more than {among}")
+    if moe.hidden % moe.split:
+        yield Problem((*path, "split"), f"split {moe.split} does not divide hidden {moe.hidden}")
+    if moe.shared_hidden is not None and not moe.shared:
+        yield Problem((*path, "shared_hidden"), "'shared_hidden' needs shared experts", "add 'shared: 1'", at_key=True)
+
+
+def _count(number: int, what: str) -> str:
+    return f"one {what}" if number == 1 else f"{number} {what}s"
+
+
+def _capacity(spec: Spec) -> Iterator[Problem]:
+    """Beyond the trained length, rope must be scaled: by every layer without a window, and by one at least."""
+    if spec.capacity <= spec.context:
+        return
+    rotated = [layer for layer in spec.layers() if layer.attention.rope is not None]
+    scaled = [layer for layer in rotated if layer.attention.rope.scaling is not None]  # type: ignore[union-attr]
+    bare = [layer for layer in rotated if layer.attention.rope.scaling is None]  # type: ignore[union-attr]
+    if scaled and all(layer.attention.window is not None for layer in bare):
+        return
+    if not rotated:
+        return
+    message = f"budget.context {spec.capacity} is beyond the trained context of {spec.context}, and rope is not scaled"
+    yield Problem(("budget", "context"), message, "add rope.scaling, as rope: {scaling: {kind: yarn, factor: "
+                  f"{-(-spec.capacity // spec.context)}}}}}")
+
+
+def _tokenizer(spec: Spec) -> Iterator[Problem]:
+    path = spec.resolve("tokenizer")
+    if path is None or not path.is_file():
+        return
+    try:
+        found = tokenizer_size(path)
+    except OmnicError as error:
+        yield Problem(("tokenizer",), error.message, error.hint)
+        return
+    wanted = spec.vocab.used if spec.vocab.used is not None else spec.vocab.size
+    if found == wanted:
+        return
+    key = "vocab.used" if spec.vocab.used is not None else "vocab.size"
+    hint = f"write 'used: {found}' in vocab if the rows beyond are padding" if found < wanted else None
+    yield Problem(("tokenizer",), f"the tokenizer has {found} tokens, {key} is {wanted}", hint)
+
+
+def _draft(spec: Spec, read: DraftReader) -> Iterator[Problem]:
+    if spec.draft is None:
+        return
+    node = spec.tree.find(("draft",))
+    try:
+        draft = read(spec.draft, node.folder if node is not None else None)
+    except OmnicError as error:
+        first = error.render().splitlines()[0].replace("error: ", "")
+        yield Problem(("draft",), f"the draft is no valid spec: {first}", error.hint)
+        return
+    if draft.vocab.size != spec.vocab.size:
+        message = f"the draft {draft.model} has a vocabulary of {draft.vocab.size}, {spec.model} of {spec.vocab.size}"
+        yield Problem(("draft",), message, "a draft proposes tokens of its target's vocabulary")
+    share = read_bytes(draft) / read_bytes(spec)
+    if share > DRAFT_SHARE:
+        message = f"the draft {draft.model} reads {share:.2f}x the bytes per token of {spec.model}"
+        yield Problem(("draft",), message, f"a draft pays off up to {DRAFT_SHARE}x")
