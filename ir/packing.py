@@ -1,0 +1,268 @@
+"""Storage types in numbers: how floats become codes and scales, and how codes lie in bytes.
+
+Every step of quantisation is done in f32, so that a torch or C twin gives the same codes.  With ``x`` one
+group of numbers, ``m`` = max|x| and round() to the nearest whole number, ties to even:
+
+* ``i8 i4 i2`` symmetric: ``q = clamp(round(x / s), -Q - 1, Q)``, ``s = scale(m / Q)``, Q = 127, 7, 1;
+* asymmetric, over the range that also holds 0: ``s = scale((max - min) / L)``, L = 255, 15, 3,
+  ``zero = clamp(round(-min / s), 0, L)``, ``q = clamp(round(x / s) + zero, 0, L)``, x ~ ``(q - zero) s``;
+  codes are kept as the signed ``q - (L + 1) / 2``, and the zero point as a u8;
+* ``nf4``: ``s = scale(m)`` and the nearest of the 16 levels of QLoRA (arXiv:2305.14314, appendix E), a tie to
+  the lower one; ``fp4``: ``s = scale(m / 6)`` and the nearest E2M1 number (OCP Microscaling Formats 1.0, 5.3.3),
+  ties to the even mantissa;
+* ``t2``: ``s = scale(mean|x|)``, ``q = clamp(round(x / s), -1, 1)`` (BitNet b1.58, arXiv:2402.17764).
+
+``scale()`` rounds to f16, or leaves f32.  ``s4`` scales: ``row = max over groups(v) / 15``,
+``s = clamp(ceil(v / row), 1, 15) * row`` with v the scale before rounding and one f32 ``row`` per row.
+A group of zeros has scale 0 and codes 0 (with s4: scale 1 times its row).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from omnic.errors import InputError
+from omnic.ir.op import Array
+from omnic.ir.types import Storage
+
+__all__ = ["FP4_LEVELS", "NF4_LEVELS", "QTensor", "check_storage", "decode", "pack_codes", "quantise", "scale_shape",
+           "unpack_codes", "zeros"]
+
+_PEAK = {"i8": 127.0, "i4": 7.0, "i2": 1.0, "nf4": 1.0, "fp4": 6.0, "t2": 1.0}
+_OFFSET = {"i8": 128, "i4": 8, "i2": 2, "nf4": 0, "fp4": 0, "t2": 1}
+
+NF4_LEVELS = np.array(
+    [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0], np.float32)
+FP4_LEVELS = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class QTensor:
+    """A quantised tensor, unpacked.
+
+    Attributes:
+        codes: int8, of the tensor's shape (fp4 and nf4: 0..15; t2: -1..1; integers: signed).
+        scale: the other dims in order, then the groups ([shape[0]] for ``head``): f16 or f32 numbers, or u8 in
+            1..15 with s4.
+        zero: u8 of the shape of ``scale``, or None when symmetric.
+        type: the storage type.
+        row: with s4 the f32 factor of each row, shape of the other dims, else None.
+    """
+
+    codes: Array
+    scale: Array
+    zero: Array | None
+    type: Storage
+    row: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor."""
+        return self.codes.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the canonical packing."""
+        return self.type.bytes(self.shape)
+
+    def parts(self) -> dict[str, Array]:
+        """Return the arrays that are present by name (codes, scale, zero, row)."""
+        every = {"codes": self.codes, "scale": self.scale, "zero": self.zero, "row": self.row}
+        return {name: part for name, part in every.items() if part is not None}
+
+    def copy(self) -> QTensor:
+        """Return a copy with arrays of its own."""
+        return QTensor(type=self.type, **{"zero": None, **{name: part.copy() for name, part in self.parts().items()}})
+
+    def pick(self, index: Any) -> QTensor:
+        """Return the part at ``index``, which selects along dims before the grouped one (rows stay whole)."""
+        return QTensor(type=self.type, **{"zero": None, **{name: part[index] for name, part in self.parts().items()}})
+
+
+def check_storage(type: Storage, shape: tuple[int, ...] | None = None) -> None:
+    """Check that a storage type has a meaning, and that a tensor of ``shape`` can have it.
+
+    Raises:
+        InputError: it has none.
+    """
+    if type.asym and type.kind not in ("i8", "i4", "i2"):
+        raise InputError(f"{type}: {type.kind} has no zero point", "only i8, i4 and i2 can be asym")
+    if type.scale == "s4" and (type.kind == "t2" or type.group == -1):
+        raise InputError(f"{type}: s4 scales need groups along a row and a kind other than t2")
+    if type.group == -1 and type.axis != -1:
+        raise InputError(f"{type}: a head scale covers all dims but the first, so it takes no axis")
+    if shape is not None and len(shape) < max(-type.axis, 2 if type.group == -1 else 1):
+        raise InputError(f"{type}: a tensor of {len(shape)} dims has no such dim to group")
+
+
+def scale_shape(type: Storage, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of ``scale`` (and ``zero``) for a tensor of ``shape``."""
+    if type.group == -1:
+        return (shape[0],)
+    axis = len(shape) + type.axis
+    return (*shape[:axis], *shape[axis + 1 :], type.groups(shape[axis]))
+
+
+def _grouped(x: Array, type: Storage) -> Array:
+    """Return ``x`` as [..., groups, size of a group], a ragged tail filled with its own last number."""
+    if type.group == -1:
+        return x.reshape(x.shape[0], -1)
+    moved = np.moveaxis(x, type.axis, -1)
+    size = moved.shape[-1]
+    group = size if type.group == 0 else type.group
+    tail = -size % group
+    if tail:
+        moved = np.concatenate([moved, np.zeros((*moved.shape[:-1], tail), x.dtype)], axis=-1)
+    return moved.reshape(*moved.shape[:-1], -1, group)
+
+
+def _ungrouped(grouped: Array, type: Storage, shape: tuple[int, ...]) -> Array:
+    """Undo :func:`_grouped`."""
+    if type.group == -1:
+        return grouped.reshape(shape)
+    flat = grouped.reshape(*grouped.shape[:-2], -1)[..., : shape[type.axis]]
+    return np.ascontiguousarray(np.moveaxis(flat, -1, type.axis))
+
+
+def _absolute_mean(x: Array, type: Storage, shape: tuple[int, ...]) -> Array:
+    """Return mean|x| of each group; the tail's filling does not count."""
+    total = np.sum(np.abs(x), axis=-1, dtype=np.float32)
+    if type.group == -1:
+        return total / np.float32(x.shape[-1])
+    size, group = shape[type.axis], x.shape[-1]
+    counts = np.full(x.shape[-2], group, np.float32)
+    counts[-1] = size - group * (x.shape[-2] - 1)
+    return total / counts
+
+
+def _round_scale(value: Array, type: Storage, shape: tuple[int, ...]) -> tuple[Array, Array | None, Array]:
+    """Return the scales as stored, the rows of s4, and the scales as f32 numbers."""
+    if type.scale == "f32":
+        return value, None, value
+    if type.scale == "f16":
+        with np.errstate(over="ignore"):
+            stored = value.astype(np.float16)
+        if np.isinf(stored).any():
+            raise InputError(f"{type}: the scale {float(value.max()):.3g} is beyond f16", "use an f32 scale")
+        return stored, None, stored.astype(np.float32)
+    row = (np.max(value, axis=-1) / np.float32(15)).astype(np.float32)
+    factor = np.where(row > 0, row, np.float32(1))[..., None]
+    steps = np.clip(np.ceil(value / factor), 1, 15).astype(np.uint8)
+    return steps, row, steps * row[..., None]
+
+
+def quantise(x: Array, type: Storage) -> QTensor:
+    """Return ``x`` in the storage type (the rules are in the module's docstring).
+
+    Raises:
+        InputError: the type has no meaning for this shape, a number is not finite, or a scale is beyond f16.
+    """
+    check_storage(type, x.shape)
+    if not np.isfinite(x).all():
+        raise InputError(f"{type}: cannot quantise a tensor with NaN or infinite numbers")
+    groups = _grouped(x.astype(np.float32), type)
+    zero: Array | None = None
+    if type.asym:
+        levels = np.float32(2**type.bits - 1)
+        low = np.minimum(np.min(groups, axis=-1), np.float32(0))
+        high = np.maximum(np.max(groups, axis=-1), np.float32(0))
+        scale, row, numbers = _round_scale((high - low) / levels, type, x.shape)
+        divisor = np.where(numbers > 0, numbers, np.float32(1))
+        zero = np.clip(np.rint(-low / divisor), 0, levels).astype(np.uint8)
+        units = np.clip(np.rint(groups / divisor[..., None]) + zero[..., None], 0, levels)
+        codes = (units - _OFFSET[type.kind]).astype(np.int8)
+    else:
+        value = _absolute_mean(groups, type, x.shape) if type.kind == "t2" else np.max(np.abs(groups), axis=-1) / np.float32(_PEAK[type.kind])
+        scale, row, numbers = _round_scale(value, type, x.shape)
+        divisor = np.where(numbers > 0, numbers, np.float32(1))
+        codes = _codes(np.where(numbers[..., None] > 0, groups / divisor[..., None], np.float32(0)), type)
+    return QTensor(_ungrouped(codes, type, x.shape), scale, zero, type, row)
+
+
+def _codes(units: Array, type: Storage) -> Array:
+    """Return the codes of numbers already divided by their scale."""
+    if type.kind == "nf4":
+        middles = (NF4_LEVELS[1:] + NF4_LEVELS[:-1]) / np.float32(2)
+        return np.searchsorted(middles, units, side="left").astype(np.int8)
+    if type.kind == "fp4":
+        size = np.minimum(np.abs(units), np.float32(6))
+        step = np.where(size < 2, np.float32(0.5), np.where(size < 4, np.float32(1), np.float32(2)))
+        number = np.rint(size / step) * step
+        code = np.searchsorted(FP4_LEVELS[:8], number).astype(np.int8)
+        return np.where((units < 0) & (code > 0), code + np.int8(8), code)
+    peak = int(_PEAK[type.kind])
+    return np.clip(np.rint(units), -1 if type.kind == "t2" else -peak - 1, peak).astype(np.int8)
+
+
+def decode(q: QTensor, dtype: DTypeLike = np.float32) -> Array:
+    """Return the numbers of ``q`` in ``dtype`` (f32 or f64)."""
+    type = q.type
+    kind = np.dtype(dtype)
+    if type.kind == "nf4":
+        units = NF4_LEVELS.astype(kind)[q.codes]
+    elif type.kind == "fp4":
+        units = FP4_LEVELS.astype(kind)[q.codes]
+    else:
+        units = q.codes.astype(kind)
+    groups = _grouped(units, type)
+    if q.zero is not None:
+        groups = groups - (q.zero.astype(kind) - _OFFSET[type.kind])[..., None]
+    groups = groups * q.scale.astype(kind)[..., None]
+    if q.row is not None:
+        groups = groups * q.row.astype(kind)[..., None, None]
+    return _ungrouped(groups, type, q.shape)
+
+
+def zeros(type: Storage, shape: tuple[int, ...]) -> QTensor:
+    """Return the tensor of ``shape`` whose codes, scales and zero points are all 0 (it decodes to 0)."""
+    check_storage(type, shape)
+    scale = scale_shape(type, shape)
+    kind = {"f16": np.float16, "f32": np.float32, "s4": np.uint8}[type.scale]
+    return QTensor(np.zeros(shape, np.int8), np.zeros(scale, kind), np.zeros(scale, np.uint8) if type.asym else None, type,
+                   np.zeros(scale[:-1], np.float32) if type.scale == "s4" else None)
+
+
+def pack_codes(codes: Array, type: Storage) -> Array:
+    """Return codes in the canonical packing: u8 [other dims..., ceil(size * bits / 8)], lowest bits = lowest index.
+
+    ``i4`` and ``i2`` are stored offset (q + 8, q + 2), ``t2`` as q + 1, ``i8`` as its two's complement byte.
+    """
+    moved = np.moveaxis(codes, type.axis, -1)
+    if type.bits == 8:
+        return np.ascontiguousarray(moved.astype(np.int8)).view(np.uint8)
+    per = 8 // type.bits
+    unsigned = (moved + _OFFSET[type.kind]).astype(np.uint8)
+    tail = -unsigned.shape[-1] % per
+    if tail:
+        unsigned = np.concatenate([unsigned, np.zeros((*unsigned.shape[:-1], tail), np.uint8)], axis=-1)
+    packed = np.zeros((*unsigned.shape[:-1], unsigned.shape[-1] // per), np.uint8)
+    for place in range(per):
+        packed |= unsigned[..., place::per] << np.uint8(place * type.bits)
+    return packed
+
+
+def unpack_codes(packed: Array, type: Storage, shape: tuple[int, ...]) -> Array:
+    """Return the codes (int8, of ``shape``) of bytes in the canonical packing.
+
+    Raises:
+        InputError: the bytes have another shape than the packing of ``shape``.
+    """
+    axis = len(shape) + type.axis
+    size = shape[axis]
+    want = (*shape[:axis], *shape[axis + 1 :], -(-size * type.bits // 8))
+    if packed.shape != want or packed.dtype != np.uint8:
+        raise InputError(f"packed codes of {type} for {list(shape)} are u8 {list(want)}, got {packed.dtype} {list(packed.shape)}")
+    if type.bits == 8:
+        return np.ascontiguousarray(np.moveaxis(packed.view(np.int8), -1, axis))
+    per = 8 // type.bits
+    unsigned = np.empty((*packed.shape[:-1], packed.shape[-1] * per), np.uint8)
+    for place in range(per):
+        unsigned[..., place::per] = (packed >> np.uint8(place * type.bits)) & np.uint8(2**type.bits - 1)
+    codes = unsigned[..., :size].astype(np.int8) - np.int8(_OFFSET[type.kind])
+    return np.ascontiguousarray(np.moveaxis(codes, -1, axis))
