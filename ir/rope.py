@@ -1,0 +1,82 @@
+"""Rotary position frequencies and their scalings to longer contexts.
+
+Sources: RoPE, arXiv:2104.09864; linear (position interpolation), arXiv:2306.15595; NTK-aware base,
+discussed and defined in section 3.1 of YaRN, arXiv:2309.00071; YaRN, the same paper.
+"""
+
+from __future__ import annotations
+
+import math
+
+from omnic.errors import InputError
+
+__all__ = ["SCALINGS", "rope_frequencies"]
+
+SCALINGS = ("none", "linear", "ntk", "yarn")
+
+
+def rope_frequencies(
+    base: float,
+    dims: int,
+    scaling: str = "none",
+    factor: float = 1.0,
+    original_context: int = 0,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+    attention_factor: float | None = None,
+) -> tuple[tuple[float, ...], float]:
+    """Return the inverse frequencies (radians per position, ``dims/2`` of them) and the magnitude.
+
+    With ``theta_i = base^(-2i/dims)`` and ``s = factor``:
+
+    * ``none``: ``theta_i``;
+    * ``linear``: ``theta_i / s``;
+    * ``ntk``: ``base`` becomes ``base * s^(dims/(dims-2))``, which leaves the highest frequency alone and
+      divides the lowest by exactly ``s``;
+    * ``yarn``: ``theta_i / s`` mixed with ``theta_i`` by a ramp over the frequencies.  A frequency that turns
+      ``beta_fast`` times or more within ``original_context`` stays, one that turns ``beta_slow`` times or fewer
+      is divided by ``s``; between them the mix is linear in i, as the paper's released code and every
+      published checkpoint have it (bounds rounded outwards to whole frequencies).  Cosines and sines
+      are multiplied by the magnitude ``0.1 ln(s) + 1`` (unless ``attention_factor`` says otherwise),
+      so logits are multiplied by its square (the paper's attention temperature ``1/sqrt(t)``).
+
+    Args:
+        base: the rotary base.
+        dims: rotated dims of a head, even.
+        scaling: one of ``SCALINGS``.
+        factor: s, how many times longer than trained; at least 1.
+        original_context: trained context in tokens (``yarn`` only).
+        beta_fast: turns within the trained context from which a frequency is kept.
+        beta_slow: turns up to which a frequency is interpolated.
+        attention_factor: magnitude to use instead of yarn's own.
+
+    Raises:
+        InputError: an odd ``dims``, an unknown scaling, a factor below 1, or yarn without its context.
+    """
+    if dims <= 0 or dims % 2:
+        raise InputError(f"rope rotates pairs of dims: {dims} is not a positive even number")
+    if scaling not in SCALINGS:
+        raise InputError(f"unknown rope scaling '{scaling}'", f"known: {', '.join(SCALINGS)}")
+    if factor < 1:
+        raise InputError(f"rope scaling factor must be at least 1, got {factor:g}")
+    if scaling == "ntk" and dims > 2:
+        base = base * factor ** (dims / (dims - 2))
+    inverse = tuple(base ** (-2.0 * i / dims) for i in range(dims // 2))
+    if scaling == "linear":
+        return tuple(f / factor for f in inverse), 1.0
+    if scaling != "yarn":
+        return inverse, 1.0
+    if original_context <= 0:
+        raise InputError("yarn needs the context the model was trained with", "set rope scaling original_context")
+    low = max(math.floor(_index_of(beta_fast, base, dims, original_context)), 0)
+    high = min(math.ceil(_index_of(beta_slow, base, dims, original_context)), dims - 1)
+    width = high - low if high > low else 0.001
+    ramps = [min(max((i - low) / width, 0.0), 1.0) for i in range(dims // 2)]
+    mixed = [f - f * (1.0 - 1.0 / factor) * ramp for f, ramp in zip(inverse, ramps, strict=True)]
+    magnitude = 0.1 * math.log(factor) + 1.0 if attention_factor is None else attention_factor
+    return tuple(mixed), magnitude
+
+
+def _index_of(turns: float, base: float, dims: int, context: int) -> float:
+    """Return the (real) index of the frequency that makes ``turns`` turns within ``context`` tokens."""
+    return dims * math.log(context / (turns * 2.0 * math.pi)) / (2.0 * math.log(base))
