@@ -333,7 +333,7 @@ class SessionBase:
         if ((start + valid) > info.capacity).any():
             row = int(np.flatnonzero(start + valid > info.capacity)[0])
             raise InputError(
-                f"row {row} would hold {start[row] + valid[row]} tokens; the states of this program hold {info.capacity}",
+                f"row {row} would hold {start[row] + valid[row]} tokens; this program holds at most {info.capacity}",
                 "shorten the prompt, or compile with a larger budget.context",
             )
         steps = np.arange(count, dtype=np.int64)[None]

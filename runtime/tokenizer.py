@@ -1,0 +1,209 @@
+"""Tokenizers: ids from text, text from ids, and text that can be shown while ids still arrive."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omnic.errors import BundleError, InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+__all__ = ["Stream", "Tokenizer"]
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class Tokenizer:
+    """A ``tokenizer.json`` (the format of Hugging Face ``tokenizers``).
+
+    Attributes:
+        size: number of entries, special tokens included.
+        sha256: hash of the file's text.
+        special_ids: id of each special token by its text.
+        byte_level: whether every id stands for bytes alone, whatever its neighbours.
+    """
+
+    def __init__(self, text: str, origin: str = "tokenizer.json") -> None:
+        """Read a tokenizer from the text of its file.
+
+        Raises:
+            BundleError: the text is not a tokenizer.
+        """
+        try:
+            fields = json.loads(text)
+        except ValueError as error:
+            raise BundleError(
+                f"{origin} is not a tokenizer file: {error}", "write it again: omnic tokenizer build"
+            ) from error
+        if not isinstance(fields, dict) or "model" not in fields:
+            raise BundleError(f"{origin} is not a tokenizer file: it has no 'model'", "give a tokenizer.json")
+        self._text = text
+        self.byte_level: bool = (fields.get("decoder") or {}).get("type") == "ByteLevel"
+        self._backend = _backend(text, origin)
+        self.size: int = self._backend.get_vocab_size(with_added_tokens=True)
+        self.sha256 = hashlib.sha256(text.encode()).hexdigest()
+        self.special_ids: dict[str, int] = {
+            token.content: identity
+            for identity, token in sorted(self._backend.get_added_tokens_decoder().items())
+            if token.special
+        }
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Read ``path``, a ``tokenizer.json`` or a folder that holds one.
+
+        Raises:
+            BundleError: no such file, or not a tokenizer.
+        """
+        file = Path(path)
+        if file.is_dir():
+            file = file / "tokenizer.json"
+        try:
+            text = file.read_text("utf-8")
+        except FileNotFoundError as error:
+            raise BundleError(f"there is no tokenizer at {file}") from error
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{file} is not a tokenizer file: it is not UTF-8 text") from error
+        except OSError as error:
+            raise BundleError(f"{file} cannot be read: {error.strerror}") from error
+        return cls(text, str(file))
+
+    def save(self, path: str | Path) -> None:
+        """Write the very text this tokenizer was read from."""
+        Path(path).write_text(self._text, "utf-8")
+
+    @property
+    def bos(self) -> int | None:
+        """Id that starts a text, or None when the tokenizer has none."""
+        return self._first("<|bos|>", "<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>")
+
+    @property
+    def eos(self) -> int | None:
+        """Id that ends a text, or None when the tokenizer has none."""
+        return self._first("<|eos|>", "</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "<|im_end|>")
+
+    def _first(self, *names: str) -> int | None:
+        return next((self.special_ids[name] for name in names if name in self.special_ids), None)
+
+    def encode(self, text: str, bos: bool = False) -> list[int]:
+        """Return the ids of ``text``; special tokens written in it count as such.
+
+        Args:
+            text: any text.
+            bos: put the id that starts a text first.
+
+        Raises:
+            InputError: ``bos`` is wanted and the tokenizer has no such token.
+        """
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        if not bos:
+            return ids
+        if self.bos is None:
+            raise InputError("this tokenizer has no token that starts a text")
+        return [self.bos, *ids]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text (in parallel, without special tokens added)."""
+        return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int], special: bool = False) -> str:
+        """Return the text of ``ids``; bytes that are no UTF-8 become U+FFFD.
+
+        Args:
+            ids: token ids.
+            special: keep special tokens in the text.
+
+        Raises:
+            InputError: an id the tokenizer does not have.
+        """
+        known = list(ids)
+        for identity in known:
+            if not 0 <= identity < self.size:
+                raise InputError(f"token id {identity} is not in this tokenizer (0 to {self.size - 1})")
+        return self._backend.decode(known, skip_special_tokens=not special)
+
+    def token(self, identity: int) -> str:
+        """Return how the tokenizer's file spells an id.
+
+        Raises:
+            InputError: an id the tokenizer does not have.
+        """
+        found = self._backend.id_to_token(identity) if identity >= 0 else None
+        if found is None:
+            raise InputError(f"token id {identity} is not in this tokenizer (0 to {self.size - 1})")
+        return found
+
+    @cached_property
+    def byte_lengths(self) -> tuple[int, ...]:
+        """UTF-8 bytes each id stands for in a byte-level vocabulary; 0 for special tokens."""
+        special = set(self.special_ids.values())
+        return tuple(
+            0 if i in special else len(self._backend.id_to_token(i) or "") for i in range(self.size)
+        )
+
+    def stream(self) -> Stream:
+        """Return a decoder that takes ids one at a time."""
+        return Stream(self)
+
+
+class Stream:
+    """Text from ids as they arrive: never half a character, and in all exactly ``decode``'s text.
+
+    A byte-level token may end inside a character; the text of it then waits for the next ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._shown = 0
+
+    def push(self, identity: int) -> str:
+        """Take one id and return the text that is now certain (may be empty)."""
+        self._ids.append(identity)
+        text = self._tokenizer.decode(self._ids)
+        # Trailing U+FFFD may be the head of a character whose other bytes are still to come; a
+        # UTF-8 character has at most four bytes, so at most three such marks can still change.
+        certain = len(text)
+        while certain > self._shown and certain > len(text) - 3 and text[certain - 1] == _REPLACEMENT:
+            certain -= 1
+        new = text[self._shown : certain]
+        self._shown = max(self._shown, certain)
+        if certain == len(text) and self._tokenizer.byte_level:
+            # A byte-level decoder has no context beyond an unfinished character.
+            self._ids, self._shown = [], 0
+        return new
+
+    def finish(self) -> str:
+        """Return what was held back, as it is, and start afresh."""
+        text = self._tokenizer.decode(self._ids)[self._shown :]
+        self._ids, self._shown = [], 0
+        return text
+
+
+def _backend(text: str, origin: str) -> Backend:
+    try:
+        from tokenizers import Tokenizer as Backend
+    except ImportError as error:  # pragma: no cover - a declared dependency
+        raise BundleError("the package 'tokenizers' is not installed", "pip install omnic") from error
+    try:
+        return Backend.from_str(text)
+    # The binding raises plain Exception for every malformed file; there is no narrower type.
+    except Exception as error:
+        raise BundleError(f"{origin} is not a tokenizer file: {error}", "give a tokenizer.json") from error
+
+
+def describe(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what a manifest records of a tokenizer."""
+    return {
+        "size": tokenizer.size,
+        "sha256": tokenizer.sha256,
+        "bos": tokenizer.bos,
+        "eos": tokenizer.eos,
+        "special": dict(tokenizer.special_ids),
+    }
