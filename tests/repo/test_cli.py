@@ -72,9 +72,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "omnic 0.1.0\n"
 
 
-def test_unknown_verb_suggests_the_nearest(
-    verb: Callable[[Runner], None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_verb_suggests_the_nearest(verb: Callable[[Runner], None], capsys: pytest.CaptureFixture[str]) -> None:
     verb(lambda args: 0)
     assert cli.main(["prove"]) == 2
     assert capsys.readouterr().err == "error: unknown verb 'prove'; did you mean 'probe'?\n  see: omnic --help\n"
@@ -198,8 +196,7 @@ def test_debug_shows_the_traceback(verb: Callable[[Runner], None], capsys: pytes
         (
             OSError(errno.ENOSPC, "No space left on device", "build/w.bin"),
             2,
-            "error: build/w.bin: No space left on device\n"
-            "  free some disk space, or choose another place with -o\n",
+            "error: build/w.bin: No space left on device\n  free some disk space, or choose another place with -o\n",
         ),
     ],
 )
