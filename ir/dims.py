@@ -278,7 +278,9 @@ def _atom_bounds(atom: Atom, ranges: Mapping[str, DimRange]) -> tuple[int, int]:
     return -(-pairs[0][0] // by), -(-pairs[0][1] // by)
 
 
-_TOKEN = re.compile(r"\s*(?:(\d+)|([A-Za-z_]\w*)|(\*|\+|-|\(|\)|,))")
+_TOKEN = re.compile(r"\s*(?:(\d+)|([A-Za-z_]\w*)|(\*|\+|-|\(|\)|,))", re.ASCII)
+# What a text may ask for; far beyond any model, and small enough to be quick.
+_MAX_DEPTH, _MAX_TERMS, _MAX_NUMBER = 32, 64, 2**63
 
 
 def parse_dim(text: str) -> Dim:
@@ -305,7 +307,7 @@ def parse_dim(text: str) -> Dim:
 
 class _DimParser:
     def __init__(self, tokens: list[str], text: str) -> None:
-        self.tokens, self.text, self.at = tokens, text, 0
+        self.tokens, self.text, self.at, self.depth = tokens, text, 0, 0
 
     def peek(self) -> str:
         return self.tokens[self.at] if self.at < len(self.tokens) else ""
@@ -318,6 +320,9 @@ class _DimParser:
         return token
 
     def sum(self) -> Dim:
+        self.depth += 1
+        if self.depth > _MAX_DEPTH:
+            raise InputError(f"a dim expression is nested deeper than {_MAX_DEPTH}")
         negative = self.peek() == "-" and bool(self.take())
         dim = self.term()
         if negative:
@@ -325,20 +330,29 @@ class _DimParser:
         while self.peek() in ("+", "-"):
             sign = self.take()
             right = self.term()
-            dim = dim + right if sign == "+" else dim - right
+            dim = self.checked(dim + right if sign == "+" else dim - right)
+        self.depth -= 1
         return dim
 
     def term(self) -> Dim:
         dim = self.factor()
         while self.peek() == "*":
             self.take()
-            dim = dim * self.factor()
+            dim = self.checked(dim * self.factor())
+        return dim
+
+    def checked(self, dim: Dim) -> Dim:
+        terms = _terms(dim)
+        if len(terms) > _MAX_TERMS or any(len(m) > _MAX_TERMS or abs(c) >= _MAX_NUMBER for m, c in terms):
+            raise InputError("a dim expression is too large")
         return dim
 
     def factor(self) -> Dim:
         token = self.take()
         if token.isdigit():
-            return int(token)
+            if len(token) > 20:
+                raise InputError("a dim expression is too large")
+            return self.checked(int(token))
         if token == "(":
             dim = self.sum()
             self.expect(")")

@@ -11,11 +11,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from omnic.errors import InputError, InternalError
 from omnic.ir.dims import Dim, DimRange, Expr
 from omnic.ir.types import DType, Storage, TensorType
 
-__all__ = ["AttrValue", "Function", "Loc", "Module", "Node", "Param", "Recipe", "Result", "State", "Uses", "Value", "Weight"]
+__all__ = ["AttrValue", "Function", "Loc", "Module", "Node", "Param", "Recipe", "Result", "State", "Uses",
+           "Value", "Weight", "attrs_of", "freeze"]
 
 AttrValue = int | float | bool | str | DType | Storage | Expr | tuple["AttrValue", ...]
 
@@ -266,4 +269,6 @@ def freeze(value: Any) -> AttrValue:
     """Return ``value`` as an immutable attribute value."""
     if isinstance(value, (list, tuple)):
         return tuple(freeze(v) for v in value)  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, np.generic):
+        return value.item()
     return value

@@ -92,7 +92,7 @@ class Attr:
 
     name: str
     kind: AttrKind
-    default: AttrValue | None | _Required = REQUIRED
+    default: AttrValue | _Required | None = REQUIRED
     choices: tuple[AttrValue, ...] = ()
     doc: str = ""
 
@@ -132,6 +132,9 @@ def _is_kind(kind: AttrKind, value: AttrValue) -> bool:
 class Op:
     """Base of all ops; a subclass is registered with :func:`register`.
 
+    ``updates`` maps an input that takes a state to the output that is its next version: after the op, the
+    old version must not be read, so that a target may write in place.
+
     ``infer``, ``reference`` and ``decompose`` take the inputs by position (None = absent optional, a list
     for the variadic one) and every attribute by keyword, defaults filled in.
     """
@@ -142,6 +145,7 @@ class Op:
     inputs: ClassVar[tuple[In, ...]] = ()
     attrs: ClassVar[tuple[Attr, ...]] = ()
     outputs: ClassVar[tuple[str, ...]] = ("y",)
+    updates: ClassVar[Mapping[str, str]] = {}
     source: ClassVar[str] = ""
 
     def infer(self, *types: Any, **attrs: Any) -> TensorType | tuple[TensorType, ...]:
@@ -196,7 +200,9 @@ class Op:
             return (*operands[:fixed], list(operands[fixed:]))
         return operands
 
-    def infer_results(self, types: tuple[TensorType | None, ...], attrs: Mapping[str, AttrValue]) -> tuple[TensorType, ...]:
+    def infer_results(
+        self, types: tuple[TensorType | None, ...], attrs: Mapping[str, AttrValue]
+    ) -> tuple[TensorType, ...]:
         """Check operands against the signature and return the types of the results.
 
         Args:

@@ -53,6 +53,7 @@ class CacheWrite(Op):
     inputs = (In("state", state=True, doc="[B, ..., S, D]"), In("x", doc="[B, ..., T, D]"),
               In("start", "index", doc="[B]"), In("length", "index", doc="[B]"))
     attrs = (_RING,)
+    updates = {"state": "y"}
 
     def infer(self, state: TensorType, x: TensorType, start: TensorType, length: TensorType, **attrs: Any) -> TensorType:
         _check_state("cache_write", state)
@@ -119,6 +120,7 @@ class CacheMove(Op):
     inputs = (In("state", state=True, doc="[B, ..., S, D]"), In("source", "index", doc="[B, N]"),
               In("target", "index", doc="[B, N]"))
     attrs = (_RING,)
+    updates = {"state": "y"}
 
     def infer(self, state: TensorType, source: TensorType, target: TensorType, **attrs: Any) -> TensorType:
         _check_state("cache_move", state)

@@ -164,7 +164,8 @@ class Cursor:
         depth, parts = 0, list[str]()
         while True:
             token = self.here
-            if token.kind == "end" or (depth == 0 and (token.kind in (",", "]", "}", ")") or token.leads and parts)):
+            closes = token.kind in (",", "]", "}", ")") or (token.leads and bool(parts))
+            if token.kind == "end" or (depth == 0 and closes):
                 break
             depth += (token.kind in _OPEN) - (token.kind in _CLOSE)
             parts.append(self._part(token))

@@ -8,13 +8,16 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 from omnic.errors import Diagnostic, Span
+from omnic.ir.types import DType
 
-__all__ = ["PLAIN_VALUE", "PLAIN_WORD", "Source", "Token", "quote", "tokenise"]
+__all__ = ["PLAIN_VALUE", "PLAIN_WORD", "Source", "Token", "is_dim_name", "quote", "tokenise"]
 
 # Names that need no quotes: after a sigil, and standing alone (operation, attribute, result of a function).
 PLAIN_VALUE = re.compile(r"[A-Za-z0-9_.]+", re.ASCII)
 PLAIN_WORD = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*", re.ASCII)
 
+_DIM_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_RESERVED = frozenset(("true", "false", "inf", "nan", "min", "max", "floordiv", "ceildiv", *(d.value for d in DType)))
 _STRING = r'"(?:[^"\\\n]|\\.)*"'
 _TOKEN = re.compile(
     rf"""
@@ -30,6 +33,9 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.ASCII,
 )
+
+
+_UNTERMINATED = "unterminated string"
 
 
 class Source:
@@ -69,6 +75,11 @@ class Token(NamedTuple):
     leads: bool
 
 
+def is_dim_name(text: str) -> bool:
+    """Whether a dim may be called ``text``: a plain word that means nothing else in the text form."""
+    return _DIM_NAME.fullmatch(text) is not None and text not in _RESERVED
+
+
 def tokenise(source: Source) -> tuple[list[Token], list[Diagnostic]]:
     """Return the tokens of ``source``, ended by an ``end`` token, and what could not be read."""
     text, at, leads = source.text, 0, True
@@ -99,7 +110,17 @@ def tokenise(source: Source) -> tuple[list[Token], list[Diagnostic]]:
         tokens.append(Token(kind, body, start, at, leads))
         leads = False
     tokens.append(Token("end", "", len(text), len(text), True))
-    return tokens, problems
+    return tokens, _worst(problems)
+
+
+def _worst(problems: list[Diagnostic]) -> list[Diagnostic]:
+    """Return one problem a line: an unterminated string explains the others, else the first stands for all."""
+    out: dict[int, Diagnostic] = {}
+    for problem in problems:
+        line = problem.span.line if problem.span else 0
+        if line not in out or problem.message == _UNTERMINATED:
+            out[line] = problem
+    return list(out.values())
 
 
 def _report(source: Source, at: int, problems: list[Diagnostic]) -> int:
@@ -109,7 +130,7 @@ def _report(source: Source, at: int, problems: list[Diagnostic]) -> int:
     line_end = len(text) if line_end < 0 else line_end
     quote_at = at + 1 if text[at] in "%@" and text[at + 1 : at + 2] == '"' else at
     if text[quote_at] == '"':
-        problems.append(Diagnostic("unterminated string", source.span(quote_at, line_end), "a string ends on its line"))
+        problems.append(Diagnostic(_UNTERMINATED, source.span(quote_at, line_end), "a string ends on its line"))
         return line_end
     if text[at] in "%@":
         problems.append(Diagnostic(f"a name must follow '{text[at]}'", source.span(at, at + 1)))

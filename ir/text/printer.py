@@ -54,8 +54,9 @@ def print_function(function: Function) -> str:
 def print_state(state: State) -> str:
     """Return the declaration of ``state``."""
     rollback = f"snapshot({state.snapshots})" if state.rollback == "snapshot" else state.rollback
-    text = f"state @{_value_name(state.name)} : {state.type} role({state.role}) group({state.group}) rollback({rollback})"
-    return text + (" ring" if state.ring else "") + (f" window({state.window})" if state.window else "")
+    text = f"state @{_value_name(state.name)} : {state.type} role({state.role}) group({state.group})"
+    ring, window = " ring" if state.ring else "", f" window({state.window})" if state.window else ""
+    return f"{text} rollback({rollback}){ring}{window}"
 
 
 def print_recipe(recipe: Recipe) -> str:
@@ -123,7 +124,7 @@ def _pairs(items: Iterable[tuple[str, AttrValue]]) -> list[str]:
 
 def _operands(node: Node, op: Op | None) -> list[str]:
     inputs = op.inputs if op else ()
-    variadic = bool(inputs) and inputs[-1].variadic
+    variadic = inputs[-1] if inputs and inputs[-1].variadic else None
     fixed = len(inputs) - 1 if variadic else len(inputs)
     out: list[str] = []
     named = False
@@ -134,7 +135,7 @@ def _operands(node: Node, op: Op | None) -> list[str]:
             out.append(f"{inputs[index].name} = {_reference(value)}" if named else _reference(value))
     tail = ["none" if v is None else _reference(v) for v in node.operands[fixed:]]
     if named and tail and variadic:
-        return [*out, f"{inputs[-1].name} = [{', '.join(tail)}]"]
+        return [*out, f"{variadic.name} = [{', '.join(tail)}]"]
     return out + tail
 
 

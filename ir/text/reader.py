@@ -8,7 +8,7 @@ from omnic.errors import Diagnostic, nearest
 from omnic.ir.dims import DimRange
 from omnic.ir.graph import Role, State
 from omnic.ir.text.cursor import Bad, Cursor
-from omnic.ir.text.lexer import Source, tokenise
+from omnic.ir.text.lexer import Source, is_dim_name, tokenise
 from omnic.ir.text.tree import (
     Attribute,
     Declaration,
@@ -36,7 +36,8 @@ def read_tree(source: Source) -> tuple[ModuleTree, list[Diagnostic]]:
     tokens, problems = tokenise(source)
     reader = _Reader(source, Cursor(source, tokens))
     tree = reader.module()
-    return tree, problems + reader.problems
+    unreadable = {p.span.line for p in problems if p.span}
+    return tree, problems + [p for p in reader.problems if not (p.span and p.span.line in unreadable)]
 
 
 class _Reader:
@@ -113,6 +114,9 @@ class _Reader:
         cursor = self.cursor
         token = cursor.expect("word", "a dim's name")
         name = Name(token.start, token.end, token.text)
+        if not is_dim_name(token.text):
+            raise cursor.bad(f"'{token.text}' cannot be a dim's name", token.start, token.end,
+                             "a letter, then letters, digits and _; not a word of the language such as f32, inf, min")
         if cursor.has("="):
             size = cursor.integer("a number")
             return Declaration(name, DimRange(size, size))

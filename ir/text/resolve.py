@@ -258,7 +258,9 @@ class _Body:
             if named and operand.input is None:
                 self.note("an operand without a name stands after a named one", operand)
                 continue
-            spec = op.inputs[min(index, len(op.inputs) - 1)] if operand.input is None else self._input(op, operand.input)
+            spec = op.inputs[min(index, len(op.inputs) - 1)]
+            if operand.input is not None:
+                spec = self._input(op, operand.input)
             if spec is None:
                 continue
             if value is not None and not spec.accepts(value.type):
@@ -297,7 +299,8 @@ class _Body:
         for name, operand in tree.returned:
             if tree.whole and name.text not in known:
                 near = nearest(name.text, known)
-                self.note(f"the signature has no result '{name.text}'", name, f"did you mean '{near}'?" if near else None)
+                hint = f"did you mean '{near}'?" if near else None
+                self.note(f"the signature has no result '{name.text}'", name, hint)
             if self.outer.unique(name, first, "result "):
                 returned[name.text] = operand
         out: list[Result] = []
