@@ -5,6 +5,7 @@ from omnic.ir.ops import cache as cache
 from omnic.ir.ops import conv as conv
 from omnic.ir.ops import elementwise as elementwise
 from omnic.ir.ops import heads as heads
+from omnic.ir.ops import host as host
 from omnic.ir.ops import index as index
 from omnic.ir.ops import linalg as linalg
 from omnic.ir.ops import linear as linear
@@ -12,6 +13,7 @@ from omnic.ir.ops import mla as mla
 from omnic.ir.ops import moe as moe
 from omnic.ir.ops import norms as norms
 from omnic.ir.ops import quant as quant
+from omnic.ir.ops import recurrent as recurrent
 from omnic.ir.ops import reduce as reduce
 from omnic.ir.ops import rope as rope
 from omnic.ir.ops import shape as shape

@@ -8,7 +8,7 @@ import numpy as np
 
 from omnic.ir.dims import Dim
 from omnic.ir.op import Array, Attr, In, ShapeError, register
-from omnic.ir.ops.composite import Composite, as_element, check_fits, check_rank, check_shape, plain, scalar
+from omnic.ir.ops.composite import Composite, as_element, check_rank, check_shape, plain, scalar
 from omnic.ir.types import DType, TensorType
 
 if TYPE_CHECKING:
@@ -159,6 +159,8 @@ class Attention(Composite):
         q, k, v = (as_element(b, x, element) for x in (q, k, v))
         batch, heads, tokens, width = q.type.shape
         groups, slots = k.type.shape[1], k.type.shape[2]
+        assert isinstance(heads, int)
+        assert isinstance(groups, int)
         per = heads // groups
         grouped = b.reshape(q, batch, groups, per * tokens, width)
         scores = b.reshape(b.op("matmul", grouped, k, tb=True), batch, groups, per, tokens, slots)

@@ -9,6 +9,7 @@ import numpy as np
 from omnic.ir.dims import Dim
 from omnic.ir.op import Array, Attr, In, ShapeError, register
 from omnic.ir.ops.composite import Composite, as_element, check_fits, check_rank, check_shape, scalar
+from omnic.ir.ops.index import check_indices
 from omnic.ir.types import DType, TensorType
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class LmHead(Composite):
     def reference(self, *arrays: Any, **attrs: Any) -> Array:
         """One product over the wanted rows."""
         x, w, rows, bias = arrays
+        if rows is not None:
+            check_indices("lm_head", rows, x.shape[1])
         wanted = x if rows is None else np.take_along_axis(x, rows[:, :, None], axis=1)
         logits = wanted.reshape(-1, x.shape[-1]) @ w.T
         if bias is not None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from omnic.ir import packing
 from omnic.ir.dims import Dim, product
-from omnic.ir.op import Array, Attr, In, ShapeError, find_op, register
+from omnic.ir.op import Array, Attr, In, ShapeError, register
 from omnic.ir.ops.composite import (
     ACTIVATIONS,
     Composite,
@@ -21,6 +22,8 @@ from omnic.ir.ops.composite import (
     plain,
     scalar,
 )
+from omnic.ir.ops.elementwise import round_to
+from omnic.ir.ops.index import check_indices
 from omnic.ir.types import DType, Storage, TensorType
 
 if TYPE_CHECKING:
@@ -117,7 +120,7 @@ class Linear(Composite):
         return y.reshape(*x.shape[:-1], w.shape[0])
 
     def decompose(self, b: FunctionBuilder, *values: Any, **attrs: Any) -> Value:
-        """matmul with the transposed weight, then the bias."""
+        """Matmul with the transposed weight, then the bias."""
         x, w, bias = values
         element = plain(x.type)
         x = decompose_quantise_activation(b, as_element(b, x, element), attrs["act"])
@@ -151,6 +154,7 @@ class Embedding(Composite):
     def reference(self, *arrays: Any, **attrs: Any) -> Array:
         """Rows of the table."""
         w, tokens = arrays
+        check_indices("embedding", tokens, len(w))
         return np.take(w, tokens, axis=0)
 
     def decompose(self, b: FunctionBuilder, *values: Any, **attrs: Any) -> Value:
@@ -214,7 +218,8 @@ class GatedAct(Composite):
         """The activation, times up."""
         gate, up = values
         element = plain(gate.type)
-        return b.op("mul", decompose_activation(b, as_element(b, gate, element), attrs["kind"]), as_element(b, up, element))
+        opening = decompose_activation(b, as_element(b, gate, element), attrs["kind"])
+        return b.op("mul", opening, as_element(b, up, element))
 
 
 @register
@@ -240,15 +245,11 @@ class FakeQuant(Composite):
         """Quantise and dequantise, or cast there and back."""
         x = arrays[0]
         if isinstance(attrs["to"], Storage):
-            stored = find_op("quantise").reference(x, to=attrs["to"])
-            y = find_op("dequantise").reference(stored, to=DType.F32)
-        else:
-            y = find_op("cast").reference(x, to=attrs["to"])
-        assert not isinstance(y, tuple)
-        return y.astype(x.dtype)
+            return packing.decode(packing.quantise(x, attrs["to"]), x.dtype)
+        return round_to(x, attrs["to"])
 
     def decompose(self, b: FunctionBuilder, *values: Any, **attrs: Any) -> Value:
-        """quantise and dequantise, or two casts."""
+        """Quantise and dequantise, or two casts."""
         x = as_element(b, values[0], plain(values[0].type))
         element = plain(x.type)
         if isinstance(attrs["to"], Storage):

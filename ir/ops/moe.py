@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from omnic.ir.dims import Dim, product
-from omnic.ir.op import Array, Attr, In, ShapeError, register
+from omnic.ir.op import Array, Attr, In, ShapeError, find_op, register
 from omnic.ir.ops.composite import (
     ACTIVATIONS,
     Composite,
@@ -20,24 +20,13 @@ from omnic.ir.ops.composite import (
     plain,
     scalar,
 )
+from omnic.ir.ops.index import check_indices, stable_topk
+from omnic.ir.ops.reduce import softmax
 from omnic.ir.types import DType, TensorType
 
 if TYPE_CHECKING:
     from omnic.ir.builder import FunctionBuilder
     from omnic.ir.graph import Value
-
-__all__ = ["stable_topk"]
-
-
-def stable_topk(x: Array, k: int) -> Array:
-    """Return the indices of the k largest of the last dim: value descending, ties by index ascending."""
-    return np.argsort(-x, axis=-1, kind="stable")[..., :k]
-
-
-def _softmax(x: Array) -> Array:
-    shifted = np.exp(x - np.max(x, axis=-1, keepdims=True))
-    return shifted / np.sum(shifted, axis=-1, keepdims=True)
-
 
 @register
 class Router(Composite):
@@ -93,10 +82,8 @@ class Router(Composite):
             if group_gate is not None:
                 check_shape("router", "group_gate", group_gate, len(groups), x.shape[2])
         batch, tokens = x.shape[:2]
-        chosen = (batch, tokens, top_k)
-        return (
-            TensorType(DType.I64, chosen), TensorType(DType.F32, chosen), TensorType(DType.F32, (batch, tokens, experts)),
-        )
+        chosen = TensorType(DType.I64, (batch, tokens, top_k))
+        return chosen, chosen.with_element(DType.F32), TensorType(DType.F32, (batch, tokens, experts))
 
     def _check_groups(self, experts: int, groups: tuple[int, ...], top_groups: int, top_k: int) -> None:
         if min(groups, default=0) < 1 or sum(groups) != experts:
@@ -104,42 +91,45 @@ class Router(Composite):
         if not 1 <= top_groups <= len(groups):
             raise ShapeError(f"router: top_groups = {top_groups} of {len(groups)} groups")
         if sum(sorted(groups)[:top_groups]) < top_k:
-            raise ShapeError(f"router: {top_groups} of the groups {list(groups)} may hold fewer than top_k = {top_k} experts")
+            raise ShapeError(
+                f"router: {top_groups} of the groups {list(groups)} may hold fewer than top_k = {top_k} experts"
+            )
 
     def reference(self, *arrays: Any, **attrs: Any) -> tuple[Array, ...]:
         """All tokens at once."""
         x, gate, group_gate, bias = arrays
         logits = x @ gate.T
-        sigmoid = 1.0 / (1.0 + np.exp(-logits))
-        select = logits if attrs["score"] == "softmax" else sigmoid
+        squashed = find_op("sigmoid").reference(logits)
+        assert isinstance(squashed, np.ndarray)
+        select = logits if attrs["score"] == "softmax" else squashed
         if bias is not None:
             select = select + bias
         groups = attrs["groups"]
         group_logits = None if group_gate is None else x @ group_gate.T
+        member = np.zeros(0, np.int64)
         if groups is not None:
             member = np.repeat(np.arange(len(groups)), groups)
             starts = np.cumsum((0, *groups[:-1]))
             best = np.maximum.reduceat(select, starts, axis=-1) if group_logits is None else group_logits
-            kept = stable_topk(best, attrs["top_groups"])
+            _, kept = stable_topk(best, attrs["top_groups"])
             allowed = np.any(member == kept[..., None], axis=-2)
             select = np.where(allowed, select, -np.inf)
-        indices = stable_topk(select, attrs["top_k"])
+        _, indices = stable_topk(select, attrs["top_k"])
         chosen = np.take_along_axis(logits, indices, axis=-1)
         if attrs["score"] == "sigmoid":
-            gates = np.take_along_axis(sigmoid, indices, axis=-1)
+            gates = np.take_along_axis(squashed, indices, axis=-1)
             if attrs["renormalise"]:
                 gates = gates / np.sum(gates, axis=-1, keepdims=True)
         elif attrs["renormalise"]:
-            gates = _softmax(chosen)
+            gates = softmax(chosen)
         else:
-            gates = np.take_along_axis(_softmax(logits), indices, axis=-1)
+            gates = np.take_along_axis(softmax(logits), indices, axis=-1)
         if group_logits is not None:
-            of_group = np.repeat(np.arange(len(groups)), groups)[indices]
-            weight = np.take_along_axis(_softmax(group_logits), of_group, axis=-1)
+            weight = np.take_along_axis(softmax(group_logits), member[indices], axis=-1)
             if attrs["top_groups"] > 1:
                 weight = weight / np.sum(weight, axis=-1, keepdims=True)
             gates = gates * weight
-        return indices.astype(np.int64), gates * attrs["scale"], logits
+        return indices, gates * attrs["scale"], logits
 
     def decompose(self, b: FunctionBuilder, *values: Any, **attrs: Any) -> tuple[Value, ...]:
         """Products, top-k over groups, top-k over experts, and the gates."""
@@ -164,7 +154,7 @@ class Router(Composite):
             gates = b.op("softmax", chosen, axis=2)
         else:
             gates = b.op("gather", b.op("softmax", logits, axis=2), indices, axis=2)
-        if group_logits is not None:
+        if group_logits is not None and groups is not None:
             of_group = b.op("index_select", _member(b, groups), indices, axis=0)
             weight = b.op("gather", b.op("softmax", group_logits, axis=2), of_group, axis=2)
             if attrs["top_groups"] > 1:
@@ -259,6 +249,7 @@ class Moe(Composite):
         same shape whatever the routing, so one token's routing cannot change the rounding of another's result.
         """
         x, indices, gates, up, down, gate, up_bias, down_bias, gate_bias = arrays
+        check_indices("moe", indices, len(up))
         flat = x.reshape(-1, x.shape[-1])
         chosen, weights = indices.reshape(len(flat), -1), gates.reshape(len(flat), -1)
         y = np.zeros_like(flat)
@@ -306,7 +297,7 @@ class Moe(Composite):
 
     def flops(self, *types: Any, **attrs: Any) -> Dim:
         """Of the chosen experts' products."""
-        x, indices, _, up, _, gate = types[:6]
+        _, indices, _, up, _, gate = types[:6]
         products = 2 if gate is None else 3
         return 2 * products * product(indices.shape) * up.shape[1] * up.shape[2]
 
