@@ -122,7 +122,7 @@ def block(ctx: Context, x: Value, layer: Layer, group: int, prefix: str, scope: 
     states; ``prefix`` names the weights.
     """
     norm = layer.norm
-    attend, feed = attention_builder(layer.attention.kind), ffn_builder(layer.ffn.kind)
+    attend, feed = attention_builder(layer.attention.kind), ffn_builder(layer.ffn)
 
     def branch(x: Value, name: str, inner: str) -> Value:
         y = ctx.norm(x, f"{prefix}.{name}_norm", norm.kind, norm.eps) if norm.place in ("pre", "both") else x

@@ -43,13 +43,12 @@ def mixture(ctx: Context, x: Value, layer: Layer, prefix: str) -> Value:
     ffn = layer.ffn
     assert isinstance(ffn, MoE)
     kind, gated = ACTIVATIONS[ffn.activation]
-    experts, hidden, width = ffn.experts * ffn.split, ffn.hidden // ffn.split, layer.width
-    groups = tuple(g * ffn.split for g in ffn.groups) if ffn.groups else None
+    experts, hidden, width, groups = ffn.routed_experts, ffn.routed_hidden, layer.width, ffn.routed_groups
     indices, gates, _ = ctx.f.emit(
         "router", x, ctx.weight(f"{prefix}.router", experts, width),
         ctx.weight(f"{prefix}.group_router", len(groups), width) if groups and ffn.group_gate else None,
         ctx.weight(f"{prefix}.select_bias", experts, fill=0.0) if ffn.select_bias else None,
-        top_k=ffn.top_k * ffn.split, groups=groups, top_groups=ffn.top_groups, score=ffn.score,
+        top_k=ffn.routed_top_k, groups=groups, top_groups=ffn.top_groups, score=ffn.score,
         renormalise=ffn.renormalise, scale=float(ffn.gate_scale), hint="route",
     )
     up = ctx.weight(f"{prefix}.experts.up", experts, hidden, width)

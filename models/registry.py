@@ -14,7 +14,7 @@ from omnic.ir.graph import Value
 from omnic.models.attention import grouped_attention, latent_attention
 from omnic.models.context import Context
 from omnic.models.ffn import dense, mixture
-from omnic.spec import Layer
+from omnic.spec import Dense, Layer, MoE
 
 __all__ = ["AttentionBuilder", "FfnBuilder", "attention_builder", "ffn_builder"]
 
@@ -36,12 +36,13 @@ def attention_builder(kind: str) -> AttentionBuilder:
     return ATTENTION.get(kind) or _registered("attention", kind, list(ATTENTION))
 
 
-def ffn_builder(kind: str) -> FfnBuilder:
-    """Return the builder of a feed-forward kind.
+def ffn_builder(ffn: object) -> FfnBuilder:
+    """Return the builder of a feed-forward network: a kind of ours, or one a package registered.
 
     Raises:
         InputError: unknown kind.
     """
+    kind = "dense" if isinstance(ffn, Dense) else "moe" if isinstance(ffn, MoE) else str(getattr(ffn, "kind", "?"))
     return FFN.get(kind) or _registered("ffn", kind, list(FFN))
 
 
