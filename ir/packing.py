@@ -29,8 +29,8 @@ from omnic.errors import InputError
 from omnic.ir.op import Array
 from omnic.ir.types import Storage
 
-__all__ = ["FP4_LEVELS", "NF4_LEVELS", "QTensor", "check_storage", "decode", "pack_codes", "quantise", "scale_shape",
-           "unpack_codes", "zeros"]
+__all__ = ["FP4_LEVELS", "NF4_LEVELS", "QTensor", "check_storage", "decode", "pack_codes", "pack_scales", "quantise",
+           "scale_shape", "unpack_codes", "unpack_scales", "zeros"]
 
 _PEAK = {"i8": 127.0, "i4": 7.0, "i2": 1.0, "nf4": 1.0, "fp4": 6.0, "t2": 1.0}
 _OFFSET = {"i8": 128, "i4": 8, "i2": 2, "nf4": 0, "fp4": 0, "t2": 1}
@@ -266,3 +266,16 @@ def unpack_codes(packed: Array, type: Storage, shape: tuple[int, ...]) -> Array:
         unsigned[..., place::per] = (packed >> np.uint8(place * type.bits)) & np.uint8(2**type.bits - 1)
     codes = unsigned[..., :size].astype(np.int8) - np.int8(_OFFSET[type.kind])
     return np.ascontiguousarray(np.moveaxis(codes, -1, axis))
+
+
+def pack_scales(scale: Array) -> Array:
+    """Return s4 scales (1..15) two to a byte along the last dim, the lower index in the low bits."""
+    odd = scale.shape[-1] % 2
+    even = np.concatenate([scale, np.zeros((*scale.shape[:-1], 1), np.uint8)], axis=-1) if odd else scale
+    return even[..., 0::2] | even[..., 1::2] << np.uint8(4)
+
+
+def unpack_scales(packed: Array, groups: int) -> Array:
+    """Return the ``groups`` s4 scales of each row that :func:`pack_scales` packed."""
+    pairs = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
+    return pairs.reshape(*packed.shape[:-1], -1)[..., :groups]

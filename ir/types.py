@@ -108,7 +108,7 @@ class Storage:
         codes = rows * -(-size * self.bits // 8)
         scales = shape[0] if self.group == -1 else rows * self.groups(size)
         if self.scale == "s4":
-            return codes + -(-scales // 2) + 4 * rows + (scales if self.asym else 0)
+            return codes + rows * -(-self.groups(size) // 2) + 4 * rows + (scales if self.asym else 0)
         return codes + scales * (4 if self.scale == "f32" else 2) + (scales if self.asym else 0)
 
     def __str__(self) -> str:

@@ -1,0 +1,270 @@
+"""Recipes: shapes, names and evaluation of any part of a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+
+from omnic.errors import BundleError, InternalError
+from omnic.ir import packing
+from omnic.ir.graph import Recipe, Weight
+from omnic.ir.op import Array
+from omnic.ir.packing import QTensor
+from omnic.ir.types import Storage
+from omnic.ir.weights.results import ResultStore
+from omnic.ir.weights.sources import Box, Source, normal_rows
+
+__all__ = ["SLICE_BYTES", "Evaluator", "leaves", "pinned", "whole"]
+
+SLICE_BYTES = 256 << 20
+INITIALISERS = ("normal", "zeros", "ones", "full")
+LEAVES = (*INITIALISERS, "load", "stored")
+
+
+def leaves(recipe: Recipe) -> Iterator[Recipe]:
+    """Iterate over the leaves of a recipe."""
+    if recipe.kind in LEAVES:
+        yield recipe
+    for inner in recipe.inputs:
+        yield from leaves(inner)
+
+
+def pinned(weight: Weight) -> Recipe:
+    """Return the recipe of ``weight`` so that it means the same inside another weight.
+
+    An initialiser by itself stands for the weight that holds it (its name seeds the numbers and is looked up
+    in a weight file); a pass that builds a weight from others nests their pinned recipes.
+    """
+    if weight.recipe.kind not in INITIALISERS or "name" in weight.recipe.args:
+        return weight.recipe
+    return replace(weight.recipe, args={**weight.recipe.args, "name": weight.name, "shape": weight.type.shape})
+
+
+def whole(shape: tuple[int, ...]) -> Box:
+    """Return the box of everything."""
+    return tuple((0, d) for d in shape)
+
+
+def _arg(recipe: Recipe, name: str) -> Any:
+    if name not in recipe.args:
+        raise InternalError(f"recipe {recipe.kind} has no '{name}'")
+    return recipe.args[name]
+
+
+class Evaluator:
+    """Evaluates the recipe of one weight.
+
+    Args:
+        name: of the weight; what an initialiser without a name stands for.
+        type_shape: its shape.
+        source: tensors by name; initialisers read them too when it is given.
+        seed: of random numbers when there is no source.
+        results: results of calibrating passes.
+    """
+
+    def __init__(self, name: str, type_shape: tuple[int, ...], source: Source | None, seed: int | None,
+                 results: ResultStore | None) -> None:
+        self.name, self.type_shape, self.source, self.seed, self.results = name, type_shape, source, seed, results
+
+    # -- shapes and names -------------------------------------------------------------------------------
+    def leaf_name(self, leaf: Recipe) -> str:
+        """Return the tensor a leaf stands for."""
+        return str(leaf.args.get("name", self.name))
+
+    def shape(self, recipe: Recipe) -> tuple[int, ...]:
+        """Return the shape of what a recipe makes.
+
+        Raises:
+            BundleError: the source lacks a tensor.
+        """
+        kind, inputs = recipe.kind, recipe.inputs
+        if kind in INITIALISERS:
+            return cast(tuple[int, ...], recipe.args.get("shape", self.type_shape))
+        if kind == "load":
+            return self._source(recipe).shape(self.leaf_name(recipe))
+        if kind == "stored":
+            return self._stored(recipe).shape
+        first = self.shape(inputs[0])
+        if kind in ("scale", "quantise"):
+            return first
+        if kind == "concat":
+            axis = int(_arg(recipe, "axis"))
+            return (*first[:axis], sum(self.shape(i)[axis] for i in inputs), *first[axis + 1 :])
+        if kind == "slice":
+            axis = int(_arg(recipe, "axis"))
+            return (*first[:axis], int(_arg(recipe, "stop")) - int(_arg(recipe, "start")), *first[axis + 1 :])
+        if kind == "transpose":
+            return tuple(first[p] for p in _arg(recipe, "perm"))
+        if kind == "reshape":
+            return tuple(int(d) for d in _arg(recipe, "shape"))
+        if kind == "stack":
+            return (len(inputs), *first)
+        raise InternalError(f"weight '{self.name}': unknown recipe '{kind}'")
+
+    def _source(self, leaf: Recipe) -> Source:
+        name = self.leaf_name(leaf)
+        if self.source is None:
+            raise BundleError(f"weight '{self.name}' is read from the tensor '{name}' of a weight file, and none was given")
+        if name not in self.source.names():
+            raise BundleError(f"{self.source.description} has no tensor '{name}'")
+        return self.source
+
+    def _stored(self, recipe: Recipe) -> Array | QTensor:
+        key = str(_arg(recipe, "hash"))
+        if self.results is None:
+            raise BundleError(f"weight '{self.name}' is the stored result {key[:12]}, and no result store was given")
+        return self.results.get(key)
+
+    # -- numbers ------------------------------------------------------------------------------------------
+    def numbers(self, recipe: Recipe, box: Box) -> Array:
+        """Return the part of a recipe's numbers inside ``box``."""
+        kind = recipe.kind
+        if kind in INITIALISERS and self.source is None:
+            return self._initial(recipe, box)
+        if kind in INITIALISERS or kind == "load":
+            return self._read(recipe, box)
+        if kind == "stored":
+            found = self._stored(recipe)
+            array = packing.decode(found) if isinstance(found, QTensor) else found
+            return array[tuple(slice(a, b) for a, b in box)]
+        if kind == "scale":
+            inner = self.numbers(recipe.inputs[0], box)
+            return inner.astype(np.float32, copy=False) * np.float32(cast(float, _arg(recipe, "value")))
+        if kind == "transpose":
+            return self._transposed(recipe, box)
+        if kind == "concat":
+            return self._concat(recipe, box)
+        if kind == "stack":
+            low, high = box[0]
+            return np.stack([self.numbers(i, box[1:]) for i in recipe.inputs[low:high]])
+        if kind == "slice":
+            axis, start = int(_arg(recipe, "axis")), int(_arg(recipe, "start"))
+            moved = (box[axis][0] + start, box[axis][1] + start)
+            return self.numbers(recipe.inputs[0], (*box[:axis], moved, *box[axis + 1 :]))
+        if kind == "reshape":
+            return self._reshaped(recipe, box)
+        if kind == "quantise":
+            return self._rounded(recipe, box)
+        raise InternalError(f"weight '{self.name}': unknown recipe '{kind}'")
+
+    def _initial(self, leaf: Recipe, box: Box) -> Array:
+        shape = self.shape(leaf)
+        part = tuple(b - a for a, b in box)
+        if leaf.kind == "normal":
+            if self.seed is None:
+                raise BundleError(f"weight '{self.name}' has random numbers, and neither a seed nor a weight file was given")
+            rows = box[0] if box else (0, 1)
+            numbers = normal_rows(self.seed, self.leaf_name(leaf), shape, float(cast(float, _arg(leaf, "std"))), rows)
+            return numbers[(slice(None), *(slice(a, b) for a, b in box[1:]))] if box else numbers
+        value = {"zeros": 0.0, "ones": 1.0}.get(leaf.kind)
+        return np.full(part, float(cast(float, _arg(leaf, "value"))) if value is None else value, np.float32)
+
+    def _read(self, leaf: Recipe, box: Box) -> Array:
+        source, name = self._source(leaf), self.leaf_name(leaf)
+        if leaf.kind != "load" and source.shape(name) != self.shape(leaf):
+            raise BundleError(f"tensor '{name}' of {source.description} is {list(source.shape(name))}, the model wants "
+                              f"{list(self.shape(leaf))}")
+        array = source.read(name, box)
+        if array.dtype.kind not in "fV":
+            return np.asarray(array)
+        with np.errstate(over="ignore"):
+            array = np.asarray(array).astype(np.float32, copy=False)
+        finite = np.isfinite(array)
+        if not finite.all():
+            at = [int(i) + box[d][0] for d, i in enumerate(np.argwhere(~finite)[0])]
+            raise BundleError(f"tensor '{name}' of {source.description} holds {array[~finite].flat[0]} at {at}",
+                              "the weights are damaged, or the training that made them diverged")
+        return array
+
+    def _transposed(self, recipe: Recipe, box: Box) -> Array:
+        perm = cast(tuple[int, ...], _arg(recipe, "perm"))
+        inner: list[tuple[int, int]] = [(0, 0)] * len(perm)
+        for place, axis in enumerate(perm):
+            inner[axis] = box[place]
+        return np.transpose(self.numbers(recipe.inputs[0], tuple(inner)), perm)
+
+    def _concat(self, recipe: Recipe, box: Box) -> Array:
+        axis, base = int(_arg(recipe, "axis")), 0
+        low, high = box[axis]
+        parts: list[Array] = []
+        for inner in recipe.inputs:
+            size = self.shape(inner)[axis]
+            first, last = max(low, base), min(high, base + size)
+            if first < last:
+                parts.append(self.numbers(inner, (*box[:axis], (first - base, last - base), *box[axis + 1 :])))
+            base += size
+        return np.concatenate(parts, axis=axis)
+
+    def _reshaped(self, recipe: Recipe, box: Box) -> Array:
+        """Read the rows of the inner tensor that hold the wanted rows, then cut."""
+        shape, inner = self.shape(recipe), self.shape(recipe.inputs[0])
+        if not shape or not inner:
+            return self.numbers(recipe.inputs[0], whole(inner)).reshape([b - a for a, b in box])
+        width, inner_width = (int(np.prod(s[1:], dtype=np.int64)) for s in (shape, inner))
+        start, stop = box[0][0] * width, box[0][1] * width
+        first, last = start // max(inner_width, 1), -(-stop // max(inner_width, 1))
+        flat = self.numbers(recipe.inputs[0], ((first, last), *whole(inner[1:]))).reshape(-1)
+        rows = flat[start - first * inner_width : stop - first * inner_width].reshape(-1, *shape[1:])
+        return rows[(slice(None), *(slice(a, b) for a, b in box[1:]))]
+
+    def _rounded(self, recipe: Recipe, box: Box) -> Array:
+        """Return what the quantised numbers decode to."""
+        shape, type = self.shape(recipe), cast(Storage, _arg(recipe, "type"))
+        if len(shape) < 2 or len(shape) + type.axis == 0:
+            full = packing.decode(self.quantised(recipe, type, (0, shape[0])))
+            return full[tuple(slice(a, b) for a, b in box)]
+        rows = packing.decode(self.quantised(recipe, type, box[0]))
+        return rows[(slice(None), *(slice(a, b) for a, b in box[1:]))]
+
+    # -- codes --------------------------------------------------------------------------------------------
+    def quantised(self, recipe: Recipe, type: Storage, rows: tuple[int, int]) -> QTensor:
+        """Return rows of a recipe in the storage type ``type``.
+
+        Quantised tensors are joined and cut along dim 0 as codes; other recipes are quantised from their numbers.
+
+        Raises:
+            InternalError: a recipe computes with numbers that are already quantised, which would round twice.
+        """
+        kind = recipe.kind
+        if kind == "stored":
+            found = self._stored(recipe)
+            if isinstance(found, QTensor):
+                return self._typed(found, type).pick(slice(*rows))
+        if kind == "slice" and int(_arg(recipe, "axis")) == 0 and _quantises(recipe):
+            start = int(_arg(recipe, "start"))
+            return self.quantised(recipe.inputs[0], type, (rows[0] + start, rows[1] + start))
+        if kind == "concat" and int(_arg(recipe, "axis")) == 0 and _quantises(recipe):
+            return self._joined(recipe, type, rows)
+        inner = recipe
+        if kind == "quantise":
+            inner = recipe.inputs[0]
+            if _arg(recipe, "type") != type:
+                raise InternalError(f"weight '{self.name}' is {type}, its recipe quantises to {_arg(recipe, 'type')}")
+        if _quantises(inner):
+            raise InternalError(f"weight '{self.name}': {inner.kind} of quantised numbers would round them twice")
+        return packing.quantise(self.numbers(inner, (rows, *whole(self.shape(inner)[1:]))), type)
+
+    def _typed(self, found: QTensor, type: Storage) -> QTensor:
+        if found.type != type:
+            raise BundleError(f"weight '{self.name}' is {type}, its stored result is {found.type}")
+        return found
+
+    def _joined(self, recipe: Recipe, type: Storage, rows: tuple[int, int]) -> QTensor:
+        parts: list[QTensor] = []
+        base = 0
+        for inner in recipe.inputs:
+            size = self.shape(inner)[0]
+            first, last = max(rows[0], base), min(rows[1], base + size)
+            if first < last:
+                parts.append(self.quantised(inner, type, (first - base, last - base)))
+            base += size
+        arrays = {name: np.concatenate([p.parts()[name] for p in parts]) for name in parts[0].parts()}
+        return QTensor(type=type, **{"zero": None, **arrays})
+
+
+def _quantises(recipe: Recipe) -> bool:
+    """Whether a recipe has quantised numbers inside (a stored result may be; it is looked at when read)."""
+    return recipe.kind in ("quantise", "stored") or any(_quantises(i) for i in recipe.inputs)
