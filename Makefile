@@ -24,6 +24,9 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml setup.py
 	@.ci/venv
 
+demo: setup
+	$(PY) bench/demo.py
+
 test: setup
 	$(PY) -m pytest -n $(JOBS) -q
 

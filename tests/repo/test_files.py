@@ -23,8 +23,9 @@ def tracked(repository: Path) -> list[Path]:
 
 
 def test_source_files_are_short(repository: Path) -> None:
-    sources = [p for room in ROOMS for pattern in ("*.py", "*.c", "*.h") for p in (repository / room).rglob(pattern)]
-    sources = [p for p in sources if "data" not in p.relative_to(repository).parts]
+    folders = (*ROOMS, "tests", "bench")
+    sources = [p for name in folders for kind in ("*.py", "*.c", "*.h") for p in (repository / name).rglob(kind)]
+    sources = [p for p in sources if not {"data", "golden"} & {*p.relative_to(repository).parts}]
     long = {
         str(path.relative_to(repository)): count
         for path in sources
