@@ -1,0 +1,115 @@
+"""Lowering of composites for the training module: lines of library calls that autograd and autocast take."""
+
+from __future__ import annotations
+
+from omnic.ir.rope import rope_frequencies
+from omnic.targets.torch.text.core import CORE, Code, Lowering, Pen, call
+from omnic.targets.torch.text.steps import Step
+
+__all__ = ["TRAINING", "activation"]
+
+_ACTIVATIONS = {"silu": "F.silu({})", "gelu": "F.gelu({})", "gelu_tanh": 'F.gelu({}, approximate="tanh")', "relu": "F.relu({})"}
+
+
+def activation(pen: Pen, kind: str, x: str) -> str:
+    """Return the expression of an activation of the expression ``x``."""
+    return f"{pen.helper('relu2')}({x})" if kind == "relu2" else _ACTIVATIONS[kind].format(x)
+
+
+def _linear(pen: Pen, step: Step) -> Code:
+    x, w, bias = step.operands
+    return call("F.linear", pen.arg(x), pen.arg(w), pen.arg(bias) if bias else "")
+
+
+def _embedding(pen: Pen, step: Step) -> Code:
+    w, tokens = step.operands
+    return call("F.embedding", pen.arg(tokens), pen.arg(w))
+
+
+def _act(pen: Pen, step: Step) -> Code:
+    return Code(activation(pen, step.attrs["kind"], pen.arg(step.operands[0])))
+
+
+def _gated_act(pen: Pen, step: Step) -> Code:
+    gate, up = step.operands
+    return Code(f"{activation(pen, step.attrs['kind'], pen.arg(gate))} * {pen.atom(up)}", False)
+
+
+def _rms_norm(pen: Pen, step: Step) -> Code:
+    return call(pen.helper("rms_norm"), *(pen.arg(v) for v in step.operands), pen.number("eps", step.attrs["eps"]))
+
+
+def _layer_norm(pen: Pen, step: Step) -> Code:
+    return call(pen.helper("layer_norm"), *(pen.arg(v) for v in step.operands), pen.number("eps", step.attrs["eps"]))
+
+
+def _rope_table(pen: Pen, step: Step) -> Code:
+    positions, attrs = step.operands[0], step.attrs
+    where = f"torch.arange({pen.dims(step.results[0].type.shape[:1])}, device={pen.like()})" if positions is None else pen.arg(positions)
+    if attrs["scaling"] == "none":
+        numbers = pen.number("rope_dims", attrs["dims"]), pen.number("rope_base", attrs["base"])
+        return call(pen.helper("rope_table"), where, *numbers)
+    frequencies, magnitude = rope_frequencies(**attrs)
+    return call(pen.helper("scaled_rope_table"), where, repr(frequencies), repr(magnitude))
+
+
+def _rotate(pen: Pen, step: Step) -> Code:
+    return call(pen.helper("rotate_pairs" if step.attrs["interleaved"] else "rotate"), *(pen.arg(v) for v in step.operands))
+
+
+def _options(pen: Pen, step: Step) -> list[str]:
+    """Return scale, and window and softcap where they are set."""
+    found = [f"scale={pen.number('scale', step.attrs['scale'])}"]
+    return found + [f"{n}={pen.number(n, step.attrs[n])}" for n in ("window", "softcap") if step.attrs[n]]
+
+
+def _causal_attention(pen: Pen, step: Step) -> Code:
+    q, k, v, sinks = step.operands
+    capped = step.attrs["softcap"] or sinks is not None
+    return call(pen.helper("attend_capped" if capped else "attend"), pen.arg(q), pen.arg(k), pen.arg(v), *_options(pen, step),
+                f"sinks={pen.arg(sinks)}" if sinks is not None else "")
+
+
+def _causal_mla(pen: Pen, step: Step) -> Code:
+    return call(pen.helper("attend_latent"), *(pen.arg(v) for v in step.operands), *_options(pen, step))
+
+
+def _router(pen: Pen, step: Step) -> Code:
+    x, weight, group_weight, bias = step.operands
+    attrs = step.attrs
+    words = [pen.arg(x), pen.arg(weight)]
+    words += [f"group_weight={pen.arg(group_weight)}"] if group_weight is not None else []
+    words += [f"bias={pen.arg(bias)}"] if bias is not None else []
+    words.append(f"top_k={pen.number('top_k', attrs['top_k'])}")
+    if attrs["groups"] is not None:
+        words += [f"groups={attrs['groups']}", f"top_groups={pen.number('top_groups', attrs['top_groups'])}"]
+    words += [f'score="{attrs["score"]}"'] if attrs["score"] != "softmax" else []
+    words += ["renormalise=False"] if not attrs["renormalise"] else []
+    words += [f"scale={pen.number('scale', attrs['scale'])}"] if attrs["scale"] != 1.0 else []
+    return call(pen.helper("route"), *words)
+
+
+def _moe(pen: Pen, step: Step) -> Code:
+    named = zip(("gate", "up_bias", "down_bias", "gate_bias"), step.operands[5:], strict=True)
+    return call(pen.helper("mix_experts"), *(pen.arg(v) for v in step.operands[:5]),
+                *(f"{n}={pen.arg(v)}" for n, v in named if v is not None), f'kind="{step.attrs["kind"]}"')
+
+
+def _lm_head(pen: Pen, step: Step) -> Code:
+    x, w, rows, bias = step.operands
+    wanted = pen.arg(x) if rows is None else f"{pen.atom(x)}.take_along_dim({pen.atom(rows)}[..., None], 1)"
+    product = call("F.linear", wanted, pen.arg(w), pen.arg(bias) if bias else "").text
+    full = f"{pen.helper('full_precision')}({product})"
+    cap = step.attrs["softcap"]
+    if not cap:
+        return Code(full)
+    number = pen.number("softcap", cap)
+    return Code(f"{number} * torch.tanh({full} / {number})", False)
+
+
+#: op -> how the training module writes it
+TRAINING: dict[str, Lowering] = {
+    **CORE, "linear": _linear, "embedding": _embedding, "act": _act, "gated_act": _gated_act, "rms_norm": _rms_norm,
+    "layer_norm": _layer_norm, "rope_table": _rope_table, "rotate": _rotate, "causal_attention": _causal_attention,
+    "causal_mla": _causal_mla, "router": _router, "moe": _moe, "lm_head": _lm_head,
+}
