@@ -23,8 +23,8 @@ def test_the_wheel_holds_every_tracked_file_of_the_rooms(repository: Path, tmp_p
         if (repository / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(repository / name, copy / name)
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), "."]
-    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    done = subprocess.run([*command, "."], cwd=copy, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("omnic-*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
