@@ -1,4 +1,4 @@
-"""Keeps `.typing/omnic/` complete: the import tree of omnic as links, for editors and the type checker.
+"""Keeps `.typing/` complete: the import tree of omnic as links, and the type checker's list of its folders.
 
 The rooms lie at the root of the repository and are imported under one name.  Python learns that
 from the installed package; tools that only read files learn it from this tree.  Nothing at run time
@@ -10,6 +10,7 @@ uses it.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tomllib
@@ -18,6 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TREE = HERE / "omnic"
+CONFIG = HERE / "pyrightconfig.json"
 
 
 def wanted() -> dict[str, str]:
@@ -32,11 +34,19 @@ def wanted() -> dict[str, str]:
     return links
 
 
+def checked_folders() -> list[str]:
+    """Return the folders pyright must be given: it follows links to files, not links to folders."""
+    with_code = [name for name in sorted(wanted()) if "." not in name and name != "specs"]
+    return ["omnic", *(f"omnic/{name}" for name in with_code)]
+
+
 def problems() -> list[str]:
-    """Return one line for each link that is missing, stale or wrong."""
+    """Return one line for each link that is missing, stale or wrong, and for the list of folders."""
     want = wanted()
     have = {path.name: os.readlink(path) if path.is_symlink() else "a file" for path in TREE.iterdir()}
-    return [
+    folders = json.loads(CONFIG.read_text(encoding="utf-8"))["include"]
+    listed = [] if folders == checked_folders() else [f"pyrightconfig.json: include should be {checked_folders()}"]
+    return listed + [
         f".typing/omnic/{name}: is {have.get(name, 'missing')}, should be {want.get(name, 'removed')}"
         for name in sorted({*want, *have})
         if want.get(name) != have.get(name)
@@ -44,7 +54,7 @@ def problems() -> list[str]:
 
 
 def write() -> None:
-    """Make the tree what :func:`wanted` says."""
+    """Make the tree what :func:`wanted` says, and the type checker's list with it."""
     TREE.mkdir(exist_ok=True)
     want = wanted()
     for path in TREE.iterdir():
@@ -53,6 +63,9 @@ def write() -> None:
     for name, target in want.items():
         if not (TREE / name).is_symlink():
             (TREE / name).symlink_to(target)
+    config = json.loads(CONFIG.read_text(encoding="utf-8"))
+    config["include"] = checked_folders()
+    CONFIG.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
