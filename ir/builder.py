@@ -1,18 +1,18 @@
 """Building modules: values in, values out, types inferred, names and scopes kept.
 
-    mb = ModuleBuilder("tiny", dims={"B": DimRange(1, 16), "T": DimRange(1, 512)})
-    embed = mb.weight("embed", parse_type("f32[8192, 256]"), Recipe("normal", {"std": 0.02}))
-    f = mb.function("forward")
-    tokens = f.param("tokens", parse_type("i64[B, T]"))
-    with f.scope("embed"):
-        x = f.op("embedding", embed, tokens)
-    f.result("hidden", x)
-    module = mb.build()
+mb = ModuleBuilder("tiny", dims={"B": DimRange(1, 16), "T": DimRange(1, 512)})
+embed = mb.weight("embed", parse_type("f32[8192, 256]"), Recipe("normal", {"std": 0.02}))
+f = mb.function("forward")
+tokens = f.param("tokens", parse_type("i64[B, T]"))
+with f.scope("embed"):
+x = f.op("embedding", embed, tokens)
+f.result("hidden", x)
+module = mb.build()
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 from omnic.errors import InternalError
@@ -45,7 +45,7 @@ class FunctionBuilder:
 
     # -- context ------------------------------------------------------------------------------------
     @contextmanager
-    def scope(self, path: str, loc: Loc | None = None) -> Iterator[None]:
+    def scope(self, path: str, loc: Loc | None = None) -> Generator[None]:
         """Put the nodes made inside under ``path`` (appended to the scope around it)."""
         before, before_loc = self._scope, self._loc
         self._scope = f"{before}.{path}" if before and path else before or path
@@ -56,7 +56,7 @@ class FunctionBuilder:
             self._scope, self._loc = before, before_loc
 
     @contextmanager
-    def at(self, node: Node) -> Iterator[None]:
+    def at(self, node: Node) -> Generator[None]:
         """Give the nodes made inside the scope and place of ``node`` (for rewrites)."""
         before, before_loc = self._scope, self._loc
         self._scope, self._loc = node.scope, node.loc
@@ -95,14 +95,13 @@ class FunctionBuilder:
         while len(given) < len(definition.inputs) - (1 if variadic else 0):
             given.append(None)
         kept = attrs_of(**attrs)
-        defaults = {a.name: a.default for a in definition.attrs}
         types = definition.infer_results(tuple(v.type if v else None for v in given), kept)
-        kept = {k: v for k, v in kept.items() if not (k in defaults and type(defaults[k]) is type(v) and defaults[k] == v)}
+        for attr in definition.attrs:
+            if attr.name in kept and attr.is_default(kept[attr.name]):
+                del kept[attr.name]
         base = hint or op.replace(".", "_")
-        results = tuple(
-            Value(self._fresh(base if len(types) == 1 else f"{base}_{definition.outputs[min(i, len(definition.outputs) - 1)]}"), t)
-            for i, t in enumerate(types)
-        )
+        names = [base] if len(types) == 1 else [f"{base}_{definition.output(i)}" for i in range(len(types))]
+        results = tuple(Value(self._fresh(name), type) for name, type in zip(names, types, strict=True))
         self.nodes.append(Node(op, tuple(given), kept, results, self._node_name(op), self._scope, self._loc))
         return results
 
@@ -113,11 +112,14 @@ class FunctionBuilder:
             raise InternalError(f"{op} has {len(results)} results: use emit")
         return results[0]
 
-    def constant(self, value: float | int | bool | tuple[float, ...] | tuple[int, ...], dtype: DType = DType.F32) -> Value:
+    def constant(
+        self, value: float | int | bool | tuple[float, ...] | tuple[int, ...], dtype: DType = DType.F32
+    ) -> Value:
         """Append a ``constant`` node: a scalar, or a vector for a tuple."""
         flat = value if isinstance(value, tuple) else (value,)
         shape: tuple[Dim, ...] = (len(flat),) if isinstance(value, tuple) else ()
-        return self.op("constant", hint="c", values=tuple(float(v) if dtype.is_float else int(v) for v in flat), shape=shape, type=dtype)
+        values = tuple(float(v) if dtype.is_float else int(v) for v in flat)
+        return self.op("constant", hint="c", values=values, shape=shape, type=dtype)
 
     def reshape(self, x: Value, *shape: Dim, hint: str = "") -> Value:
         """Append a ``reshape`` to ``shape``."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from omnic.ir.dims import Dim, DimRange, Expr
 from omnic.ir.types import DType, Storage, TensorType
 
 __all__ = ["AttrValue", "Function", "Loc", "Module", "Node", "Param", "Recipe", "Result", "State", "Uses",
-           "Value", "Weight", "attrs_of", "freeze"]
+           "Value", "Weight", "attrs_of", "dims_of", "freeze"]
 
 AttrValue = int | float | bool | str | DType | Storage | Expr | tuple["AttrValue", ...]
 
@@ -270,5 +270,12 @@ def freeze(value: Any) -> AttrValue:
     if isinstance(value, (list, tuple)):
         return tuple(freeze(v) for v in value)  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, np.generic):
-        return value.item()
-    return value
+        return cast(AttrValue, value.item())
+    return cast(AttrValue, value)
+
+
+def dims_of(value: AttrValue) -> list[Dim]:
+    """Return the dim expressions that an attribute's value holds."""
+    if isinstance(value, Expr):
+        return [value]
+    return [dim for item in value for dim in dims_of(item)] if isinstance(value, tuple) else []

@@ -8,9 +8,10 @@ meaning in numpy (:meth:`Op.reference`), for a composite its decomposition into 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +107,10 @@ class Attr:
             return f"must be one of {', '.join(str(c) for c in self.choices)}, got {value}"
         return None
 
+    def is_default(self, value: AttrValue) -> bool:
+        """Whether ``value`` is the default, in kind too (1 is not 1.0)."""
+        return type(value) is type(self.default) and value == self.default
+
 
 def _is_kind(kind: AttrKind, value: AttrValue) -> bool:
     if kind == "bool":
@@ -167,6 +172,10 @@ class Op:
     def flops(self, *types: Any, **attrs: Any) -> Dim:
         """Return floating point operations: 2 per multiply-add of its products, else 0."""
         return 0
+
+    def output(self, index: int) -> str:
+        """Return the name of the ``index``-th result (the last name stands for all further ones)."""
+        return self.outputs[min(index, len(self.outputs) - 1)]
 
     def bind(self, attrs: Mapping[str, AttrValue]) -> dict[str, AttrValue | None]:
         """Return every attribute of the op, given or default.
@@ -246,7 +255,7 @@ def register(cls: type[OpT]) -> type[OpT]:
 
 def all_ops() -> dict[str, Op]:
     """Return every registered op by name."""
-    import omnic.ir.ops  # noqa: F401  - registers the ops; here because ops import this module
+    importlib.import_module("omnic.ir.ops")  # registers the ops; here because they import this module
 
     return dict(_REGISTRY)
 
@@ -289,4 +298,4 @@ def _shape(shape: tuple[Dim, ...]) -> str:
 
 def as_tensor(value: Any) -> Array:
     """Return ``value`` as a numpy array (for references that may get python scalars)."""
-    return cast(Array, np.asarray(value))
+    return np.asarray(value)

@@ -94,7 +94,7 @@ def print_attributes(node: Node, op: Op | None) -> list[tuple[str, AttrValue]]:
         if attr.name not in given:
             continue
         value = given.pop(attr.name)
-        if not (type(value) is type(attr.default) and value == attr.default):
+        if not attr.is_default(value):
             out.append((attr.name, value))
     return out + list(given.items())
 

@@ -6,7 +6,7 @@ from typing import get_args
 
 from omnic.errors import Diagnostic, nearest
 from omnic.ir.dims import DimRange
-from omnic.ir.graph import Role, State
+from omnic.ir.graph import Recipe, Role, State
 from omnic.ir.text.cursor import Bad, Cursor
 from omnic.ir.text.lexer import Source, is_dim_name, tokenise
 from omnic.ir.text.tree import (
@@ -110,7 +110,7 @@ class _Reader:
             cursor.expect("=")
             self.tree.meta.append(Declaration(key, cursor.value()))
 
-    def _dim(self) -> Declaration:
+    def _dim(self) -> Declaration[DimRange]:
         cursor = self.cursor
         token = cursor.expect("word", "a dim's name")
         name = Name(token.start, token.end, token.text)
@@ -126,7 +126,7 @@ class _Reader:
         cursor.expect("..")
         return Declaration(name, DimRange(low, cursor.integer("a number")))
 
-    def _weight(self) -> Declaration:
+    def _weight(self) -> Declaration[Recipe]:
         cursor = self.cursor
         name = cursor.sigil_name("@", "a weight's name, @name")
         cursor.expect(":")
@@ -134,7 +134,7 @@ class _Reader:
         cursor.expect("=", "'=' and a recipe")
         return Declaration(name, cursor.recipe(), type)
 
-    def _state(self) -> Declaration:
+    def _state(self) -> Declaration[State]:
         cursor = self.cursor
         name = cursor.sigil_name("@", "a state's name, @name")
         cursor.expect(":")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from omnic.errors import Diagnostic, InputError, nearest
-from omnic.ir.dims import Dim, DimRange, Expr, symbols
-from omnic.ir.graph import AttrValue, Function, Module, Node, Param, Recipe, Result, State, Value, Weight
+from omnic.ir.dims import Dim, DimRange, symbols
+from omnic.ir.graph import AttrValue, Function, Module, Node, Param, Result, State, Value, Weight, dims_of
 from omnic.ir.op import REQUIRED, In, Op, ShapeError, find_op
 from omnic.ir.text.lexer import Source
 from omnic.ir.text.names import NodeNames
@@ -14,6 +15,8 @@ from omnic.ir.text.tree import Declaration, FunctionTree, ModuleTree, Name, Node
 from omnic.ir.types import TensorType
 
 __all__ = ["resolve"]
+
+T = TypeVar("T")
 
 
 def resolve(tree: ModuleTree, source: Source) -> tuple[Module, list[Diagnostic]]:
@@ -38,17 +41,16 @@ class _Resolver:
         meta: dict[str, AttrValue] = {}
         tree = self.tree
         for item in self._once(tree.dims, "dim "):
-            if isinstance(item.what, DimRange):
-                self.dims[item.name.text] = item.what
+            self.dims[item.name.text] = item.what
         for item in self._once(tree.meta, "meta "):
-            meta[item.name.text] = item.what  # type: ignore[assignment]
-            self.known_dims(_dims_of(item.what), item.name)
+            meta[item.name.text] = item.what
+            self.known_dims(dims_of(item.what), item.name)
         for item in self._once(tree.weights, "weight @"):
             type = self.type(item.type)
-            if type and isinstance(item.what, Recipe):
+            if type:
                 self.weights[item.name.text] = Weight(Value(item.name.text, type, weight=True), item.what)
         for item in self._once(tree.states, "state @"):
-            if self.type(item.type) and isinstance(item.what, State):
+            if self.type(item.type):
                 self.states[item.name.text] = item.what
         functions: dict[str, Function] = {}
         first: dict[str, Name] = {}
@@ -57,7 +59,7 @@ class _Resolver:
             functions[function.name.text] = _Body(self, function).build()
         return Module(tree.name.text, self.dims, self.weights, self.states, functions, meta)
 
-    def _once(self, items: list[Declaration], kind: str) -> Iterable[Declaration]:
+    def _once(self, items: list[Declaration[T]], kind: str) -> list[Declaration[T]]:
         first: dict[str, Name] = {}
         return [item for item in items if self.unique(item.name, first, kind)]
 
@@ -181,7 +183,7 @@ class _Body:
         before = len(self.outer.problems)
         values = [self._look_up(o) for o in tree.operands]
         for attr in tree.attrs:
-            self.outer.known_dims(_dims_of(attr.value), attr.where)
+            self.outer.known_dims(dims_of(attr.value), attr.where)
         try:
             op = find_op(tree.op.text)
         except ShapeError as error:
@@ -230,7 +232,7 @@ class _Body:
             problem = spec.check(attr.value)
             if problem:
                 self.note(f"{op.name}: attribute '{spec.name}' {problem}", attr.where)
-            elif not (type(attr.value) is type(spec.default) and attr.value == spec.default):
+            elif not spec.is_default(attr.value):
                 out[spec.name] = attr.value
         given = {a.name.text for a in tree.attrs}
         for spec in op.attrs:
@@ -326,12 +328,3 @@ def _usage(op: Op) -> str:
     """Return how ``op`` is written: ``linear(x, w, bias?)``."""
     inputs = [i.name + ("..." if i.variadic else "?" if i.optional else "") for i in op.inputs]
     return f"it is written {op.name}({', '.join(inputs)})"
-
-
-def _dims_of(value: object) -> list[Dim]:
-    """Return the dim expressions in an attribute's value."""
-    if isinstance(value, Expr):
-        return [value]
-    if isinstance(value, tuple):
-        return [d for v in value for d in _dims_of(v)]  # pyright: ignore[reportUnknownVariableType]
-    return []

@@ -6,6 +6,7 @@ Offsets are into the source text.  The tree follows the text; :mod:`omnic.ir.tex
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from omnic.ir.dims import DimRange
 from omnic.ir.graph import AttrValue, Loc, Recipe, State
@@ -13,6 +14,8 @@ from omnic.ir.types import TensorType
 
 __all__ = ["Attribute", "Declaration", "FunctionTree", "ModuleTree", "Name", "NodeTree", "Operand", "ParamTree",
            "ResultTree", "TypeTree", "Where"]
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -101,14 +104,11 @@ class FunctionTree:
 
 
 @dataclass(slots=True)
-class Declaration:
-    """A ``meta``, ``dim``, ``weight`` or ``state`` line.
-
-    ``what`` is the metadata value, the range, the recipe, or the state without its type's check.
-    """
+class Declaration(Generic[T]):
+    """A ``meta``, ``dim``, ``weight`` or ``state`` line; ``what`` is the value, range, recipe or state."""
 
     name: Name
-    what: AttrValue | DimRange | Recipe | State | None
+    what: T
     type: TypeTree | None = None
 
 
@@ -117,8 +117,8 @@ class ModuleTree:
     """A whole module."""
 
     name: Name = field(default_factory=lambda: Name(0, 0, ""))
-    meta: list[Declaration] = field(default_factory=list[Declaration])
-    dims: list[Declaration] = field(default_factory=list[Declaration])
-    weights: list[Declaration] = field(default_factory=list[Declaration])
-    states: list[Declaration] = field(default_factory=list[Declaration])
+    meta: list[Declaration[AttrValue]] = field(default_factory=list[Declaration[AttrValue]])
+    dims: list[Declaration[DimRange]] = field(default_factory=list[Declaration[DimRange]])
+    weights: list[Declaration[Recipe]] = field(default_factory=list[Declaration[Recipe]])
+    states: list[Declaration[State]] = field(default_factory=list[Declaration[State]])
     functions: list[FunctionTree] = field(default_factory=list[FunctionTree])

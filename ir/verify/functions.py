@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from omnic.errors import InputError
 from omnic.ir.dims import Dim, Expr, symbols
-from omnic.ir.graph import AttrValue, Function, Module, Value
+from omnic.ir.graph import Function, Module, Value, dims_of
 from omnic.ir.op import all_ops
 from omnic.ir.types import Storage, TensorType
 from omnic.ir.verify.declarations import storage_problem, undeclared
@@ -109,18 +109,12 @@ def declared_dims(module: Module, function: Function) -> Iterator[Problem]:
             for name in undeclared(module, value.type.shape):
                 yield _undeclared(module, name, Place("type", function.name, index, number))
         for key, attr in node.attrs.items():
-            for name in undeclared(module, tuple(_dims_of(attr))):
+            for name in undeclared(module, tuple(dims_of(attr))):
                 yield _undeclared(module, name, Place("attr", function.name, index, key))
 
 
 def _undeclared(module: Module, name: str, place: Place) -> Problem:
     return Problem(f"dim {name} is not declared", place, f"declare it: dim {name} in 1..N")
-
-
-def _dims_of(value: AttrValue) -> list[Dim]:
-    if isinstance(value, Expr):
-        return [value]
-    return [d for v in value for d in _dims_of(v)] if isinstance(value, tuple) else []
 
 
 def bound_dims(module: Module, function: Function) -> Iterator[Problem]:
@@ -138,7 +132,7 @@ def bound_dims(module: Module, function: Function) -> Iterator[Problem]:
                 solved = True
     for index, node in enumerate(function.nodes):
         seen: list[tuple[Place, list[Dim]]] = [
-            (Place("attr", function.name, index, key), _dims_of(attr)) for key, attr in node.attrs.items()]
+            (Place("attr", function.name, index, key), dims_of(attr)) for key, attr in node.attrs.items()]
         seen += [(Place("type", function.name, index, i), list(v.type.shape)) for i, v in enumerate(node.results)]
         for place, dims in seen:
             for name in sorted({s for d in dims for s in symbols(d)} & declared - known):

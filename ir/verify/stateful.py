@@ -89,7 +89,7 @@ def versions(module: Module, function: Function) -> Iterator[Problem]:
 
 def rings(module: Module, function: Function) -> Iterator[Problem]:
     """An op on a state wraps around exactly when the state is a ring."""
-    state_of: dict[Value, str] = {p.value: p.state for p in function.params if p.state in module.states}
+    state_of = {p.value: p.state for p in function.params if p.state is not None and p.state in module.states}
     ops = all_ops()
     for index, node in enumerate(function.nodes):
         op = ops.get(node.op)
