@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from omnic.ir.caps import Caps
 from omnic.ir.graph import Module
-from omnic.ir.weights import WeightStore
+from omnic.ir.weights import Source, WeightStore
 
 __all__ = ["EmitRequest", "Emitted", "Progress", "Target"]
 
@@ -97,6 +97,7 @@ class Target(ABC):
         ``inputs`` are the parameters of ``function`` without its states.
         """
 
+    @abstractmethod
     def capture_part(self, bundle: Path, inputs: Mapping[str, NDArray[Any]], names: Sequence[str],
                      function: str = "forward") -> dict[str, NDArray[np.float32]]:
         """Run only the part of the saved program between the values ``inputs`` and the values ``names``.
@@ -104,4 +105,11 @@ class Target(ABC):
         ``inputs`` names any values (states included) that together determine ``names``; only the
         weights of that part are loaded.  This is how a program larger than memory is checked.
         """
-        raise NotImplementedError(f"{self.name} cannot run a part of its program")
+
+    @abstractmethod
+    def weights(self, bundle: Path) -> Source:
+        """Return the weights of the bundle's ``module.ir`` as read back from the program's own bytes."""
+
+    def disk_bytes(self, weight_bytes: int) -> int:
+        """Return the bytes that a bundle of ``weight_bytes`` of weights takes while it is written."""
+        return weight_bytes + 64_000_000
