@@ -1,16 +1,22 @@
-"""What running a module's ``forward`` gives, whoever runs it."""
+"""Running modules: what ``forward`` gives, and the interface by which calibrating passes look inside."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Outputs"]
+if TYPE_CHECKING:
+    from omnic.ir.graph import Module
+    from omnic.ir.weights import WeightStore
+
+__all__ = ["Executor", "ExecutorFactory", "Outputs", "Visit"]
 
 Floats = npt.NDArray[np.floating[Any]]
+Visit = Callable[[str, tuple[npt.NDArray[Any] | None, ...], tuple[npt.NDArray[Any], ...]], None]
 
 
 @dataclass(frozen=True)
@@ -28,3 +34,28 @@ class Outputs:
     hidden: Floats | None = None
     mtp: Floats | None = None
     verifier: Floats | None = None
+
+
+class Executor(Protocol):
+    """Evaluates one module on whole sequences, for passes that need real activations (GPTQ, AWQ, KV statistics).
+
+    The command line injects one that computes in torch; the reference's is
+    :class:`omnic.ir.reference.ReferenceExecutor`.
+    """
+
+    def forward(self, tokens: npt.NDArray[np.int64]) -> Outputs:
+        """Return what ``forward`` says about tokens i64[B, T] from empty states, logits of every position."""
+        ...
+
+    def observe(self, tokens: npt.NDArray[np.int64], nodes: Collection[str], visit: Visit) -> None:
+        """Run ``forward`` on tokens i64[B, T] and call ``visit(node, operands, results)`` for each named node.
+
+        Long sequences may be run in chunks, so a node may be visited several times, in order of the tokens.
+
+        Raises:
+            InputError: a name is not a node of the function.
+        """
+        ...
+
+
+ExecutorFactory = Callable[["Module", "WeightStore"], Executor]

@@ -29,7 +29,7 @@ from omnic.errors import InputError
 from omnic.ir.op import Array
 from omnic.ir.types import Storage
 
-__all__ = ["FP4_LEVELS", "NF4_LEVELS", "QTensor", "check_storage", "decode", "pack_codes", "pack_scales", "quantise",
+__all__ = ["FP4_LEVELS", "NF4_LEVELS", "QTensor", "check_storage", "decode", "layout", "pack_codes", "pack_scales", "quantise",
            "scale_shape", "unpack_codes", "unpack_scales", "zeros"]
 
 _PEAK = {"i8": 127.0, "i4": 7.0, "i2": 1.0, "nf4": 1.0, "fp4": 6.0, "t2": 1.0}
@@ -109,8 +109,26 @@ def scale_shape(type: Storage, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:axis], *shape[axis + 1 :], type.groups(shape[axis]))
 
 
+def layout(type: Storage, shape: tuple[int, ...]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """Return dtype and shape of each tensor that holds a quantised tensor of ``shape`` in a file, by name suffix."""
+    axis = len(shape) + type.axis
+    others = (*shape[:axis], *shape[axis + 1 :])
+    scale = scale_shape(type, shape)
+    found: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
+        "": (np.dtype(np.uint8), (*others, -(-shape[axis] * type.bits // 8)))}
+    if type.scale == "s4":
+        found[".scale"] = (np.dtype(np.uint8), (*others, -(-scale[-1] // 2)))
+    else:
+        found[".scale"] = (np.dtype(np.float16 if type.scale == "f16" else np.float32), scale)
+    if type.asym:
+        found[".zero"] = (np.dtype(np.uint8), scale)
+    if type.scale == "s4":
+        found[".row"] = (np.dtype(np.float32), others)
+    return found
+
+
 def _grouped(x: Array, type: Storage) -> Array:
-    """Return ``x`` as [..., groups, size of a group], a ragged tail filled with its own last number."""
+    """Return ``x`` as [..., groups, size of a group], a ragged tail filled with zeros."""
     if type.group == -1:
         return x.reshape(x.shape[0], -1)
     moved = np.moveaxis(x, type.axis, -1)

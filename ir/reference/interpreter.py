@@ -20,6 +20,7 @@ from omnic.ir.reference.binding import Numbers, bind_dims, coerce, empty_state, 
 __all__ = ["Interpreter", "Numbers", "Routing", "Trace", "WeightReader", "empty_states"]
 
 Trace = Callable[[Node, tuple[Numbers, ...]], None]
+Observer = Callable[[Node, tuple[Any, ...], tuple[Numbers, ...]], None]
 Routing = tuple[Array, Array]
 
 
@@ -87,6 +88,7 @@ class Interpreter:
         states: Mapping[str, Numbers] | None = None,
         trace: Trace | None = None,
         routing: Mapping[str, Routing] | None = None,
+        observe: Observer | None = None,
     ) -> dict[str, Any]:
         """Evaluate ``function``.
 
@@ -96,6 +98,7 @@ class Interpreter:
             states: the states by name, as an earlier call returned them; empty ones when None.
             trace: called after every node with its results.
             routing: for router nodes by name, the (indices, gates) that replace the router's own.
+            observe: called after every node with its operands as the op saw them and its results.
 
         Returns:
             Results by name; a state result under the state's name, in its storage (f16 and bf16 numbers, or
@@ -108,11 +111,14 @@ class Interpreter:
         where = f"@{function}"
         run = self._bind(target, inputs, states, where)
         for step in self._plan(target):
-            results = self._step(step, run, routing)
+            operands = self._operands(step, run)
+            results = self._step(step, operands, run, routing)
             for value, result in zip(step.node.results, results, strict=True):
                 run.values[value] = result
             if trace is not None:
                 trace(step.node, results)
+            if observe is not None:
+                observe(step.node, operands, results)
             for value in step.last:
                 run.values.pop(value, None)
                 run.decoded.pop(value, None)
@@ -210,15 +216,19 @@ class Interpreter:
         dims = tuple(a.name for a in op.attrs if a.kind == "dims")
         return _Step(node, op, op.bind(node.attrs), dims, raw, last)
 
-    def _step(self, step: _Step, run: _Run, routing: Mapping[str, Routing] | None) -> tuple[Numbers, ...]:
+    def _operands(self, step: _Step, run: _Run) -> tuple[Any, ...]:
+        operands: list[Any] = []
+        for value, raw in zip(step.node.operands, step.raw, strict=True):
+            operands.append(None if value is None else self._numbers(value, run) if raw else self._decoded(value, run))
+        return tuple(operands)
+
+    def _step(self, step: _Step, operands: tuple[Any, ...], run: _Run,
+              routing: Mapping[str, Routing] | None) -> tuple[Numbers, ...]:
         node, attrs = step.node, step.attrs
         if step.dims:
             attrs = {**attrs, **{name: _known(attrs[name], run.dims) for name in step.dims}}
-        operands: list[Any] = []
-        for value, raw in zip(node.operands, step.raw, strict=True):
-            operands.append(None if value is None else self._numbers(value, run) if raw else self._decoded(value, run))
         try:
-            found: Any = step.op.reference(*step.op.arrange(tuple(operands)), **attrs)
+            found: Any = step.op.reference(*step.op.arrange(operands), **attrs)
         except InputError as error:
             raise InputError(f"{node.name}: {error.message}", error.hint) from error
         except (ValueError, IndexError, TypeError) as error:

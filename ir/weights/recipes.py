@@ -84,7 +84,8 @@ class Evaluator:
         if kind in INITIALISERS:
             return cast(tuple[int, ...], recipe.args.get("shape", self.type_shape))
         if kind == "load":
-            return self._source(recipe).shape(self.leaf_name(recipe))
+            # Codes lie packed in a file, so their shape there is not the tensor's.
+            return self.type_shape if self.suffixes(recipe) != ("",) else self._source(recipe).shape(self.leaf_name(recipe))
         if kind == "stored":
             return self._stored(recipe).shape
         first = self.shape(inputs[0])
@@ -111,6 +112,14 @@ class Evaluator:
         if name not in self.source.names():
             raise BundleError(f"{self.source.description} has no tensor '{name}'")
         return self.source
+
+    def suffixes(self, leaf: Recipe) -> tuple[str, ...]:
+        """Return the endings of the tensors a leaf reads: only ``""`` unless the source holds it as packed codes."""
+        have = set(self.source.names()) if self.source is not None and leaf.kind == "load" else set[str]()
+        name = self.leaf_name(leaf)
+        if name + ".scale" not in have:
+            return ("",)
+        return tuple(s for s in ("", ".scale", ".zero", ".row") if name + s in have)
 
     def _stored(self, recipe: Recipe) -> Array | QTensor:
         key = str(_arg(recipe, "hash"))
@@ -233,6 +242,8 @@ class Evaluator:
             found = self._stored(recipe)
             if isinstance(found, QTensor):
                 return self._typed(found, type).pick(slice(*rows))
+        if kind == "load" and self.suffixes(recipe) != ("",):
+            return self._unpacked(recipe, type, rows)
         if kind == "slice" and int(_arg(recipe, "axis")) == 0 and _quantises(recipe):
             start = int(_arg(recipe, "start"))
             return self.quantised(recipe.inputs[0], type, (rows[0] + start, rows[1] + start))
@@ -251,6 +262,20 @@ class Evaluator:
         if found.type != type:
             raise BundleError(f"weight '{self.name}' is {type}, its stored result is {found.type}")
         return found
+
+    def _unpacked(self, leaf: Recipe, type: Storage, rows: tuple[int, int]) -> QTensor:
+        """Read rows of codes and scales as :meth:`omnic.ir.weights.WeightStore.parts` wrote them."""
+        source, name = self._source(leaf), self.leaf_name(leaf)
+        parts = {s: source.read(name + s, (rows, *whole(source.shape(name + s)[1:]))) for s in self.suffixes(leaf)}
+        shape = (rows[1] - rows[0], *self.type_shape[1:])
+        want = packing.layout(type, shape)
+        found = {s: (p.dtype, p.shape) for s, p in parts.items()}
+        if found != want:
+            raise BundleError(f"tensors '{name}*' of {source.description} are not {type} codes of {list(self.type_shape)}")
+        scale = parts[".scale"] if ".row" not in parts else packing.unpack_scales(parts[".scale"], type.groups(shape[type.axis]))
+        if not (np.isfinite(scale).all() and np.isfinite(parts.get(".row", scale)).all()):
+            raise BundleError(f"tensor '{name}.scale' of {source.description} holds NaN or infinite scales")
+        return QTensor(packing.unpack_codes(parts[""], type, shape), scale, parts.get(".zero"), type, parts.get(".row"))
 
     def _joined(self, recipe: Recipe, type: Storage, rows: tuple[int, int]) -> QTensor:
         parts: list[QTensor] = []

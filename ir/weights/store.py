@@ -27,7 +27,7 @@ class WeightStore:
     """Numbers and bytes of the weights of ``module``.
 
     Nothing is read or drawn before it is asked for, and nothing is kept: a weight is made again on each call.
-    Use :meth:`load`, :meth:`of`, :meth:`random` or :meth:`random_packed`.
+    Use :meth:`load`, :meth:`loaded`, :meth:`of`, :meth:`random` or :meth:`random_packed`.
 
     Args:
         module: whose recipes say how each weight is made.
@@ -49,16 +49,19 @@ class WeightStore:
         Raises:
             BundleError: the file is damaged or truncated, or tensors are missing, left over or misshapen.
         """
-        store = cls(module, SafetensorsSource(path), results=results)
+        return cls.loaded(module, SafetensorsSource(path), results)
+
+    @classmethod
+    def loaded(cls, module: Module, source: Source, results: ResultStore | None = None) -> WeightStore:
+        """Return a store over ``source``, checked as :meth:`load` does."""
+        store = cls(module, source, results=results)
         store.check()
         return store
 
     @classmethod
     def of(cls, module: Module, arrays: Mapping[str, Any], results: ResultStore | None = None) -> WeightStore:
         """Return a store over arrays in memory, checked as :meth:`load` does."""
-        store = cls(module, ArraySource(arrays), results=results)
-        store.check()
-        return store
+        return cls.loaded(module, ArraySource(arrays), results)
 
     @classmethod
     def random(cls, module: Module, seed: int = 0) -> WeightStore:
@@ -75,8 +78,11 @@ class WeightStore:
         return WeightStore(module, self.source, self.seed, self.results, self._random_codes)
 
     # -- checks -------------------------------------------------------------------------------------------
-    def check(self) -> None:
+    def check(self, whole: bool = True) -> None:
         """Compare the source with what the module's weights want.
+
+        Args:
+            whole: the module is the whole model, so that a tensor it does not want is an error.
 
         Raises:
             BundleError: tensors are missing, misshapen or left over; all are listed together.
@@ -91,9 +97,12 @@ class WeightStore:
                 if leaf.kind == "stored":
                     continue
                 name = evaluator.leaf_name(leaf)
-                wanted[name] = evaluator.shape(leaf) if leaf.kind in INITIALISERS else wanted.get(name)
+                for suffix in evaluator.suffixes(leaf):
+                    wanted[name + suffix] = None
+                if leaf.kind in INITIALISERS:
+                    wanted[name] = evaluator.shape(leaf)
         missing = [name for name in wanted if name not in have]
-        extra = [name for name in self.source.names() if name not in wanted]
+        extra = [name for name in self.source.names() if whole and name not in wanted]
         misshapen = [f"{name} is {list(self.source.shape(name))}, want {list(shape)}" for name, shape in wanted.items()
                      if shape is not None and name in have and self.source.shape(name) != shape]
         misshapen += self._misfits(have) if not (missing or misshapen) else []
@@ -247,20 +256,7 @@ def part_layout(type: TensorType) -> dict[str, tuple[np.dtype[Any], tuple[int, .
     shape, element = fixed_shape(type), type.element
     if not isinstance(element, Storage):
         return {"": (element.numpy, shape)}
-    axis = len(shape) + element.axis
-    others = (*shape[:axis], *shape[axis + 1 :])
-    scale = packing.scale_shape(element, shape)
-    found: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
-        "": (np.dtype(np.uint8), (*others, -(-shape[axis] * element.bits // 8)))}
-    if element.scale == "s4":
-        found[".scale"] = (np.dtype(np.uint8), (*scale[:-1], -(-scale[-1] // 2)))
-    else:
-        found[".scale"] = (np.dtype(np.float16 if element.scale == "f16" else np.float32), scale)
-    if element.asym:
-        found[".zero"] = (np.dtype(np.uint8), scale)
-    if element.scale == "s4":
-        found[".row"] = (np.dtype(np.float32), others)
-    return found
+    return packing.layout(element, shape)
 
 
 def fixed_shape(type: TensorType) -> tuple[int, ...]:

@@ -1,0 +1,252 @@
+"""Numeric classes, and the judgement whether a program's logits agree with the reference.
+
+Errors are relative to the rms of the reference's logits.  A position is *AMBIGUOUS* when the reference
+itself is nearly undecided there: its top-1 margin, or the margin of a router between what it chose and
+what it did not, is below four times the error of the class, so that rounding may decide.  Such a
+position is excused from the choice of the top token; where a router is nearly undecided the program
+runs again with the reference's routing forced and must then match.  A check with more than 2 % of its
+positions excused fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from omnic.errors import InputError, nearest
+from omnic.ir.op import Array
+
+__all__ = ["AMBIGUOUS_FACTOR", "AMBIGUOUS_SHARE", "CLASSES", "Case", "NumericClass", "compare", "find_class", "kl_divergence",
+           "logit_rms", "near_ties", "router_margin", "router_ties", "top_margin"]
+
+AMBIGUOUS_FACTOR = 4.0
+AMBIGUOUS_SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class NumericClass:
+    """How far a program may be from the reference.
+
+    Attributes:
+        name: such as ``f32``.
+        error: expected size of its errors, relative to the rms of the logits; it defines near-ties.
+        bound: largest allowed max abs error over logit rms; None where only the choice and the
+            distribution count.
+        kl: largest allowed mean KL divergence in nats; None where ``bound`` says it all.
+        reason: why these numbers.
+    """
+
+    name: str
+    error: float
+    bound: float | None
+    kl: float | None
+    reason: str
+
+
+CLASSES: Mapping[str, NumericClass] = {
+    c.name: c for c in (
+        NumericClass("f64", 1e-9, 1e-9, None, "f64 sums in another order; 1e-16 each, some thousands of terms, deep"),
+        NumericClass("f32", 2e-5, 2e-5, None, "f32 sums in another order and other exp and tanh"),
+        NumericClass("f16", 2e-3, 2e-3, None, "states or weights rounded to 16 bits, sums in f32"),
+        NumericClass("int8", 2e-2, None, 1e-3, "activations rounded to 8 bits: rounding decides ties, not meaning"),
+    )
+}
+
+
+def find_class(name: str) -> NumericClass:
+    """Return the numeric class called ``name``.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in CLASSES:
+        near = nearest(name, list(CLASSES))
+        raise InputError(f"unknown numeric class '{name}'", f"did you mean '{near}'?" if near else f"known: {', '.join(CLASSES)}")
+    return CLASSES[name]
+
+
+def logit_rms(logits: Array) -> float:
+    """Return the root mean square of all logits about their mean per position (softmax ignores that mean)."""
+    wide = np.asarray(logits, np.float64)
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    return float(np.sqrt(np.mean(centred * centred))) if centred.size else 0.0
+
+
+def top_margin(logits: Array) -> Array:
+    """Return the distance between the largest and the second largest logit of each position."""
+    if logits.shape[-1] < 2:
+        return np.full(logits.shape[:-1], np.inf)
+    two = np.partition(np.asarray(logits, np.float64), (-2, -1), axis=-1)[..., -2:]
+    return two[..., 1] - two[..., 0]
+
+
+def near_ties(logits: Array, kind: NumericClass) -> Array:
+    """Return at which positions the reference's top token is undecided within the class (bool)."""
+    return top_margin(logits) < AMBIGUOUS_FACTOR * kind.error * logit_rms(logits)
+
+
+def router_margin(
+    logits: Array,
+    top_k: int,
+    groups: tuple[int, ...] | None = None,
+    top_groups: int = 1,
+    score: str = "softmax",
+    bias: Array | None = None,
+    group_logits: Array | None = None,
+) -> Array:
+    """Return by how much each position's routing is decided, in units of router logits.
+
+    The margin between the last expert chosen and the first left out among the groups chosen, and with groups
+    the margin between the groups.  A margin between sigmoids is divided by their steepest slope, 1/4: two
+    logits must move by at least that much for the scores to meet.
+
+    Args:
+        logits: [..., E].
+        top_k: experts chosen.
+        groups: sizes of contiguous groups, or None.
+        top_groups: groups chosen.
+        score: ``softmax`` (selection by logits) or ``sigmoid``.
+        bias: [E], added for selection.
+        group_logits: [..., G] of a group gate; the group's best expert score when None.
+    """
+    wide = np.asarray(logits, np.float64)
+    slope = 0.25 if score == "sigmoid" else 1.0
+    scores = 0.5 * (1 + np.tanh(0.5 * wide)) if score == "sigmoid" else wide
+    scores = scores if bias is None else scores + np.asarray(bias, np.float64)
+    margin = np.full(wide.shape[:-1], np.inf)
+    if groups is not None and len(groups) > 1:
+        starts = np.cumsum((0, *groups[:-1]))
+        own = group_logits is not None
+        of_group = np.asarray(group_logits, np.float64) if own else np.maximum.reduceat(scores, starts, axis=-1)
+        ranked = np.argsort(-of_group, axis=-1, kind="stable")
+        if top_groups < len(groups):
+            margin = _gap(of_group, top_groups) / (1.0 if own else slope)
+        chosen = np.zeros(of_group.shape, bool)
+        np.put_along_axis(chosen, ranked[..., :top_groups], True, axis=-1)
+        scores = np.where(np.repeat(chosen, groups, axis=-1), scores, -np.inf)
+    return np.minimum(margin, _gap(scores, top_k) / slope)
+
+
+def _gap(scores: Array, k: int) -> Array:
+    """Return the distance between the k-th and the next largest; infinite when there is no next."""
+    if k >= scores.shape[-1]:
+        return np.full(scores.shape[:-1], np.inf)
+    ordered = np.partition(scores, (-k - 1, -k), axis=-1)
+    left = ordered[..., -k - 1]
+    return np.where(np.isneginf(left), np.inf, ordered[..., -k] - np.where(np.isneginf(left), 0.0, left))
+
+
+def router_ties(margin: Array, logits: Array, kind: NumericClass) -> Array:
+    """Return at which positions a router is undecided within the class (bool, the shape of ``margin``)."""
+    rms = float(np.sqrt(np.mean(np.square(np.asarray(logits, np.float64))))) if logits.size else 0.0
+    return margin < AMBIGUOUS_FACTOR * kind.error * rms
+
+
+def kl_divergence(reference: Array, found: Array) -> Array:
+    """Return KL(reference || found) in nats of the softmax of each position's logits."""
+    a, b = _log_softmax(reference), _log_softmax(found)
+    return np.asarray(np.sum(np.exp(a) * (a - b), axis=-1))
+
+
+def _log_softmax(logits: Array) -> Array:
+    wide = np.asarray(logits, np.float64)
+    shifted = wide - wide.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
+
+
+@dataclass(frozen=True)
+class Case:
+    """The judgement of one comparison (an entry of ``parity.json``).
+
+    Attributes:
+        name: what was compared.
+        max_abs: largest absolute error, with forced routing where that was needed.
+        logit_rms: rms of the reference's logits.
+        ratio: ``max_abs / logit_rms``.
+        ambiguous: positions that were excused: another top token at a near-tie, or beyond the bound before
+            the routing was forced.
+        positions: positions compared.
+        kl: mean KL divergence in nats.
+        bound: of ``ratio``, None in a class without one.
+        ok: whether the program is right.
+        problem: what is wrong, empty when ok.
+    """
+
+    name: str
+    max_abs: float
+    logit_rms: float
+    ratio: float
+    ambiguous: int
+    positions: int
+    kl: float
+    bound: float | None
+    ok: bool
+    problem: str = ""
+
+
+def compare(
+    name: str,
+    found: Array,
+    reference: Array,
+    kind: NumericClass,
+    undecided_routing: Array | None = None,
+    replay: Callable[[], Array] | None = None,
+) -> Case:
+    """Judge logits against the reference's.
+
+    Args:
+        name: what is compared.
+        found: [..., V] logits of the program.
+        reference: [..., V] logits of the reference.
+        kind: numeric class of the program.
+        undecided_routing: [...], where a router was undecided (:func:`router_ties`) at this position or at one it
+            attends to.
+        replay: runs the program again with the reference's routing forced and returns its logits.
+
+    Raises:
+        InputError: the shapes differ.
+    """
+    if found.shape != reference.shape:
+        raise InputError(f"{name}: logits are {list(found.shape)}, the reference's {list(reference.shape)}")
+    positions = int(np.prod(reference.shape[:-1], dtype=np.int64))
+    rms = logit_rms(reference)
+    wide = np.asarray(reference, np.float64).reshape(positions, -1)
+    got = np.asarray(found, np.float64).reshape(positions, -1)
+    if not np.isfinite(got).all():
+        return Case(name, np.inf, rms, np.inf, 0, positions, np.inf, kind.bound, False, "logits are NaN or infinite")
+    excused = np.zeros(positions, bool)
+    if undecided_routing is not None and undecided_routing.any() and _beyond(got, wide, rms, kind).any():
+        excused |= _beyond(got, wide, rms, kind) & undecided_routing.reshape(positions)
+        if replay is not None:
+            got = np.asarray(replay(), np.float64).reshape(positions, -1)
+    flipped = got.argmax(-1) != wide.argmax(-1)
+    ties = near_ties(wide, kind)
+    excused |= flipped & ties
+    return _verdict(name, got, wide, rms, kind, excused, flipped & ~ties)
+
+
+def _beyond(got: Array, wide: Array, rms: float, kind: NumericClass) -> Array:
+    """Return the positions outside the class."""
+    if kind.bound is None:
+        return got.argmax(-1) != wide.argmax(-1)
+    return np.abs(got - wide).max(-1) > kind.bound * rms
+
+
+def _verdict(name: str, got: Array, wide: Array, rms: float, kind: NumericClass, excused: Array, flipped: Array) -> Case:
+    positions = len(wide)
+    worst = float(np.abs(got - wide).max()) if wide.size else 0.0
+    ratio = worst / rms if rms > 0 else (0.0 if worst == 0 else np.inf)
+    kl = float(kl_divergence(wide, got).mean()) if positions else 0.0
+    problems: list[str] = []
+    if kind.bound is not None and ratio > kind.bound:
+        problems.append(f"max abs error over logit rms is {ratio:.2e}, the bound of {kind.name} is {kind.bound:.0e}")
+    if kind.bound is None and flipped.any():
+        problems.append(f"{int(flipped.sum())} of {positions} positions choose another token outside near-ties")
+    if kind.kl is not None and kl > kind.kl:
+        problems.append(f"mean KL is {kl:.2e}, the bound of {kind.name} is {kind.kl:.0e}")
+    count = int(excused.sum())
+    if kind.bound is not None and count > AMBIGUOUS_SHARE * positions:
+        problems.append(f"{count} of {positions} positions are ambiguous, more than {AMBIGUOUS_SHARE:.0%}")
+    return Case(name, worst, rms, ratio, count, positions, kl, kind.bound, not problems, "; ".join(problems))
