@@ -40,6 +40,9 @@ lint: setup
 types: setup
 	$(PY) -m pyright -p .typing --pythonpath $(PY)
 
+docs: setup
+	$(PY) docs/generate.py
+
 links: setup
 	$(PY) .typing/link.py
 

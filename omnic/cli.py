@@ -105,7 +105,7 @@ def overview() -> str:
     return "\n".join(lines)
 
 
-def _parser_of(verb: str) -> tuple[_Parser, Any]:
+def parser_of(verb: str) -> tuple[_Parser, Any]:
     """Return the parser and the module of one verb."""
     module = verbs.load(verb)
     parser = _Parser(prog=f"omnic {verb}", description=module.HELP, allow_abbrev=False)
@@ -141,7 +141,7 @@ def _dispatch(argv: Sequence[str]) -> int:
             f"unknown verb '{first}'" + (f"; did you mean '{near}'?" if near else ""),
             "see: omnic --help",
         )
-    parser, module = _parser_of(first)
+    parser, module = parser_of(first)
     try:
         args = parser.parse_args(rest)
     except SystemExit as stop:  # --help of a verb

@@ -1,0 +1,1 @@
+../../omnic/cli_page.py
