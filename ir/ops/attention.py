@@ -8,7 +8,7 @@ import numpy as np
 
 from omnic.ir.dims import Dim
 from omnic.ir.op import Array, Attr, In, ShapeError, register
-from omnic.ir.ops.composite import Composite, as_element, check_rank, check_shape, plain, scalar
+from omnic.ir.ops.composite import Composite, as_element, check_rank, check_shape, plain, scalar, select
 from omnic.ir.types import DType, TensorType
 
 if TYPE_CHECKING:
@@ -23,8 +23,9 @@ _DOUBLINGS = 16
 
 def ancestors(parents: Array) -> Array:
     """Return bool [B, T, T]: whether token j is token t or an ancestor of it, from ``parents`` [B, T] (-1 = root)."""
-    tokens = parents.shape[1]
-    reach = ((parents[:, :, None] == np.arange(tokens)) | np.eye(tokens, dtype=bool)).astype(np.float32)
+    tokens: int = parents.shape[1]
+    direct = np.equal(parents[:, :, None], np.arange(tokens))
+    reach = np.logical_or(direct, np.eye(tokens, dtype=bool)).astype(np.float32)
     for _ in range(_doublings(tokens)):
         reach = np.minimum(np.matmul(reach, reach), 1.0)
     return reach > 0.5
@@ -63,11 +64,11 @@ def attend(
     scores *= scale
     if softcap:
         scores = softcap * np.tanh(scores / softcap)
-    scores = np.where(seen[:, None, None], scores, -np.inf)
+    scores = select(seen[:, None, None], scores, -np.inf)
     peak = np.max(scores, axis=-1, keepdims=True)
     if sinks is not None:
         peak = np.maximum(peak, sinks.reshape(1, groups, per, 1, 1))
-    peak = np.where(np.isfinite(peak), peak, np.zeros_like(peak))
+    peak = select(np.isfinite(peak), peak, np.zeros_like(peak))
     scores -= peak
     weights = np.exp(scores, out=scores)
     total = np.sum(weights, axis=-1, keepdims=True)
@@ -75,7 +76,7 @@ def attend(
         total = total + np.exp(sinks.reshape(1, groups, per, 1, 1) - peak)
     out = np.matmul(weights.reshape(batch, groups, per * tokens, slots), v)
     out = out.reshape(batch, groups, per, tokens, v.shape[-1])
-    out = out / np.where(total > 0, total, np.ones_like(total))
+    out = out / select(total > 0, total, np.ones_like(total))
     return out.reshape(batch, heads, tokens, v.shape[-1])
 
 

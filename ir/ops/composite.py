@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from omnic.ir.dims import Dim
 from omnic.ir.op import Array, Op, ShapeError, find_op
 from omnic.ir.types import DType, ElementType, Storage, TensorType
@@ -12,7 +14,8 @@ if TYPE_CHECKING:
     from omnic.ir.builder import FunctionBuilder
     from omnic.ir.graph import Value
 
-__all__ = ["ACTIVATIONS", "Composite", "activate", "as_element", "check_shape", "decompose_activation", "plain"]
+__all__ = ["ACTIVATIONS", "Composite", "activate", "as_element", "check_fits", "check_rank",
+           "check_shape", "decompose_activation", "plain", "scalar", "select"]
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu")
 
@@ -77,6 +80,11 @@ def as_element(b: FunctionBuilder, value: Value, element: ElementType) -> Value:
 def scalar(b: FunctionBuilder, number: float, like: Value) -> Value:
     """Return a constant of the element type of ``like``."""
     return b.constant(float(number), plain(like.type))
+
+
+def select(condition: Array, yes: Array, no: Array | float) -> Array:
+    """Return numpy.where, typed."""
+    return np.where(condition, yes, no)
 
 
 def activate(x: Array, kind: str) -> Array:

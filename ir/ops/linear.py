@@ -21,6 +21,7 @@ from omnic.ir.ops.composite import (
     decompose_activation,
     plain,
     scalar,
+    select,
 )
 from omnic.ir.ops.elementwise import round_to
 from omnic.ir.ops.index import check_indices
@@ -59,7 +60,7 @@ def quantise_activation(x: Array, act: str) -> Array:
         return x
     shaped = x if group == 0 else x.reshape(*x.shape[:-1], x.shape[-1] // group, group)
     peak = np.max(np.abs(shaped), axis=-1, keepdims=True)
-    step = np.where(peak > 0, peak / 127.0, np.ones_like(peak))
+    step = select(peak > 0, peak / 127.0, np.ones_like(peak))
     return (np.round(shaped / step) * step).reshape(x.shape)
 
 

@@ -19,6 +19,7 @@ from omnic.ir.ops.composite import (
     decompose_activation,
     plain,
     scalar,
+    select,
 )
 from omnic.ir.ops.index import check_indices, stable_topk
 from omnic.ir.ops.reduce import softmax
@@ -101,20 +102,20 @@ class Router(Composite):
         logits = x @ gate.T
         squashed = find_op("sigmoid").reference(logits)
         assert isinstance(squashed, np.ndarray)
-        select = logits if attrs["score"] == "softmax" else squashed
+        score = logits if attrs["score"] == "softmax" else squashed
         if bias is not None:
-            select = select + bias
+            score = score + bias
         groups = attrs["groups"]
         group_logits = None if group_gate is None else x @ group_gate.T
         member = np.zeros(0, np.int64)
         if groups is not None:
             member = np.repeat(np.arange(len(groups)), groups)
             starts = np.cumsum((0, *groups[:-1]))
-            best = np.maximum.reduceat(select, starts, axis=-1) if group_logits is None else group_logits
+            best = np.maximum.reduceat(score, starts, axis=-1) if group_logits is None else group_logits
             _, kept = stable_topk(best, attrs["top_groups"])
             allowed = np.any(member == kept[..., None], axis=-2)
-            select = np.where(allowed, select, -np.inf)
-        _, indices = stable_topk(select, attrs["top_k"])
+            score = select(allowed, score, -np.inf)
+        _, indices = stable_topk(score, attrs["top_k"])
         chosen = np.take_along_axis(logits, indices, axis=-1)
         if attrs["score"] == "sigmoid":
             gates = np.take_along_axis(squashed, indices, axis=-1)
@@ -267,7 +268,7 @@ class Moe(Composite):
             out = hidden @ down[expert].T
             if down_bias is not None:
                 out = out + down_bias[expert]
-            share = np.sum(np.where(chosen == expert, weights, np.zeros_like(weights)), axis=-1, keepdims=True)
+            share = np.sum(select(np.equal(chosen, expert), weights, np.zeros_like(weights)), axis=-1, keepdims=True)
             y += share.astype(y.dtype) * out
         return y.reshape(x.shape)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from omnic.ir.dims import Dim, floordiv
 from omnic.ir.op import Array, Attr, In, ShapeError, register
-from omnic.ir.ops.composite import Composite, as_element, check_fits, check_rank, check_shape, plain, scalar
+from omnic.ir.ops.composite import Composite, as_element, check_fits, check_rank, check_shape, plain, scalar, select
 from omnic.ir.types import DType, TensorType
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class ShortConv(Composite):
     )
     attrs = (_SNAPSHOTS,)
     outputs = ("y", "new_state", "steps")
+    updates = {"state": "new_state"}
 
     def infer(self, *types: Any, **attrs: Any) -> tuple[TensorType, ...]:
         """Types of y [B, T, C], new_state [B, K-1, C], and steps [B, T, K-1, C] with ``snapshots``."""
@@ -60,7 +61,8 @@ class ShortConv(Composite):
     def reference(self, *arrays: Any, **attrs: Any) -> tuple[Array, ...]:
         """A sum of K shifted copies."""
         x, w, bias, state, length = arrays
-        tokens, past = x.shape[1], w.shape[1] - 1
+        tokens: int = x.shape[1]
+        past: int = w.shape[1] - 1
         z = np.concatenate([state, x], axis=1)
         y = np.zeros_like(x)
         for j in range(past + 1):
@@ -68,7 +70,7 @@ class ShortConv(Composite):
         if bias is not None:
             y = y + bias
         ends = np.full(x.shape[0], tokens) if length is None else length
-        last = np.take_along_axis(z, (ends[:, None] + np.arange(past))[:, :, None], axis=1)
+        last = np.take_along_axis(z, np.add(ends[:, None], np.arange(past))[:, :, None], axis=1)
         if not attrs["snapshots"]:
             return y, last
         return y, last, z[:, 1 + np.arange(tokens)[:, None] + np.arange(past)]
@@ -127,6 +129,7 @@ class LinearRecurrence(Composite):
         _SNAPSHOTS,
     )
     outputs = ("y", "new_state", "steps")
+    updates = {"state": "new_state"}
 
     def infer(self, *types: Any, **attrs: Any) -> tuple[TensorType, ...]:
         """Types of y [B, H, T, V], new_state [B, H, K, V], and steps [B, T, H, K, V] with ``snapshots``."""
@@ -156,11 +159,11 @@ class LinearRecurrence(Composite):
     def reference(self, *arrays: Any, **attrs: Any) -> tuple[Array, ...]:
         """A loop over chunks."""
         q, k, v, log_decay, state, length = arrays
-        tokens = q.shape[2]
+        tokens: int = q.shape[2]
         decay = np.broadcast_to(log_decay, k.shape)
         if length is not None:
-            valid = (np.arange(tokens) < length[:, None])[:, None, :, None]
-            k, decay = np.where(valid, k, np.zeros_like(k)), np.where(valid, decay, np.zeros_like(decay))
+            valid = np.less(np.arange(tokens), length[:, None])[:, None, :, None]
+            k, decay = k * valid, decay * valid
         y = np.empty_like(v)
         steps: list[Array] = []
         size = 1 if attrs["form"] == "step" else attrs["chunk"]
@@ -170,7 +173,7 @@ class LinearRecurrence(Composite):
             run = np.cumsum(decay[:, :, part], axis=2)
             apart = run[:, :, :, None] - run[:, :, None]
             causal = np.tril(np.ones((qc.shape[2], qc.shape[2]), bool))[:, :, None]
-            weighted = np.exp(np.where(causal, apart, -np.inf)) * kc[:, :, None]
+            weighted = np.exp(select(causal, apart, -np.inf)) * kc[:, :, None]
             scores = np.sum(qc[:, :, :, None] * weighted, axis=-1)
             y[:, :, part] = np.matmul(scores, vc) + np.matmul(qc * np.exp(run), state)
             if attrs["snapshots"]:
