@@ -54,7 +54,6 @@ class Emitted:
         programs: role (such as ``forward``) -> relative path.
         interface: inputs, outputs and states with their types, a description that tools may read.
         nodes: node of the program -> ops of the IR it stands for, for reports (may be empty).
-        preserved: values of the IR whose numbers :meth:`Target.capture` can show, in order.
         remarks: what a user should know: choices made, fallbacks that were allowed.
     """
 
@@ -63,7 +62,6 @@ class Emitted:
     programs: Mapping[str, str]
     interface: Mapping[str, Any]
     nodes: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
-    preserved: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
 
@@ -105,6 +103,10 @@ class Target(ABC):
         ``inputs`` names any values (states included) that together determine ``names``; only the
         weights of that part are loaded.  This is how a program larger than memory is checked.
         """
+
+    @abstractmethod
+    def preserved(self, bundle: Path, function: str = "forward") -> tuple[str, ...]:
+        """Return the names of the values of ``function`` that :meth:`capture` can show, in order."""
 
     @abstractmethod
     def weights(self, bundle: Path) -> Source:
