@@ -108,8 +108,8 @@ class Attr:
         return None
 
     def is_default(self, value: AttrValue) -> bool:
-        """Whether ``value`` is the default, in kind too (1 is not 1.0)."""
-        return type(value) is type(self.default) and value == self.default
+        """Whether ``value`` is the default, in kind and sign too (1 is not 1.0, -0.0 is not 0.0)."""
+        return type(value) is type(self.default) and repr(value) == repr(self.default)
 
 
 def _is_kind(kind: AttrKind, value: AttrValue) -> bool:

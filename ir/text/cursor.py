@@ -87,7 +87,12 @@ class Cursor:
             where = "the end of the text" if token.kind == "end" else "the end of the line"
             return Bad(Diagnostic(f"expected {what} at {where}", self.source.span(before.end, before.end)))
         if token.kind == "end":
-            return Bad(Diagnostic(f"expected {what}, the text is empty", self.source.span(0, 0)))
+            return Bad(Diagnostic(f"the text is empty, expected {what}", self.source.span(0, 0)))
+        return self.misplaced(what)
+
+    def misplaced(self, what: str) -> Bad:
+        """Return the error that the next token stands where ``what`` belongs."""
+        token = self.here
         shown = f"{token.kind}{token.text}" if token.kind in "%@" else f"'{token.text}'"
         return Bad(Diagnostic(f"expected {what}, got {shown}", self.source.span(token.start, token.end)))
 
@@ -123,6 +128,8 @@ class Cursor:
     def value(self, depth: int = 0) -> AttrValue:
         """Read an attribute value: number, string, ``true``/``false``, element type, dim, or list of them."""
         token = self.here
+        if token.leads and depth == 0:
+            raise self.unexpected("a value")
         if token.kind == "[":
             return self._list(depth)
         if token.kind == "string":

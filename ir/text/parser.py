@@ -53,5 +53,6 @@ def raise_problems(problems: list[Diagnostic]) -> None:
     ordered = sorted(dict.fromkeys(problems), key=lambda d: (d.span.line, d.span.column) if d.span else (0, 0))
     shown = ordered[:MAX_PROBLEMS]
     if len(ordered) > MAX_PROBLEMS:
-        shown.append(Diagnostic(f"{len(ordered) - MAX_PROBLEMS} more errors are not shown"))
+        more = len(ordered) - MAX_PROBLEMS
+        shown.append(Diagnostic(f"{more} more {'error is' if more == 1 else 'errors are'} not shown"))
     raise DiagnosticError(shown)

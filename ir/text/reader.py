@@ -60,7 +60,10 @@ class _Reader:
             cursor.expect("{")
         except Bad as bad:
             self.note(bad)
-            self._skip_to_item()
+            while not (cursor.here.leads and cursor.here.text in (*_ITEMS, "")):
+                cursor.take()
+            if cursor.here.kind == "end":
+                return self.tree
         while cursor.here.kind not in ("}", "end"):
             before = cursor.at
             try:
@@ -71,6 +74,8 @@ class _Reader:
                     cursor.take()
                 self._skip_to_item()
         try:
+            if cursor.here.kind == "end" and self.problems:
+                return self.tree  # what the earlier error left open is not news
             cursor.expect("}", "'}' of the module")
             if cursor.here.kind != "end":
                 token = cursor.here
@@ -80,18 +85,23 @@ class _Reader:
         return self.tree
 
     def _skip_to_item(self) -> None:
+        """Go to the next line that starts an item or ends the module; over the body of what is no item."""
         cursor = self.cursor
+        depth = 0
         while cursor.here.kind != "end":
             token = cursor.here
-            if token.leads and (token.kind == "}" or (token.kind == "word" and token.text in _ITEMS)):
+            if token.leads and token.kind == "word" and (depth == 0 or token.text in _ITEMS):
                 return
+            if token.kind == "}" and depth == 0 and token.leads:
+                return
+            depth = max(0, depth + (token.kind == "{") - (token.kind == "}"))
             cursor.take()
 
     def _item(self) -> None:
         cursor = self.cursor
         token = cursor.here
         if token.kind != "word":
-            raise cursor.unexpected("meta, dim, weight, state or func")
+            raise cursor.misplaced("meta, dim, weight, state or func")
         if token.text not in _ITEMS:
             near = nearest(token.text, _ITEMS)
             hint = f"did you mean '{near}'?" if near else "a module holds: meta, dim, weight, state, func"
@@ -183,7 +193,7 @@ class _Reader:
         except Bad as bad:
             self.note(bad)
             function.whole = False
-            self._skip_to_line()
+            self._skip_to_body()
         while cursor.here.kind not in ("}", "end"):
             token = cursor.here
             if token.leads and token.kind == "word" and token.text in _ITEMS and cursor.after.kind != "(":
@@ -195,13 +205,15 @@ class _Reader:
                 self.note(bad)
                 if cursor.at == before:
                     cursor.take()
-                self._skip_to_line()
+                while not cursor.here.leads:
+                    cursor.take()
         end = cursor.here
         function.end = Where(end.start, end.end)
+        function.whole = function.whole and end.kind == "}"
         cursor.expect("}", f"'}}' of func @{function.name.text}")
 
-    def _skip_to_line(self) -> None:
-        """Go to the next line of a body, or to what ends the body."""
+    def _skip_to_body(self) -> None:
+        """Go from a wrong signature to the first line of the body, or to what ends the body."""
         cursor = self.cursor
         while cursor.here.kind != "end":
             token = cursor.here
@@ -242,10 +254,12 @@ class _Reader:
         if cursor.here.kind == "word" and cursor.here.text == "return" and cursor.after.kind not in ("=", "("):
             self._return(function)
             return
+        if cursor.here.kind != "%":
+            raise cursor.misplaced("'%name = op(...)' or 'return'")
         node = NodeTree(cursor.here.start, cursor.here.end, [])
         function.nodes.append(node)
         while True:
-            node.results.append(cursor.sigil_name("%", "'%name = op(...)' or 'return'"))
+            node.results.append(cursor.sigil_name("%", "%name"))
             if not cursor.has(","):
                 break
         cursor.expect("=")

@@ -6,13 +6,23 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from omnic.errors import Diagnostic, InputError, nearest
-from omnic.ir.dims import Dim, DimRange, symbols
+from omnic.ir.dims import Dim, DimRange, Expr, symbols
 from omnic.ir.graph import AttrValue, Function, Module, Node, Param, Result, State, Value, Weight, dims_of
-from omnic.ir.op import REQUIRED, In, Op, ShapeError, find_op
+from omnic.ir.op import REQUIRED, Attr, In, Op, ShapeError, find_op
 from omnic.ir.text.lexer import Source
 from omnic.ir.text.names import NodeNames
-from omnic.ir.text.tree import Declaration, FunctionTree, ModuleTree, Name, NodeTree, Operand, TypeTree, Where
-from omnic.ir.types import TensorType
+from omnic.ir.text.tree import (
+    Attribute,
+    Declaration,
+    FunctionTree,
+    ModuleTree,
+    Name,
+    NodeTree,
+    Operand,
+    TypeTree,
+    Where,
+)
+from omnic.ir.types import TensorType, parse_element
 
 __all__ = ["resolve"]
 
@@ -171,7 +181,7 @@ class _Body:
             return
         if len(tree.types) != len(types):
             self.note(f"{count}, {len(tree.types)} types written", Where(tree.types[0].start, tree.types[-1].end),
-                      f"it is {', '.join(str(t) for t in types)}")
+                      f"write {', '.join(str(t) for t in types)}")
             return
         for written, type in zip(tree.types, types, strict=True):
             if written.type is not None and written.type != type:
@@ -182,8 +192,6 @@ class _Body:
         assert tree.op is not None
         before = len(self.outer.problems)
         values = [self._look_up(o) for o in tree.operands]
-        for attr in tree.attrs:
-            self.outer.known_dims(dims_of(attr.value), attr.where)
         try:
             op = find_op(tree.op.text)
         except ShapeError as error:
@@ -231,8 +239,10 @@ class _Body:
                 continue
             problem = spec.check(attr.value)
             if problem:
-                self.note(f"{op.name}: attribute '{spec.name}' {problem}", attr.where)
-            elif not spec.is_default(attr.value):
+                self.note(*_wrong_value(op, spec, attr, problem))
+                continue
+            self.outer.known_dims(dims_of(attr.value), attr.where)
+            if not spec.is_default(attr.value):
                 out[spec.name] = attr.value
         given = {a.name.text for a in tree.attrs}
         for spec in op.attrs:
@@ -273,10 +283,11 @@ class _Body:
                 self.note(f"{op.name}: input '{spec.name}' is given twice", operand)
             else:
                 slots[spec.name] = value
-        for spec in op.inputs[:fixed]:
-            if not spec.optional and spec.name not in slots:
-                self.note(f"{op.name}: input '{spec.name}' is missing", tree.op, _usage(op))
         if len(self.outer.problems) > before:
+            return None
+        missing = [i.name for i in op.inputs[:fixed] if not i.optional and i.name not in slots]
+        if missing:
+            self.note(f"{op.name}: input '{missing[0]}' is missing", tree.op, _usage(op))
             return None
         return [slots.get(spec.name) for spec in op.inputs[:fixed]] + tail
 
@@ -298,9 +309,11 @@ class _Body:
         returned: dict[str, Operand] = {}
         first: dict[str, Name] = {}
         known = [r.name.text for r in tree.results]
+        meant: set[str] = set()
         for name, operand in tree.returned:
             if tree.whole and name.text not in known:
                 near = nearest(name.text, known)
+                meant.add(near or "")
                 hint = f"did you mean '{near}'?" if near else None
                 self.note(f"the signature has no result '{name.text}'", name, hint)
             if self.outer.unique(name, first, "result "):
@@ -313,7 +326,8 @@ class _Body:
             if not self.outer.unique(result.name, first, "result "):
                 continue
             if result.name.text not in returned:
-                self.note(f"result %{result.name.text} is not returned", result.name)
+                if result.name.text not in meant:
+                    self.note(f"result %{result.name.text} is not returned", result.name)
                 continue
             operand = returned[result.name.text]
             value = self._look_up(operand)
@@ -322,6 +336,21 @@ class _Body:
             elif value:
                 out.append(Result(result.name.text, value, state))
         return out
+
+
+def _wrong_value(op: Op, spec: Attr, attr: Attribute, problem: str) -> tuple[str, Where, str | None]:
+    """Return message, place and hint for an attribute whose value is of another kind."""
+    message = f"{op.name}: attribute '{spec.name}' {problem}"
+    if not isinstance(attr.value, Expr):
+        return message, attr.where, None
+    if spec.kind == "str":
+        return message, attr.where, f'a string is quoted: "{attr.value}"'
+    if spec.kind == "element":
+        try:
+            parse_element(str(attr.value))
+        except InputError as error:
+            return f"{op.name}: attribute '{spec.name}': {error.message}", attr.where, error.hint
+    return message, attr.where, None
 
 
 def _usage(op: Op) -> str:

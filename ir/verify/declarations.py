@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import get_args
 
+from omnic.errors import nearest
 from omnic.ir.dims import Dim, bounds, symbols
 from omnic.ir.graph import Module, Recipe, Role, State
 from omnic.ir.text.lexer import is_dim_name
@@ -86,20 +87,22 @@ def weights(module: Module) -> Iterator[Problem]:
 def recipes(module: Module) -> Iterator[Problem]:
     """A recipe is of a known kind and has as many inputs as that kind takes."""
     for weight in module.weights.values():
-        for message in _recipe(weight.recipe):
-            yield Problem(f"weight @{weight.name}: {message}", Place("weight", weight.name))
+        for message, hint in _recipe(weight.recipe):
+            yield Problem(f"weight @{weight.name}: {message}", Place("weight", weight.name), hint)
 
 
-def _recipe(recipe: Recipe) -> Iterator[str]:
+def _recipe(recipe: Recipe) -> Iterator[tuple[str, str | None]]:
     count = _RECIPES.get(recipe.kind)
     if count is None:
-        yield f"unknown recipe '{recipe.kind}' (known: {', '.join(_RECIPES)})"
+        near = nearest(recipe.kind, list(_RECIPES))
+        hint = f"did you mean '{near}'?" if near else f"known: {', '.join(_RECIPES)}"
+        yield f"unknown recipe '{recipe.kind}'", hint
     elif count == "none" and recipe.inputs:
-        yield f"recipe {recipe.kind} takes no recipe inside"
+        yield f"recipe {recipe.kind} takes no recipe inside", None
     elif count == "one" and len(recipe.inputs) != 1:
-        yield f"recipe {recipe.kind} takes one recipe, got {len(recipe.inputs)}"
+        yield f"recipe {recipe.kind} takes one recipe, got {len(recipe.inputs)}", None
     elif count == "any" and not recipe.inputs:
-        yield f"recipe {recipe.kind} takes at least one recipe"
+        yield f"recipe {recipe.kind} takes at least one recipe", None
     for inner in recipe.inputs:
         yield from _recipe(inner)
 
