@@ -151,7 +151,8 @@ class Caps:
 
     def _is_set(self, name: str) -> bool:
         """Whether a fact differs from the most modest claim, which needs no document."""
-        default = {"state": "functional", "programs": "one", "host": "segments", "activations": frozenset({"none"}), "numeric": "f32"}
+        default = {"state": "functional", "programs": "one", "host": "segments", "activations": frozenset({"none"}),
+                   "numeric": "f32"}
         value: object = getattr(self, name)
         return value != default[name] if name in default else bool(value)
 
@@ -186,5 +187,5 @@ class Caps:
             InputError: the target states none of that name.
         """
         if name not in self.limits:
-            raise InputError(f"{self.target} states no limit '{name}'", f"it states: {', '.join(self.limits) or 'none'}")
+            raise InputError(f"{self.target} states no limit '{name}'", f"known: {', '.join(self.limits) or 'none'}")
         return self.limits[name]

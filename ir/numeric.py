@@ -18,8 +18,8 @@ import numpy as np
 from omnic.errors import InputError, nearest
 from omnic.ir.op import Array
 
-__all__ = ["AMBIGUOUS_FACTOR", "AMBIGUOUS_SHARE", "CLASSES", "Case", "NumericClass", "compare", "find_class", "kl_divergence",
-           "logit_rms", "near_ties", "router_margin", "router_ties", "top_margin"]
+__all__ = ["AMBIGUOUS_FACTOR", "AMBIGUOUS_SHARE", "CLASSES", "Case", "NumericClass", "compare", "find_class",
+           "kl_divergence", "logit_rms", "near_ties", "router_margin", "router_ties", "top_margin"]
 
 AMBIGUOUS_FACTOR = 4.0
 AMBIGUOUS_SHARE = 0.02
@@ -63,7 +63,8 @@ def find_class(name: str) -> NumericClass:
     """
     if name not in CLASSES:
         near = nearest(name, list(CLASSES))
-        raise InputError(f"unknown numeric class '{name}'", f"did you mean '{near}'?" if near else f"known: {', '.join(CLASSES)}")
+        hint = f"did you mean '{near}'?" if near else f"known: {', '.join(CLASSES)}"
+        raise InputError(f"unknown numeric class '{name}'", hint)
     return CLASSES[name]
 
 
@@ -234,7 +235,8 @@ def _beyond(got: Array, wide: Array, rms: float, kind: NumericClass) -> Array:
     return np.abs(got - wide).max(-1) > kind.bound * rms
 
 
-def _verdict(name: str, got: Array, wide: Array, rms: float, kind: NumericClass, excused: Array, flipped: Array) -> Case:
+def _verdict(name: str, got: Array, wide: Array, rms: float, kind: NumericClass, excused: Array,
+             flipped: Array) -> Case:
     positions = len(wide)
     worst = float(np.abs(got - wide).max()) if wide.size else 0.0
     ratio = worst / rms if rms > 0 else (0.0 if worst == 0 else np.inf)

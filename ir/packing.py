@@ -29,8 +29,8 @@ from omnic.errors import InputError
 from omnic.ir.op import Array
 from omnic.ir.types import Storage
 
-__all__ = ["FP4_LEVELS", "NF4_LEVELS", "QTensor", "check_storage", "decode", "layout", "pack_codes", "pack_scales", "quantise",
-           "scale_shape", "unpack_codes", "unpack_scales", "zeros"]
+__all__ = ["FP4_LEVELS", "NF4_LEVELS", "QTensor", "check_storage", "decode", "layout", "pack_codes", "pack_scales",
+           "quantise", "scale_shape", "unpack_codes", "unpack_scales", "zeros"]
 
 _PEAK = {"i8": 127.0, "i4": 7.0, "i2": 1.0, "nf4": 1.0, "fp4": 6.0, "t2": 1.0}
 _OFFSET = {"i8": 128, "i4": 8, "i2": 2, "nf4": 0, "fp4": 0, "t2": 1}
@@ -152,11 +152,11 @@ def _absolute_mean(x: Array, type: Storage, shape: tuple[int, ...]) -> Array:
     """Return mean|x| of each group; the tail's filling does not count."""
     total = np.sum(np.abs(x), axis=-1, dtype=np.float32)
     if type.group == -1:
-        return total / np.float32(x.shape[-1])
+        return np.asarray(total / np.float32(x.shape[-1]))
     size, group = shape[type.axis], x.shape[-1]
     counts = np.full(x.shape[-2], group, np.float32)
     counts[-1] = size - group * (x.shape[-2] - 1)
-    return total / counts
+    return np.asarray(total / counts)
 
 
 def _round_scale(value: Array, type: Storage, shape: tuple[int, ...]) -> tuple[Array, Array | None, Array]:
@@ -170,8 +170,8 @@ def _round_scale(value: Array, type: Storage, shape: tuple[int, ...]) -> tuple[A
             raise InputError(f"{type}: the scale {float(value.max()):.3g} is beyond f16", "use an f32 scale")
         return stored, None, stored.astype(np.float32)
     row = (np.max(value, axis=-1) / np.float32(15)).astype(np.float32)
-    factor = np.where(row > 0, row, np.float32(1))[..., None]
-    steps = np.clip(np.ceil(value / factor), 1, 15).astype(np.uint8)
+    factor: Array = np.where(row > 0, row, np.float32(1))
+    steps = np.clip(np.ceil(value / factor[..., None]), 1, 15).astype(np.uint8)
     return steps, row, steps * row[..., None]
 
 
@@ -196,7 +196,10 @@ def quantise(x: Array, type: Storage) -> QTensor:
         units = np.clip(np.rint(groups / divisor[..., None]) + zero[..., None], 0, levels)
         codes = (units - _OFFSET[type.kind]).astype(np.int8)
     else:
-        value = _absolute_mean(groups, type, x.shape) if type.kind == "t2" else np.max(np.abs(groups), axis=-1) / np.float32(_PEAK[type.kind])
+        if type.kind == "t2":
+            value = _absolute_mean(groups, type, x.shape)
+        else:
+            value = np.max(np.abs(groups), axis=-1) / np.float32(_PEAK[type.kind])
         scale, row, numbers = _round_scale(value, type, x.shape)
         divisor = np.where(numbers > 0, numbers, np.float32(1))
         codes = _codes(np.where(numbers[..., None] > 0, groups / divisor[..., None], np.float32(0)), type)
@@ -230,7 +233,8 @@ def decode(q: QTensor, dtype: DTypeLike = np.float32) -> Array:
         units = q.codes.astype(kind)
     groups = _grouped(units, type)
     if q.zero is not None:
-        groups = groups - (q.zero.astype(kind) - _OFFSET[type.kind])[..., None]
+        shift: Array = q.zero.astype(kind)
+        groups = groups - (shift - _OFFSET[type.kind])[..., None]
     groups = groups * q.scale.astype(kind)[..., None]
     if q.row is not None:
         groups = groups * q.row.astype(kind)[..., None, None]
@@ -242,8 +246,9 @@ def zeros(type: Storage, shape: tuple[int, ...]) -> QTensor:
     check_storage(type, shape)
     scale = scale_shape(type, shape)
     kind = {"f16": np.float16, "f32": np.float32, "s4": np.uint8}[type.scale]
-    return QTensor(np.zeros(shape, np.int8), np.zeros(scale, kind), np.zeros(scale, np.uint8) if type.asym else None, type,
-                   np.zeros(scale[:-1], np.float32) if type.scale == "s4" else None)
+    zero = np.zeros(scale, np.uint8) if type.asym else None
+    row = np.zeros(scale[:-1], np.float32) if type.scale == "s4" else None
+    return QTensor(np.zeros(shape, np.int8), np.zeros(scale, kind), zero, type, row)
 
 
 def pack_codes(codes: Array, type: Storage) -> Array:
@@ -275,7 +280,8 @@ def unpack_codes(packed: Array, type: Storage, shape: tuple[int, ...]) -> Array:
     size = shape[axis]
     want = (*shape[:axis], *shape[axis + 1 :], -(-size * type.bits // 8))
     if packed.shape != want or packed.dtype != np.uint8:
-        raise InputError(f"packed codes of {type} for {list(shape)} are u8 {list(want)}, got {packed.dtype} {list(packed.shape)}")
+        raise InputError(f"packed codes of {type} for {list(shape)} are u8 {list(want)}, "
+                         f"got {packed.dtype} {list(packed.shape)}")
     if type.bits == 8:
         return np.ascontiguousarray(np.moveaxis(packed.view(np.int8), -1, axis))
     per = 8 // type.bits

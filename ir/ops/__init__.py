@@ -9,6 +9,7 @@ from omnic.ir.ops import host as host
 from omnic.ir.ops import index as index
 from omnic.ir.ops import linalg as linalg
 from omnic.ir.ops import linear as linear
+from omnic.ir.ops import logic as logic
 from omnic.ir.ops import mla as mla
 from omnic.ir.ops import moe as moe
 from omnic.ir.ops import norms as norms

@@ -47,7 +47,8 @@ def _slots_first(part: Array, slot_axis: int) -> Array:
 @register
 class CacheWrite(Op):
     """``y`` = state with the first ``length[b]`` tokens of x written: token i of row b goes to slot ``start[b] + i``
-    (``mod S`` in a ring), rounded to the state's element type.  Of two tokens for one slot the later one stays."""
+    (``mod S`` in a ring), rounded to the state's element type.  Of two tokens for one slot the later one stays.
+    """
 
     name = "cache_write"
     inputs = (In("state", state=True, doc="[B, ..., S, D]"), In("x", doc="[B, ..., T, D]"),
@@ -55,7 +56,8 @@ class CacheWrite(Op):
     attrs = (_RING,)
     updates = {"state": "y"}
 
-    def infer(self, state: TensorType, x: TensorType, start: TensorType, length: TensorType, **attrs: Any) -> TensorType:
+    def infer(self, state: TensorType, x: TensorType, start: TensorType, length: TensorType,
+              **attrs: Any) -> TensorType:
         _check_state("cache_write", state)
         _check_rows("cache_write", state, start=start, length=length)
         if x.rank != state.rank or x.shape[:-2] != state.shape[:-2] or x.shape[-1] != state.shape[-1]:
@@ -86,7 +88,8 @@ class CacheRead(Op):
     """``y, index`` = every slot of the state as f32 numbers, and the logical index of the token in it (-1: none).
 
     With ``n = start[b] + length[b]`` tokens in: linear ``index[b, s] = s`` if ``s < n``; ring: the largest
-    ``j < n`` with ``j mod S = s``, if ``j >= 0``."""
+    ``j < n`` with ``j mod S = s``, if ``j >= 0``.
+    """
 
     name = "cache_read"
     inputs = (In("state", state=True, doc="[B, ..., S, D]"), In("start", "index", doc="[B]"),
@@ -94,7 +97,8 @@ class CacheRead(Op):
     attrs = (_RING,)
     outputs = ("y", "index")
 
-    def infer(self, state: TensorType, start: TensorType, length: TensorType, **attrs: Any) -> tuple[TensorType, TensorType]:
+    def infer(self, state: TensorType, start: TensorType, length: TensorType,
+              **attrs: Any) -> tuple[TensorType, TensorType]:
         _check_state("cache_read", state)
         _check_rows("cache_read", state, start=start, length=length)
         return state.with_element(DType.F32), TensorType(DType.I64, (state.shape[0], state.shape[-2]))
@@ -114,7 +118,8 @@ class CacheRead(Op):
 @register
 class CacheMove(Op):
     """``y`` = state with the token of logical index ``source[b, n]`` copied to ``target[b, n]`` for each n, all
-    reads before all writes; -1 in either skips the pair.  Compacts the accepted path of a token tree."""
+    reads before all writes; -1 in either skips the pair.  Compacts the accepted path of a token tree.
+    """
 
     name = "cache_move"
     inputs = (In("state", state=True, doc="[B, ..., S, D]"), In("source", "index", doc="[B, N]"),

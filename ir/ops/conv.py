@@ -11,18 +11,22 @@ from omnic.ir.op import Array, In, Op, ShapeError, register
 from omnic.ir.ops.elementwise import common_element
 from omnic.ir.types import TensorType
 
+__all__: list[str] = []
+
 
 @register
 class DepthwiseConv1d(Op):
     """``y[b, t, c] = bias[c] + sum_k w[c, k] * x[b, t + k, c]`` for t in 0..T-K: a valid (unpadded) correlation of
-    each channel with its own kernel.  2 FLOPs per multiply-add."""
+    each channel with its own kernel.  2 FLOPs per multiply-add.
+    """
 
     name = "depthwise_conv1d"
     inputs = (In("x", doc="[B, T, C]"), In("w", doc="[C, K]"), In("bias", optional=True, doc="[C]"))
 
     def infer(self, x: TensorType, w: TensorType, bias: TensorType | None, **attrs: Any) -> TensorType:
         if x.rank != 3 or w.rank != 2 or x.shape[2] != w.shape[0] or (bias and bias.shape != (w.shape[0],)):
-            raise ShapeError(f"depthwise_conv1d: x {x}, w {w}{f', bias {bias}' if bias else ''} are not [B, T, C], [C, K], [C]")
+            given = f"x {x}, w {w}{f', bias {bias}' if bias else ''}"
+            raise ShapeError(f"depthwise_conv1d: {given} are not [B, T, C], [C, K], [C]")
         length = x.shape[1] - w.shape[1] + 1
         if isinstance(length, int) and length < 1:
             raise ShapeError(f"depthwise_conv1d: {x} is shorter than the kernel of {w}")

@@ -1,4 +1,4 @@
-"""Core ops on single elements: arithmetic, comparison, logic, functions, casts.
+"""Core ops on single elements: arithmetic, functions, casts, constants.
 
 Operands broadcast as in numpy.  Operands of different float types give f32; integers must agree.
 """
@@ -139,117 +139,6 @@ class Mod(_Binary):
     def reference(self, a: Array, b: Array, **attrs: Any) -> Array:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.mod(a, b)
-
-
-class _Compare(Op):
-    inputs = (In("a", "number"), In("b", "number"))
-
-    def infer(self, a: TensorType, b: TensorType, **attrs: Any) -> TensorType:
-        common_element(self.name, a, b)
-        return TensorType(DType.BOOL, broadcast_shapes(a.shape, b.shape))
-
-
-@register
-class Eq(_Compare):
-    """``y = (a == b)``."""
-
-    name = "eq"
-    inputs = (In("a", "any"), In("b", "any"))
-
-    def reference(self, a: Array, b: Array, **attrs: Any) -> Array:
-        return np.equal(a, b)
-
-
-@register
-class Ne(_Compare):
-    """``y = (a != b)``."""
-
-    name = "ne"
-    inputs = (In("a", "any"), In("b", "any"))
-
-    def reference(self, a: Array, b: Array, **attrs: Any) -> Array:
-        return np.not_equal(a, b)
-
-
-@register
-class Lt(_Compare):
-    """``y = (a < b)``."""
-
-    name = "lt"
-
-    def reference(self, a: Array, b: Array, **attrs: Any) -> Array:
-        return np.less(a, b)
-
-
-@register
-class Le(_Compare):
-    """``y = (a <= b)``."""
-
-    name = "le"
-
-    def reference(self, a: Array, b: Array, **attrs: Any) -> Array:
-        return np.less_equal(a, b)
-
-
-@register
-class Gt(_Compare):
-    """``y = (a > b)``."""
-
-    name = "gt"
-
-    def reference(self, a: Array, b: Array, **attrs: Any) -> Array:
-        return np.greater(a, b)
-
-
-@register
-class Ge(_Compare):
-    """``y = (a >= b)``."""
-
-    name = "ge"
-
-    def reference(self, a: Array, b: Array, **attrs: Any) -> Array:
-        return np.greater_equal(a, b)
-
-
-class _Logic(Op):
-    inputs = (In("a", "bool"), In("b", "bool"))
-
-    def infer(self, a: TensorType, b: TensorType, **attrs: Any) -> TensorType:
-        return TensorType(DType.BOOL, broadcast_shapes(a.shape, b.shape))
-
-
-@register
-class And(_Logic):
-    """``y = a and b`` of bools."""
-
-    name = "and"
-
-    def reference(self, a: Array, b: Array, **attrs: Any) -> Array:
-        return np.logical_and(a, b)
-
-
-@register
-class Or(_Logic):
-    """``y = a or b`` of bools."""
-
-    name = "or"
-
-    def reference(self, a: Array, b: Array, **attrs: Any) -> Array:
-        return np.logical_or(a, b)
-
-
-@register
-class Not(Op):
-    """``y = not a`` of bools."""
-
-    name = "not"
-    inputs = (In("a", "bool"),)
-
-    def infer(self, a: TensorType, **attrs: Any) -> TensorType:
-        return a
-
-    def reference(self, a: Array, **attrs: Any) -> Array:
-        return np.logical_not(a)
 
 
 class _Unary(Op):
@@ -419,23 +308,10 @@ class Clamp(_Unary):
 
 
 @register
-class Where(Op):
-    """``y = a where c, else b``."""
-
-    name = "where"
-    inputs = (In("c", "bool"), In("a", "any"), In("b", "any"))
-
-    def infer(self, c: TensorType, a: TensorType, b: TensorType, **attrs: Any) -> TensorType:
-        return TensorType(common_element("where", a, b), broadcast_shapes(c.shape, a.shape, b.shape))
-
-    def reference(self, c: Array, a: Array, b: Array, **attrs: Any) -> Array:
-        return np.where(c, a, b)
-
-
-@register
 class Cast(Op):
     """``y`` = x as ``to``.  A float rounds to the nearest f16 or bf16, ties to even; float to integer drops the
-    fraction; anything but 0 is true.  The reference keeps its own precision for f32."""
+    fraction; anything but 0 is true.  The reference keeps its own precision for f32.
+    """
 
     name = "cast"
     inputs = (In("x", "any"),)
@@ -459,7 +335,8 @@ class Constant(Op):
     name = "constant"
     attrs = (Attr("values", "floats"), Attr("shape", "dims"), Attr("type", "element"))
 
-    def infer(self, *, values: tuple[float, ...], shape: tuple[Dim, ...], type: ElementType, **attrs: Any) -> TensorType:
+    def infer(self, *, values: tuple[float, ...], shape: tuple[Dim, ...], type: ElementType,
+              **attrs: Any) -> TensorType:
         result = TensorType(type, shape)
         if not isinstance(type, DType):
             raise ShapeError(f"constant of {type}: a storage type is made by quantise")

@@ -55,7 +55,8 @@ def _aligned(op: str, x: TensorType, index: TensorType, axis: int) -> tuple[Dim,
 @register
 class Gather(Op):
     """``y[..., i, ...] = x[..., index[..., i, ...], ...]`` along ``axis`` (numpy.take_along_axis); the other dims
-    of x and index are equal or 1 and broadcast.  Indices are in 0..size-1."""
+    of x and index are equal or 1 and broadcast.  Indices are in 0..size-1.
+    """
 
     name = "gather"
     inputs = (In("x", "any"), In("index", "index"))
@@ -89,15 +90,17 @@ class IndexSelect(Op):
 @register
 class Scatter(Op):
     """``y`` = x with ``updates`` put (or added, repeats included) at ``index`` along ``axis``
-    (numpy.put_along_axis).  With reduce ``none`` an index occurs once; the last one wins otherwise."""
+    (numpy.put_along_axis).  With reduce ``none`` an index occurs once; the last one wins otherwise.
+    """
 
     name = "scatter"
     inputs = (In("x", "any"), In("index", "index"), In("updates", "any"))
     attrs = (Attr("axis", "int"), Attr("reduce", "str", "none", ("none", "add")))
 
-    def infer(self, x: TensorType, index: TensorType, updates: TensorType, *, axis: int, reduce: str, **attrs: Any) -> TensorType:
+    def infer(self, x: TensorType, index: TensorType, updates: TensorType, *, axis: int, reduce: str,
+              **attrs: Any) -> TensorType:
         at = check_axis("scatter", axis, x)
-        fits = index.rank == x.rank and all(p == at or d in (1, s) for p, (d, s) in enumerate(zip(index.shape, x.shape, strict=True)))
+        fits = index.rank == x.rank and all(index.shape[p] in (1, d) for p, d in enumerate(x.shape) if p != at)
         want = tuple(index.shape[at] if p == at else d for p, d in enumerate(x.shape)) if fits else ()
         if not fits or updates.shape != want:
             raise ShapeError(f"scatter: updates {updates} at index {index} do not fit {x} along dim {axis}")

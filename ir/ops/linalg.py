@@ -11,11 +11,14 @@ from omnic.ir.op import Array, Attr, In, Op, ShapeError, broadcast_shapes, regis
 from omnic.ir.ops.elementwise import common_element
 from omnic.ir.types import TensorType
 
+__all__: list[str] = []
+
 
 @register
 class MatMul(Op):
     """``y[..., m, n] = sum_k a[..., m, k] * b[..., k, n]``; ``ta`` and ``tb`` read the last two dims of a and b
-    swapped.  Leading dims broadcast.  2 FLOPs per multiply-add."""
+    swapped.  Leading dims broadcast.  2 FLOPs per multiply-add.
+    """
 
     name = "matmul"
     inputs = (In("a", "number"), In("b", "number"))

@@ -10,6 +10,8 @@ from omnic.ir.op import Array, Attr, In, Op, ShapeError, register
 from omnic.ir.ops.elementwise import round_to
 from omnic.ir.types import DType, ElementType, Storage, TensorType
 
+__all__: list[str] = []
+
 
 @register
 class Quantise(Op):

@@ -117,7 +117,8 @@ class CumSum(Op):
 @register
 class Softmax(Op):
     """``y = e ** (x - m) / sum(e ** (x - m))`` along ``axis``, m the greatest.  Entries of -inf give 0; a row of
-    nothing but -inf gives 0 everywhere (not NaN)."""
+    nothing but -inf gives 0 everywhere (not NaN).
+    """
 
     name = "softmax"
     inputs = (In("x"),)

@@ -82,7 +82,8 @@ class Slice(Op):
     inputs = (In("x", "any"),)
     attrs = (Attr("axis", "int"), Attr("start", "dims"), Attr("stop", "dims"))
 
-    def infer(self, x: TensorType, *, axis: int, start: tuple[Dim, ...], stop: tuple[Dim, ...], **attrs: Any) -> TensorType:
+    def infer(self, x: TensorType, *, axis: int, start: tuple[Dim, ...], stop: tuple[Dim, ...],
+              **attrs: Any) -> TensorType:
         at = check_axis("slice", axis, x)
         if len(start) != 1 or len(stop) != 1:
             raise ShapeError("slice: start and stop are one dim each")

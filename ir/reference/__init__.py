@@ -3,4 +3,5 @@
 from omnic.ir.reference.interpreter import Interpreter, Numbers, Routing, Trace, WeightReader, empty_states
 from omnic.ir.reference.session import ReferenceExecutor, ReferenceSession
 
-__all__ = ["Interpreter", "Numbers", "ReferenceExecutor", "ReferenceSession", "Routing", "Trace", "WeightReader", "empty_states"]
+__all__ = ["Interpreter", "Numbers", "ReferenceExecutor", "ReferenceSession", "Routing", "Trace", "WeightReader",
+           "empty_states"]

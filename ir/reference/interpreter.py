@@ -32,7 +32,8 @@ class WeightReader(Protocol):
         ...
 
 
-def empty_states(module: Module, batch: int, dtype: DTypeLike = np.float64, function: str = "forward") -> dict[str, Numbers]:
+def empty_states(module: Module, batch: int, dtype: DTypeLike = np.float64,
+                 function: str = "forward") -> dict[str, Numbers]:
     """Return the states that ``function`` takes as they are before the first token, for ``batch`` rows."""
     dims = {name: r.high for name, r in module.dims.items()} | {"B": batch}
     names = [p.state for p in module.function(function).params if p.state]
@@ -171,7 +172,8 @@ class Interpreter:
         return array
 
     # -- one evaluation -------------------------------------------------------------------------------
-    def _bind(self, target: Function, inputs: Mapping[str, Any], states: Mapping[str, Numbers] | None, where: str) -> _Run:
+    def _bind(self, target: Function, inputs: Mapping[str, Any], states: Mapping[str, Numbers] | None,
+              where: str) -> _Run:
         plain = {p.value.name: p.value for p in target.params if p.state is None}
         for name in inputs:
             if name not in plain:

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 from omnic.errors import InputError, nearest
 from omnic.ir.dims import evaluate
 from omnic.ir.executor import Outputs, Visit
-from omnic.ir.graph import Module, Node
+from omnic.ir.graph import Module, Node, State
 from omnic.ir.op import Array
 from omnic.ir.reference.binding import Numbers
 from omnic.ir.reference.interpreter import Interpreter, Routing, Trace, WeightReader, empty_states
@@ -83,7 +83,8 @@ class ReferenceSession:
         """
         ids = np.atleast_2d(np.asarray(tokens))
         extra = {"parents": parents, "embeds": embeds, "embed_mask": embed_mask}
-        results, valid = self._call(self.function, self._start, ids, {"tokens": ids}, length, rows, positions, extra, trace, routing)
+        results, valid = self._call(self.function, self._start, ids, {"tokens": ids}, length, rows, positions, extra,
+                                    trace, routing)
         self._start = self._start + valid
         self._written = np.maximum(self._written, self._start)
         return Outputs(results["logits"], results.get("hidden"), results.get("mtp"), results.get("verifier"))
@@ -115,12 +116,13 @@ class ReferenceSession:
         name = self._mtp[min(depth, len(self._mtp) - 1)]
         ids = np.atleast_2d(np.asarray(next_tokens))
         inputs = {"hidden": hidden, "next_tokens": ids}
-        results, valid = self._call(name, self._mtp_start[name], ids, inputs, length, rows, positions, {}, None, None)
+        results, valid = self._call(name, self._mtp_start[name], ids, inputs, length, rows, positions)
         self._mtp_start[name] = self._mtp_start[name] + valid
         return Outputs(results["logits"], results.get("hidden"))
 
     def _call(self, name: str, start: Ints, ids: Array, inputs: dict[str, Any], length: Any, rows: Any, positions: Any,
-              extra: Mapping[str, Any], trace: Trace | None, routing: Mapping[str, Routing] | None) -> tuple[dict[str, Any], Ints]:
+              extra: Mapping[str, Any] | None = None, trace: Trace | None = None,
+              routing: Mapping[str, Routing] | None = None) -> tuple[dict[str, Any], Ints]:
         batch, count = ids.shape
         if batch != len(start):
             raise InputError(f"tokens has {batch} rows, the session holds {len(start)}", "call reset(batch) first")
@@ -134,7 +136,7 @@ class ReferenceSession:
             "length": valid,
             "rows": np.repeat(steps, batch, 0) if rows is None else rows,
         }
-        inputs |= {key: value for key, value in extra.items() if value is not None}
+        inputs |= {key: value for key, value in (extra or {}).items() if value is not None}
         results = self.interpreter.run(inputs, name, self._states, trace, routing)
         self._states |= {p.state: results[p.state] for p in self.module.function(name).params if p.state}
         return results, valid
@@ -151,18 +153,25 @@ class ReferenceSession:
         moved = (new < self._start) & (new > 0)
         for state in self.module.states.values():
             if moved.any() and state.rollback != "positional":
-                raise InputError(f"the state {state.name} keeps no history by position", "roll back to 0 and prefill again")
+                raise InputError(f"the state {state.name} keeps no history", "roll back to 0 and prefill again")
             if state.ring:
-                slots = evaluate(state.type.shape[-2], {name: r.high for name, r in self.module.dims.items()})
-                # Slot j mod S holds the newest token written to it; the window needs j >= new - window + 1.
-                lost = moved & (self._written > slots) & (self._written - new > slots - state.window + 1)
-                if lost.any():
-                    row = int(np.flatnonzero(lost)[0])
-                    raise InputError(f"rollback of row {row} from {self._written[row]} to {new[row]} tokens; the ring "
-                                     f"{state.name} reaches back {slots - state.window + 1}")
+                self._check_ring(state, new, moved)
         self._start = new.astype(np.int64)
         self._written = np.where(new == 0, 0, self._written)
         self.mtp_rollback(self._start)
+
+    def _check_ring(self, state: State, new: Ints, moved: npt.NDArray[np.bool_]) -> None:
+        """Refuse to go back further than a ring still holds.
+
+        Slot j mod S holds the newest token written to it, and a window that ends at n needs j >= n - W + 1.
+        """
+        slots = evaluate(state.type.shape[-2], {name: r.high for name, r in self.module.dims.items()})
+        reach = slots - state.window + 1
+        lost = moved & (self._written > slots) & (self._written - new > reach)
+        if lost.any():
+            row = int(np.flatnonzero(lost)[0])
+            raise InputError(f"rollback of row {row} from {self._written[row]} to {new[row]} tokens; the ring "
+                             f"{state.name} reaches back {reach}", "roll back less, or to 0 and prefill again")
 
     def mtp_rollback(self, lengths: npt.ArrayLike) -> None:
         """Keep at most the first ``lengths[b]`` pairs of each MTP block's states (drafts are dropped so)."""
@@ -170,7 +179,7 @@ class ReferenceSession:
         self._mtp_start = {name: np.minimum(start, limit) for name, start in self._mtp_start.items()}
 
     def fork(self) -> ReferenceSession:
-        """Return an independent session with the same states; states are never changed in place, so none is copied."""
+        """Return an independent session with the same states (they are never changed in place: none is copied)."""
         other = copy.copy(self)
         other._states = dict(self._states)
         other._mtp_start = dict(self._mtp_start)
@@ -189,7 +198,8 @@ class ReferenceSession:
 class ReferenceExecutor:
     """The :class:`omnic.ir.executor.Executor` of the reference, in f32 unless asked."""
 
-    def __init__(self, module: Module, weights: WeightReader | Mapping[str, Any], dtype: DTypeLike = np.float32) -> None:
+    def __init__(self, module: Module, weights: WeightReader | Mapping[str, Any],
+                 dtype: DTypeLike = np.float32) -> None:
         self._session = ReferenceSession(module, weights, dtype)
         self._function = module.function()
         self._chunk = module.dims["T"].high
@@ -208,7 +218,8 @@ class ReferenceExecutor:
         have = {n.name for n in self._function.nodes}
         for name in sorted(set(nodes) - have):
             near = nearest(name, sorted(have))
-            raise InputError(f"@{self._function.name} has no node '{name}'", f"did you mean '{near}'?" if near else None)
+            hint = f"did you mean '{near}'?" if near else None
+            raise InputError(f"@{self._function.name} has no node '{name}'", hint)
         wanted = set(nodes)
 
         def look(node: Node, operands: tuple[Any, ...], results: tuple[Any, ...]) -> None:
@@ -227,8 +238,8 @@ class ReferenceExecutor:
             part = tokens[:, first : first + self._chunk]
             batch, count = part.shape
             steps = np.repeat(np.arange(count)[None], batch, 0)
-            every = {"tokens": part, "positions": first + steps, "start": np.full(batch, first), "length": np.full(batch, count),
-                     "rows": steps}
+            every = {"tokens": part, "positions": first + steps, "start": np.full(batch, first),
+                     "length": np.full(batch, count), "rows": steps}
             found.append(interpreter.run({k: v for k, v in every.items() if k in takes}, states=states, observe=look))
             states = {name: found[-1][name] for name in states}
         return found

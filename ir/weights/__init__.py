@@ -5,5 +5,5 @@ from omnic.ir.weights.results import ResultStore
 from omnic.ir.weights.sources import ArraySource, SafetensorsSource, Source, normal_rows
 from omnic.ir.weights.store import WeightStore, part_layout
 
-__all__ = ["SLICE_BYTES", "ArraySource", "ResultStore", "SafetensorsSource", "Source", "WeightStore", "leaves", "normal_rows",
-           "part_layout", "pinned"]
+__all__ = ["SLICE_BYTES", "ArraySource", "ResultStore", "SafetensorsSource", "Source", "WeightStore", "leaves",
+           "normal_rows", "part_layout", "pinned"]

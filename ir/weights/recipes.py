@@ -85,7 +85,8 @@ class Evaluator:
             return cast(tuple[int, ...], recipe.args.get("shape", self.type_shape))
         if kind == "load":
             # Codes lie packed in a file, so their shape there is not the tensor's.
-            return self.type_shape if self.suffixes(recipe) != ("",) else self._source(recipe).shape(self.leaf_name(recipe))
+            packed = self.suffixes(recipe) != ("",)
+            return self.type_shape if packed else self._source(recipe).shape(self.leaf_name(recipe))
         if kind == "stored":
             return self._stored(recipe).shape
         first = self.shape(inputs[0])
@@ -108,7 +109,7 @@ class Evaluator:
     def _source(self, leaf: Recipe) -> Source:
         name = self.leaf_name(leaf)
         if self.source is None:
-            raise BundleError(f"weight '{self.name}' is read from the tensor '{name}' of a weight file, and none was given")
+            raise BundleError(f"weight '{self.name}' is the tensor '{name}' of a weight file, and none was given")
         if name not in self.source.names():
             raise BundleError(f"{self.source.description} has no tensor '{name}'")
         return self.source
@@ -164,7 +165,7 @@ class Evaluator:
         part = tuple(b - a for a, b in box)
         if leaf.kind == "normal":
             if self.seed is None:
-                raise BundleError(f"weight '{self.name}' has random numbers, and neither a seed nor a weight file was given")
+                raise BundleError(f"weight '{self.name}' is random, and neither a seed nor a weight file was given")
             rows = box[0] if box else (0, 1)
             numbers = normal_rows(self.seed, self.leaf_name(leaf), shape, float(cast(float, _arg(leaf, "std"))), rows)
             return numbers[(slice(None), *(slice(a, b) for a, b in box[1:]))] if box else numbers
@@ -212,7 +213,7 @@ class Evaluator:
         shape, inner = self.shape(recipe), self.shape(recipe.inputs[0])
         if not shape or not inner:
             return self.numbers(recipe.inputs[0], whole(inner)).reshape([b - a for a, b in box])
-        width, inner_width = (int(np.prod(s[1:], dtype=np.int64)) for s in (shape, inner))
+        width, inner_width = int(np.prod(shape[1:], dtype=np.int64)), int(np.prod(inner[1:], dtype=np.int64))
         start, stop = box[0][0] * width, box[0][1] * width
         first, last = start // max(inner_width, 1), -(-stop // max(inner_width, 1))
         flat = self.numbers(recipe.inputs[0], ((first, last), *whole(inner[1:]))).reshape(-1)
@@ -271,8 +272,10 @@ class Evaluator:
         want = packing.layout(type, shape)
         found = {s: (p.dtype, p.shape) for s, p in parts.items()}
         if found != want:
-            raise BundleError(f"tensors '{name}*' of {source.description} are not {type} codes of {list(self.type_shape)}")
-        scale = parts[".scale"] if ".row" not in parts else packing.unpack_scales(parts[".scale"], type.groups(shape[type.axis]))
+            raise BundleError(f"tensors '{name}*' of {source.description} are not {type} of {list(self.type_shape)}")
+        scale = parts[".scale"]
+        if type.scale == "s4":
+            scale = packing.unpack_scales(scale, type.groups(shape[type.axis]))
         if not (np.isfinite(scale).all() and np.isfinite(parts.get(".row", scale)).all()):
             raise BundleError(f"tensor '{name}.scale' of {source.description} holds NaN or infinite scales")
         return QTensor(packing.unpack_codes(parts[""], type, shape), scale, parts.get(".zero"), type, parts.get(".row"))

@@ -32,7 +32,7 @@ class ResultStore:
         self.folder = Path(folder)
 
     @staticmethod
-    def key(**facts: str | int | float | bool | None | list[str]) -> str:
+    def key(**facts: str | int | float | bool | list[str] | None) -> str:
         """Return the key of a result that depends on ``facts`` (hashes of weights and data, options)."""
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -134,7 +134,8 @@ def _files(path: Path) -> list[Path]:
         shards: Any = index.get("weight_map")
         if not isinstance(shards, dict):
             raise BundleError(f"{path} has no 'weight_map'")
-        return [file for name in sorted({str(v) for v in cast(dict[str, Any], shards).values()}) for file in _files(path.parent / name)]
+        names = sorted({str(v) for v in cast(dict[str, Any], shards).values()})
+        return [file for name in names for file in _files(path.parent / name)]
     return [path]
 
 

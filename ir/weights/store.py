@@ -243,7 +243,8 @@ class WeightStore:
         if not isinstance(type, Storage):
             return {"": self.array(name, rows).astype(type.numpy, copy=False)}
         q = self.quantised(name, rows)
-        found = {"": packing.pack_codes(q.codes, type), ".scale": packing.pack_scales(q.scale) if q.row is not None else q.scale}
+        scale = q.scale if q.row is None else packing.pack_scales(q.scale)
+        found = {"": packing.pack_codes(q.codes, type), ".scale": scale}
         return found | {suffix: part for suffix, part in ((".zero", q.zero), (".row", q.row)) if part is not None}
 
     def bytes(self, name: str) -> int:
