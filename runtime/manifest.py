@@ -146,6 +146,8 @@ class Case(_Record):
     ratio: float
     ambiguous: int = 0
     positions: int = 0
+    ok: bool = True
+    problem: str = Field(default="", description="What is wrong, empty when ok.")
 
 
 class Parity(_Record):

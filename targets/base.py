@@ -112,6 +112,6 @@ class Target(ABC):
     def weights(self, bundle: Path) -> Source:
         """Return the weights of the bundle's ``module.ir`` as read back from the program's own bytes."""
 
-    def disk_bytes(self, weight_bytes: int) -> int:
-        """Return the bytes that a bundle of ``weight_bytes`` of weights takes while it is written."""
-        return weight_bytes + 64_000_000
+    def disk_bytes(self, module: Module) -> int:
+        """Return the bytes that a bundle of ``module`` takes while it is written: its weights and a margin."""
+        return sum(w.type.bytes() for w in module.weights.values()) + 64_000_000

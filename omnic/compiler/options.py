@@ -1,0 +1,72 @@
+"""What the command line changes in a spec: the budget, the passes, options of a target."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from omnic.errors import InputError
+from omnic.spec import Spec, parse_spec, to_yaml
+
+__all__ = ["key_values", "with_budget", "with_passes"]
+
+_PASS = re.compile(r"\s*([\w-]+)\s*(?:\{(.*)\})?\s*$", re.S)
+
+
+def key_values(items: Sequence[str]) -> dict[str, Any]:
+    """Return ``KEY=VALUE`` texts as a mapping; values are read as YAML scalars.
+
+    Raises:
+        InputError: an item without ``=``.
+    """
+    import yaml
+
+    found: dict[str, Any] = {}
+    for item in items:
+        key, sign, value = item.partition("=")
+        if not sign or not key.strip():
+            raise InputError(f"'{item}' is not KEY=VALUE", "write it as --option profile=plain")
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"'{item}': the value cannot be read", "quote it, or use a plain word or number") from error
+    return found
+
+
+def with_budget(spec: Spec, budget: str | None) -> Spec:
+    """Return ``spec`` with ``budget.memory`` replaced."""
+    return spec if budget is None else _edited(spec, {"budget": {**_plain(spec).get("budget", {}), "memory": budget}}, "--budget")
+
+
+def with_passes(spec: Spec, passes: Sequence[str]) -> Spec:
+    """Return ``spec`` with its list of passes replaced by ``NAME`` or ``NAME{opt=val, ...}`` texts.
+
+    Raises:
+        InputError: a text of another form.
+    """
+    if not passes:
+        return spec
+    wanted: list[Any] = []
+    for text in passes:
+        match = _PASS.match(text)
+        if not match:
+            raise InputError(f"--pass '{text}' is not NAME or NAME{{opt=val}}", "write it as --pass 'name{group=64}'")
+        name, options = match.group(1), match.group(2)
+        pairs = [p for p in (options or "").split(",") if p.strip()]
+        wanted.append({name: key_values(pairs)} if pairs else name)
+    return _edited(spec, {"passes": wanted}, "--pass")
+
+
+def _plain(spec: Spec) -> dict[str, Any]:
+    import yaml
+
+    return yaml.safe_load(to_yaml(spec))
+
+
+def _edited(spec: Spec, change: dict[str, Any], origin: str) -> Spec:
+    """Return the spec with top-level keys replaced, checked again; errors point into the edited text."""
+    import yaml
+
+    text = yaml.safe_dump({**_plain(spec), **change}, sort_keys=False)
+    return parse_spec(text, f"{spec.file} with {origin}", "yaml", spec.folder)

@@ -1,0 +1,208 @@
+"""Parity: the device program, from its own saved bytes, against the IR it was made from.
+
+A model below :data:`~omnic.compiler.sample.WHOLE_MODEL` parameters is run whole: one call, chunks, single
+tokens, a ragged batch, and the MTP block.  A larger one is checked part by part in a child process
+(:mod:`omnic.compiler.parts`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnic.compiler.progress import Progress
+from omnic.compiler.routing import RouterWatch
+from omnic.compiler.sample import sample_tokens, whole_model
+from omnic.ir.graph import Module
+from omnic.ir.numeric import AMBIGUOUS_SHARE, Case, NumericClass, compare, find_class
+from omnic.ir.reference import Interpreter
+from omnic.ir.weights import WeightStore
+from omnic.runtime import manifest as records
+from omnic.runtime.bundle import Bundle
+from omnic.runtime.session import Session, SessionOptions, open_session
+from omnic.runtime.tokenizer import Tokenizer
+from omnic.targets.base import Target
+
+__all__ = ["measure_parity", "record", "whole_model_cases"]
+
+CHUNKS = (1, 7, 16, 33)
+STEPS = 8
+TOKENS, TOKENS_LARGE = 300, 48
+SMALL = 30_000_000
+
+
+def measure_parity(bundle: Bundle, target: Target, module: Module, weights: WeightStore, tokenizer: Tokenizer | None, *,
+                   origin: dict[str, Any], full: bool, threads: int | None, progress: Progress) -> records.Parity:
+    """Measure the parity of an unfinished bundle.
+
+    Args:
+        bundle: opened with ``unfinished``.
+        target: what made it.
+        module: the IR that its program computes.
+        weights: its numbers, from the source and not from the bundle.
+        tokenizer: of the model, or None.
+        origin: how a child process finds the same weights (``path`` or ``seed``).
+        full: run the whole model whatever its size.
+        threads: of the session; None = all cores.
+        progress: told what is going on.
+    """
+    kind = find_class(bundle.manifest.numeric_class)
+    if full or whole_model(module):
+        cases = tuple(whole_model_cases(bundle, target, module, weights, tokenizer, kind, threads, progress))
+        reference = "f64, the whole model"
+    else:
+        from omnic.compiler.parts import parity_of_parts
+
+        cases = parity_of_parts(bundle, origin, threads, progress)
+        reference = "f64, the first and last layer of each kind and the heads, on captured inputs"
+    return record(target.name, kind, reference, bundle.manifest.model_sha256, cases)
+
+
+def record(target: str, kind: NumericClass, reference: str, model: str, cases: tuple[Case, ...]) -> records.Parity:
+    """Return the contents of ``parity.json``."""
+    return records.Parity(
+        target=target, numeric_class=kind.name, reference=reference, model_sha256=model,
+        cases=tuple(records.Case(name=c.name, max_abs=c.max_abs, logit_rms=c.logit_rms, ratio=c.ratio,
+                                 ambiguous=c.ambiguous, positions=c.positions, ok=c.ok, problem=c.problem) for c in cases),
+        max_abs=max(c.max_abs for c in cases), ratio=max(c.ratio for c in cases),
+        bound=kind.bound if kind.bound is not None else 0.0, ok=all(c.ok for c in cases),
+    )
+
+
+class _Reference:
+    """Logits of the IR for a batch of rows from empty states, and where its routers are undecided."""
+
+    def __init__(self, module: Module, weights: WeightStore, kind: NumericClass) -> None:
+        self.interpreter = Interpreter(module, weights)
+        self.watch = RouterWatch(module, kind, self.interpreter)
+        self.chunk = module.dims["T"].high
+
+    def __call__(self, tokens: NDArray[np.int64], length: NDArray[np.int64],
+                 routing: Any = None) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
+        batch, count = tokens.shape
+        steps = np.arange(count)[None].repeat(batch, 0)
+        self.watch.begin(batch, count)
+        out = self.interpreter.run(
+            {"tokens": tokens, "positions": steps, "start": np.zeros(batch, np.int64), "length": length, "rows": steps},
+            trace=self.watch, routing=routing)
+        return out, self.watch.undecided()
+
+
+def whole_model_cases(bundle: Bundle, target: Target, module: Module, weights: WeightStore, tokenizer: Tokenizer | None,
+                      kind: NumericClass, threads: int | None, progress: Progress) -> Iterator[Case]:
+    """Run the whole model in every way a session is used and yield one case each."""
+    session = open_session(bundle, SessionOptions(threads=threads))
+    count = TOKENS if module.parameters() < SMALL else TOKENS_LARGE
+    count = min(count, module.dims["T"].high, session.info.capacity)
+    ids, _ = sample_tokens(session.info.vocab, count, tokenizer)
+    count = len(ids)
+    reference = _Reference(module, weights, kind)
+    progress("parity: reference", 0.0)
+    wanted, undecided = reference(ids[None], np.full(1, count))
+    logits = np.asarray(wanted["logits"][0])
+
+    def forced() -> NDArray[Any]:
+        """The reference's logits with the program's own routing."""
+        routing = reference.watch.captured(target, bundle.path, ids)
+        return np.asarray(reference(ids[None], np.full(1, count), routing)[0]["logits"][0])
+
+    for name, run in _runs(session, ids):
+        progress(f"parity: {name}", 0.0)
+        found, at = run()
+        yield _judge(name, found, logits[at], undecided[0][at], kind, lambda at=at: forced()[at])
+    progress("parity: ragged batch of 3", 0.0)
+    yield _ragged(session, reference, ids, kind)
+    yield from _other_heads(session, ids, wanted, undecided[0], kind)
+    if "mtp" in module.functions:
+        progress("parity: mtp", 0.0)
+        yield _mtp(bundle, target, module, reference, ids, wanted["hidden"], undecided, kind)
+
+
+def _judge(name: str, found: NDArray[Any], wanted: NDArray[Any], undecided: NDArray[np.bool_], kind: NumericClass,
+           forced: Callable[[], NDArray[Any]]) -> Case:
+    """Compare; where a router was undecided and the result differs, compare again under the program's routing."""
+    case = compare(name, found, wanted, kind, undecided)
+    if case.ok or not undecided.any():
+        return case
+    again = compare(name, found, forced(), kind)
+    excused = max(case.ambiguous, again.ambiguous)
+    ok = again.ok and excused <= AMBIGUOUS_SHARE * case.positions
+    problem = again.problem if not again.ok else "" if ok else f"{excused} of {case.positions} positions are ambiguous"
+    return replace(again, ambiguous=excused, ok=ok, problem=problem)
+
+
+Run = Callable[[], tuple[NDArray[Any], NDArray[np.int64]]]
+
+
+def _runs(session: Session, ids: NDArray[np.int64]) -> Iterator[tuple[str, Run]]:
+    """Ways to run one row: each returns logits and the positions they belong to."""
+    count = len(ids)
+
+    def one_call() -> tuple[NDArray[Any], NDArray[np.int64]]:
+        session.reset(1)
+        return np.array(session.forward(ids[None]).logits[0]), np.arange(count)
+
+    def chunks() -> tuple[NDArray[Any], NDArray[np.int64]]:
+        session.reset(1)
+        parts: list[NDArray[Any]] = []
+        at = turn = 0
+        while at < count:
+            step = min(CHUNKS[turn % len(CHUNKS)], count - at)
+            parts.append(np.array(session.forward(ids[None, at : at + step]).logits[0]))
+            at, turn = at + step, turn + 1
+        return np.concatenate(parts), np.arange(count)
+
+    def single_tokens() -> tuple[NDArray[Any], NDArray[np.int64]]:
+        session.reset(1)
+        first = max(count - STEPS, 1)
+        session.forward(ids[None, :first], rows=np.array([[first - 1]]))
+        steps = [np.array(session.forward(ids[None, at : at + 1]).logits[0]) for at in range(first, count)]
+        return np.concatenate(steps), np.arange(first, count)
+
+    yield f"prefill of {count} tokens", one_call
+    yield f"chunks of {', '.join(str(c) for c in CHUNKS)}", chunks
+    yield f"{STEPS} single tokens", single_tokens
+
+
+def _ragged(session: Session, reference: _Reference, ids: NDArray[np.int64], kind: NumericClass) -> Case:
+    count = len(ids)
+    tokens = np.stack([ids, ids[::-1], np.roll(ids, count // 3)])
+    length = np.array([count, max(count // 2, 1), max(count // 3, 1)])
+    wanted, undecided = reference(tokens, length)
+    session.reset(3)
+    found = session.forward(tokens, length=length).logits
+    valid = np.arange(count)[None] < length[:, None]
+    case = compare("ragged batch of 3", np.asarray(found)[valid], np.asarray(wanted["logits"])[valid], kind, undecided[valid])
+    session.reset(1)
+    return case
+
+
+def _other_heads(session: Session, ids: NDArray[np.int64], wanted: dict[str, NDArray[Any]], undecided: NDArray[np.bool_],
+                 kind: NumericClass) -> Iterator[Case]:
+    heads = [name for name in ("mtp", "verifier") if name in wanted]
+    if not heads:
+        return
+    session.reset(1)
+    outputs = session.forward(ids[None])
+    for name in heads:
+        found = getattr(outputs, name)
+        shape = wanted[name][0].shape
+        unsure = undecided.reshape(-1, *[1] * (len(shape) - 2)) & np.ones(shape[:-1], bool)
+        yield compare(f"{name} head", np.asarray(found[0]), wanted[name][0], kind, unsure)
+
+
+def _mtp(bundle: Bundle, target: Target, module: Module, reference: _Reference, ids: NDArray[np.int64],
+         hidden: NDArray[Any], undecided: NDArray[np.bool_], kind: NumericClass) -> Case:
+    """The block over the shifted tokens, on the reference's hidden states."""
+    count = len(ids) - 1
+    steps = np.arange(count)[None]
+    inputs = {"hidden": np.asarray(hidden[:, :count], np.float32), "next_tokens": ids[None, 1:], "positions": steps,
+              "start": np.zeros(1, np.int64), "length": np.full(1, count), "rows": steps}
+    wanted = reference.interpreter.run(inputs, "mtp")["logits"][0]
+    value = next(r.value.name for r in module.function("mtp").results if r.name == "logits")
+    found = target.capture(bundle.path, inputs, [value], "mtp")[value][0]
+    return compare("mtp block", found, wanted, kind, undecided[0, :count])

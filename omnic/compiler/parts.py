@@ -1,0 +1,209 @@
+"""Parity of a model larger than memory: the reference streams through it, the program runs part by part.
+
+A part is one block, or one head.  The reference evaluates the whole function once on a few tokens with
+weights made and dropped layer by layer, and keeps what crosses the borders of the parts that are
+checked: the first and the last layer of each kind, and every head.  Then each of these parts of the saved
+program runs on the captured inputs.  All of it happens in a child process, so that the compiler's own
+memory is not counted twice, and within a time box.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnic.compiler.progress import Progress
+from omnic.compiler.sample import sample_tokens
+from omnic.errors import BundleError, InputError, InternalError, OmnicError
+from omnic.ir.graph import Function, Module, Node, Value
+from omnic.ir.numeric import Case, NumericClass, compare, find_class
+from omnic.ir.reference import Interpreter
+from omnic.ir.weights import WeightStore
+from omnic.runtime.bundle import Bundle, open_bundle
+from omnic.targets import get_target
+
+__all__ = ["Part", "chosen_parts", "parity_of_parts", "parts_of"]
+
+TOKENS = 8
+TIME_BOX = 1200.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of nodes with one scope: what goes in, what comes out, and what kind it is.
+
+    ``inputs`` and ``outputs`` are values; weights are not among them.  Two parts of the same ``kind`` have
+    the same ops, attributes and types.
+    """
+
+    name: str
+    kind: str
+    nodes: tuple[Node, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+
+def parts_of(function: Function) -> tuple[Part, ...]:
+    """Cut ``function`` into blocks and heads, in order."""
+    runs: dict[str, list[Node]] = {}
+    for node in function.nodes:
+        steps = node.scope.split(".")
+        name = ".".join(steps[:2]) if steps[0] == "blocks" else steps[0]
+        runs.setdefault(name, []).append(node)
+    returned = {r.value for r in function.results}
+    parts: list[Part] = []
+    for name, nodes in runs.items():
+        made = {r for n in nodes for r in n.results}
+        needed = dict.fromkeys(v for n in nodes for v in n.inputs() if v not in made and not v.weight)
+        read_later = {v for other, rest in runs.items() if other != name for n in rest for v in n.inputs()}
+        given = tuple(v for n in nodes for v in n.results if v in read_later or v in returned)
+        kind = "; ".join(f"{n.op} {sorted(n.attrs.items(), key=str)} {[str(v.type) for v in n.inputs()]}" for n in nodes)
+        parts.append(Part(name, kind, tuple(nodes), tuple(needed), given))
+    return tuple(parts)
+
+
+def chosen_parts(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Return the first and the last part of each kind (so every head, and two layers of each kind)."""
+    kinds: dict[str, list[Part]] = {}
+    for part in parts:
+        kinds.setdefault(part.kind, []).append(part)
+    wanted = {p.name for same in kinds.values() for p in (same[0], same[-1])}
+    return tuple(p for p in parts if p.name in wanted and p.name != "index")
+
+
+def parity_of_parts(bundle: Bundle, origin: Mapping[str, Any], threads: int | None, progress: Progress) -> tuple[Case, ...]:
+    """Check an unfinished bundle in a child process.
+
+    Args:
+        bundle: opened with ``unfinished``.
+        origin: ``path`` or ``seed`` of its weights.
+        threads: of the child; None = all cores.
+        progress: told of each part.
+
+    Raises:
+        OmnicError: what the child raised.
+        InputError: the child was killed or outran its time box.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(theirs, str(bundle.path), dict(origin), threads), daemon=True)
+    child.start()
+    theirs.close()
+    try:
+        while True:
+            if not ours.poll(TIME_BOX):
+                raise InputError(f"checking parity took more than {TIME_BOX:.0f} s for one part", "compile with --parity off")
+            kind, value = ours.recv()
+            if kind == "progress":
+                progress(*value)
+            elif kind == "error":
+                raise value
+            else:
+                return value
+    except EOFError:
+        child.join()
+        raise InputError(f"the parity check was killed (exit {child.exitcode})",
+                         "it needs about 2.5 GB of memory: free some, or compile with --parity off") from None
+    finally:
+        child.kill()
+        child.join()
+        ours.close()
+
+
+def _child(pipe: Any, folder: str, origin: dict[str, Any], threads: int | None) -> None:
+    try:
+        cases = _check(open_bundle(folder, unfinished=True), origin, lambda what, share: pipe.send(("progress", (what, share))))
+    except OmnicError as error:
+        pipe.send(("error", error))
+    else:
+        pipe.send(("cases", cases))
+    finally:
+        pipe.close()
+
+
+def _check(bundle: Bundle, origin: Mapping[str, Any], progress: Progress) -> tuple[Case, ...]:
+    module, target = bundle.module, get_target(bundle.manifest.target)
+    store = WeightStore.load(module, Path(origin["path"])) if "path" in origin else WeightStore.random(module, int(origin["seed"]))
+    kind = find_class(bundle.manifest.numeric_class)
+    cases: list[Case] = []
+    for name in (n for n in ("forward", "mtp") if n in module.functions):
+        function = module.function(name)
+        chosen = chosen_parts(parts_of(function))
+        inputs = _inputs(module, function)
+        crossing = _stream(module, store, function, inputs, chosen, progress)
+        for done, part in enumerate(chosen):
+            progress(f"parity: {name} {part.name}", done / len(chosen))
+            given = {v.name: crossing[v] for v in part.inputs}
+            found = target.capture_part(bundle.path, given, [v.name for v in part.outputs], name)
+            cases.extend(_cases(name, part, found, crossing, kind))
+    return tuple(cases)
+
+
+def _inputs(module: Module, function: Function) -> dict[str, NDArray[Any]]:
+    """A few tokens from empty states; hidden states (of an MTP block) are drawn from seed 0."""
+    steps = np.arange(TOKENS)[None]
+    vocab = int(str(module.meta["vocab"]))
+    ids, _ = sample_tokens(vocab, TOKENS + 1, None)
+    known: dict[str, NDArray[Any]] = {
+        "tokens": ids[None, :-1], "next_tokens": ids[None, 1:], "positions": steps, "start": np.zeros(1, np.int64),
+        "length": np.full(1, TOKENS), "rows": steps,
+    }
+    hidden = function.param("hidden")
+    if hidden is not None:
+        width = hidden.type.shape[-1]
+        assert isinstance(width, int)
+        known["hidden"] = np.random.default_rng(0).standard_normal((1, TOKENS, width))
+    return {p.value.name: known[p.value.name] for p in function.params if p.state is None}
+
+
+def _stream(module: Module, store: WeightStore, function: Function, inputs: Mapping[str, NDArray[Any]], parts: Sequence[Part],
+            progress: Progress) -> dict[Value, NDArray[Any]]:
+    """Evaluate ``function`` and keep the values that cross the borders of ``parts``."""
+    interpreter = Interpreter(module, store, cache_bytes=0)
+    wanted = {v for part in parts for v in (*part.inputs, *part.outputs)}
+    kept: dict[Value, NDArray[Any]] = {}
+    at = {node.name: index for index, node in enumerate(function.nodes)}
+
+    def keep(node: Node, results: tuple[Any, ...]) -> None:
+        progress(f"parity: reference of {function.name}", at[node.name] / len(at))
+        for value, result in zip(node.results, results, strict=True):
+            if value in wanted:
+                kept[value] = np.asarray(result)
+
+    interpreter.run(inputs, function.name, trace=keep)
+    empty = empty_states_of(module, function)
+    for param in function.params:
+        kept[param.value] = empty[param.state] if param.state else np.asarray(inputs[param.value.name])
+    return kept
+
+
+def empty_states_of(module: Module, function: Function) -> dict[str, NDArray[Any]]:
+    """Return the states of one row before the first token, by name."""
+    from omnic.ir.reference import empty_states
+
+    states = empty_states(module, 1, np.float64, function.name)
+    found: dict[str, NDArray[Any]] = {}
+    for name, numbers in states.items():
+        if not isinstance(numbers, np.ndarray):
+            raise InternalError(f"state {name} is quantised; its parts are checked packed")
+        found[name] = numbers
+    return found
+
+
+def _cases(function: str, part: Part, found: Mapping[str, NDArray[Any]], wanted: Mapping[Value, NDArray[Any]],
+           kind: NumericClass) -> list[Case]:
+    cases: list[Case] = []
+    for value in part.outputs:
+        if value.name not in found:
+            raise BundleError(f"the program does not show the value {value.name} of {part.name}")
+        reference = np.asarray(wanted[value], np.float64)
+        got = np.asarray(found[value.name], np.float64)
+        if value.type.is_float:
+            cases.append(compare(f"{function} {part.name}: {value.name}", got, reference, kind))
+    return cases

@@ -1,0 +1,216 @@
+"""From a spec to a bundle: build, rewrite, emit, prove, commit.
+
+Nothing is visible at the destination before the last step; see :mod:`omnic.runtime.bundle_write`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omnic import __version__
+from omnic.compiler.fidelity import measure_fidelity
+from omnic.compiler.parity import measure_parity
+from omnic.compiler.progress import Progress, silent
+from omnic.errors import InputError
+from omnic.ir.graph import Module
+from omnic.ir.text import print_module
+from omnic.ir.verify import verify
+from omnic.ir.caps import Caps
+from omnic.ir.weights import WeightStore
+from omnic.models import build
+from omnic.runtime.bundle import Bundle
+from omnic.runtime.bundle_write import BundleWriter, check_destination
+from omnic.runtime.files import sha256_file
+from omnic.runtime.manifest import Executable, Manifest, PassRecord, Program, Remark, SpecText, StateEntry, TokenizerEntry
+from omnic.runtime.report import write_report
+from omnic.runtime.tokenizer import Tokenizer
+from omnic.spec import Spec, to_yaml
+from omnic.targets import get_target
+from omnic.targets.base import EmitRequest, Emitted, Target
+
+__all__ = ["CompileRequest", "compile_spec", "default_out", "lower", "open_weights"]
+
+
+@dataclass(frozen=True)
+class CompileRequest:
+    """What to compile and how.
+
+    Attributes:
+        spec: the model.
+        target: name of the target.
+        out: the bundle's folder; default ``build/<model>-<target>``.
+        weights: a safetensors file; default the one the spec names.
+        seed: random weights instead.
+        options: target options that override the spec's.
+        force: replace a bundle of other content.
+        parity: ``auto`` (whole model below 300 M parameters, its parts above), ``full`` or ``off``.
+        threads: for checking; None = the cores this process has.
+    """
+
+    spec: Spec
+    target: str
+    out: Path | None = None
+    weights: Path | None = None
+    seed: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    force: bool = False
+    parity: str = "auto"
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The module before and after the lossy passes, and what they said."""
+
+    front: Module
+    lossy: Module
+    passes: tuple[PassRecord, ...]
+
+
+def default_out(spec: Spec, target: str) -> Path:
+    """Return ``build/<model>-<target>`` in the current folder."""
+    return Path("build") / f"{spec.model}-{target}"
+
+
+def lower(spec: Spec) -> Lowered:
+    """Build the front module and run the passes the spec asks for.
+
+    Raises:
+        InputError: a pass that is not registered.
+    """
+    front = build(spec)
+    verify(front)
+    if spec.passes != "auto":
+        from omnic.passes.base import run_pipeline
+
+        lossy, records = run_pipeline(front, spec.passes)
+        return Lowered(front, lossy, tuple(
+            PassRecord(name=r.name, stage=r.stage, options=dict(r.options), changed=r.changed,
+                       remarks=tuple(Remark(rule=m.rule, node=m.node, message=m.message) for m in r.remarks))
+            for r in records
+        ))
+    return Lowered(front, front, ())
+
+
+def open_weights(module: Module, spec: Spec, weights: Path | None, seed: int | None) -> tuple[WeightStore, dict[str, Any]]:
+    """Return the numbers of ``module`` and where they come from: ``path`` and ``sha256``, or ``seed``.
+
+    Raises:
+        InputError: nothing was named, or both a file and a seed were.
+        BundleError: the file is missing, damaged, holds other tensors, or numbers that are not finite.
+    """
+    if weights is not None and seed is not None:
+        raise InputError("--weights and --seed were both given", "a model has one set of weights: choose one")
+    if weights is None and seed is None:
+        weights = spec.resolve("weights")
+    if weights is None and seed is None:
+        raise InputError(f"{spec.model} has no weights", "train it, or give --weights FILE, or --seed N for random ones")
+    if weights is None:
+        return WeightStore.random(module, seed or 0), {"seed": seed}
+    store = WeightStore.load(module, weights)
+    return store, {"path": str(weights.absolute()), "sha256": sha256_file(weights)}
+
+
+def compile_spec(request: CompileRequest, progress: Progress = silent) -> Bundle:
+    """Compile one spec for one target into a bundle with measured parity and fidelity.
+
+    Raises:
+        InputError: the spec asks for what cannot be had, or the destination holds something else.
+        BundleError: the weights are damaged.
+        CheckFailed: never; a parity that misses its bound is in ``parity.json`` and the caller decides.
+    """
+    spec = request.spec
+    target = get_target(request.target)
+    options = target.options({**spec.targets.get(request.target, {}), **request.options})
+    out = request.out or default_out(spec, request.target)
+    progress("build", 0.0)
+    lowered = lower(spec)
+    weights, origin = open_weights(lowered.lossy, spec, request.weights, request.seed)
+    tokenizer = _tokenizer(spec)
+    key = _key(spec, request.target, options, origin, request.parity)
+    check_destination(out, request.force, key)
+    with BundleWriter(out, force=request.force, key=key) as writer:
+        need = sum(w.type.bytes() for w in lowered.lossy.weights.values())
+        writer.require(target.disk_bytes(lowered.lossy), need)
+        emitted = target.emit(EmitRequest(lowered.lossy, weights, writer.folder, options, progress))
+        text = print_module(emitted.module)
+        writer.text("module.ir", text)
+        if tokenizer is not None:
+            tokenizer.save(writer.path("tokenizer.json"))
+        manifest = _manifest(spec, target, options, lowered, emitted, text, origin, tokenizer)
+        progress("fidelity", 0.0)
+        fidelity = measure_fidelity(lowered.front, lowered.lossy, weights, tokenizer)
+        manifest = manifest.model_copy(update={"fidelity": fidelity})
+        if request.parity != "off":
+            parity = measure_parity(
+                writer.preview(manifest), target, emitted.module, weights.with_module(emitted.module), tokenizer, origin=origin,
+                full=request.parity == "full", threads=request.threads, progress=progress)
+            writer.json("parity.json", parity.model_dump(mode="json", by_alias=True))
+        write_report(writer.preview(manifest), writer.path("report.html"))
+        progress("write", 1.0)
+        return writer.commit(manifest)
+
+
+def _key(spec: Spec, target: str, options: Mapping[str, Any], origin: Mapping[str, Any], parity: str) -> str:
+    parts = {"omnic": __version__, "spec": to_yaml(spec), "target": target, "options": dict(options), "weights": origin.get("sha256", origin),
+             "parity": parity}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _tokenizer(spec: Spec) -> Tokenizer | None:
+    path = spec.resolve("tokenizer")
+    if path is None:
+        return None
+    if not path.is_file():
+        raise InputError(f"{path}: the tokenizer of {spec.model} is not there", "build it: omnic tokenizer build")
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.size > spec.vocab.size:
+        raise InputError(f"{path}: {tokenizer.size} tokens, the model has a vocabulary of {spec.vocab.size}",
+                         f"use the tokenizer the model was trained with, or set vocab.size: {tokenizer.size}")
+    return tokenizer
+
+
+def _manifest(spec: Spec, target: Target, options: Mapping[str, Any], lowered: Lowered, emitted: Emitted, text: str,
+              origin: Mapping[str, Any], tokenizer: Tokenizer | None) -> Manifest:
+    module = emitted.module
+    functions = {role: role for role in emitted.programs}
+    states = tuple(
+        StateEntry(name=s.name, type=str(s.type), role=s.role, group=s.group, rollback=s.rollback, ring=s.ring, window=s.window)
+        for s in module.states.values()
+    )
+    programs = tuple(
+        Program(
+            function=functions[role], file=file,
+            dims={name: (r.low, r.high) for name, r in module.dims.items()},
+            inputs=tuple(p.value.name for p in module.functions[role].params) if role in module.functions else (),
+            outputs=tuple(r.name for r in module.functions[role].results) if role in module.functions else (),
+            nodes={node: ", ".join(ops) for node, ops in emitted.nodes.items()},
+        )
+        for role, file in emitted.programs.items()
+    )
+    return Manifest(
+        omnic=__version__, model=spec.model, target=target.name, profile=str(options.get("profile", "")),
+        spec=SpecText(file="spec.yaml", text=to_yaml(spec)),
+        executable=Executable(kind=emitted.kind, entry=next(iter(emitted.programs.values())),
+                              options={**options, **dict(emitted.interface)}),
+        model_sha256=hashlib.sha256(f"{text}\n{origin.get('sha256', origin)}".encode()).hexdigest(),
+        numeric_class="f16" if spec.kv_dtype != "f32" else "f32",
+        caps=caps_summary(target.caps), passes=lowered.passes, programs=programs, states=states,
+        tokenizer=TokenizerEntry(files=("tokenizer.json",), vocab=tokenizer.size) if tokenizer else None,
+        fallbacks=emitted.remarks,
+    )
+
+
+
+def caps_summary(caps: Caps) -> dict[str, Any]:
+    """Return what a manifest says of a target's capabilities: the facts, not their sources."""
+    return {
+        "programs": caps.programs, "state": caps.state, "host": caps.host, "opset": dict(caps.opset),
+        "dynamic": sorted(caps.dynamic), "elements": sorted(str(e) for e in caps.elements), "limits": dict(caps.limits),
+        "batch_invariant": caps.batch_invariant, "shared_weights": caps.shared_weights,
+    }
