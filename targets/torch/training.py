@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import itertools
 import linecache
-from typing import TYPE_CHECKING, Any
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -69,7 +71,8 @@ def emit_training(module: Module) -> str:
     programs = [_prepared(trained, name) for name in trained.functions]
     tree = ScopeTree(programs, trained.weights)
     methods = {p.name: "forward" if p.name == "forward" else f"{p.name.replace('.', '_')}_forward" for p in programs}
-    classes, helpers = write_classes(programs, tree, TRAINING, _class_name, methods)
+    limit = max(int(trained.dims["T"].high), int(str(trained.meta.get("context", 0))))
+    classes, helpers = write_classes(programs, tree, TRAINING, _class_name, methods, limit)
     outputs = [*programs[0].results, *(["router_logits"] if programs[0].routers else [])]
     head = _HEAD.format(
         title=module.name, outputs="\n".join(f"    {_OUTPUTS.get(n, n)}" for n in outputs),
@@ -122,13 +125,16 @@ def _class_name(scope: Scope) -> str:
     return named.get(last, "".join(w.capitalize() for w in last.split("_")))
 
 
-def load_source(source: str, name: str) -> dict[str, Any]:
-    """Run emitted source and return its names; tracebacks and ``inspect`` show its lines."""
-    file = f"<omnic {name} {next(_serial)}>"
+def load_source(source: str, name: str) -> ModuleType:
+    """Run emitted source as a Python module of its own; tracebacks, ``inspect`` and torch.compile find its lines."""
+    title = f"omnic_emitted_{''.join(c if c.isalnum() else '_' for c in name)}_{next(_serial)}"
+    file = f"<{title}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    names: dict[str, Any] = {"__name__": f"omnic_emitted_{name}", "__builtins__": __builtins__}
-    exec(compile(source, file, "exec"), names)  # the source is our own emitter's, made from the IR a moment ago
-    return names
+    made = ModuleType(title)
+    made.__file__ = file
+    sys.modules[title] = made  # torch.compile looks the globals of what it traces up by module name
+    exec(compile(source, file, "exec"), made.__dict__)  # our own emitter's text, made from the IR a moment ago
+    return made
 
 
 def load_training_module(module: Module, weights: WeightStore | None = None) -> nn.Module:
@@ -141,7 +147,7 @@ def load_training_module(module: Module, weights: WeightStore | None = None) -> 
     Raises:
         InputError: a weight is not finite, missing, or of another shape.
     """
-    model = load_source(emit_training(module), module.name)["Model"]()
+    model = load_source(emit_training(module), module.name).Model()
     assert isinstance(model, nn.Module)
     parameters = dict(model.named_parameters())
     if set(parameters) != set(module.weights):

@@ -54,6 +54,10 @@ class Pen(Protocol):
         """Return the name of a library function, which the text will define."""
         ...
 
+    def buffers(self, names: tuple[str, ...], source: str) -> list[str]:
+        """Return what the buffers made once by the expression ``source`` are called (``{limit}``: the longest T)."""
+        ...
+
     def like(self) -> str:
         """Return an expression of the device that new tensors belong on."""
         ...

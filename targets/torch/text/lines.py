@@ -115,6 +115,12 @@ class BodyWriter:
         self.writer.helpers.setdefault(name)
         return name
 
+    def buffers(self, names: tuple[str, ...], source: str) -> list[str]:
+        """Return what the buffers made once by the expression ``source`` are called."""
+        if self.scope.path:
+            raise InternalError("only the root of a model has buffers")
+        return [f"self.{n}" for n in self.writer.buffers_of(names, source)]
+
     def like(self) -> str:
         """Return the device that new tensors belong on."""
         for value in self.body.params:

@@ -45,12 +45,17 @@ def _layer_norm(pen: Pen, step: Step) -> Code:
 
 def _rope_table(pen: Pen, step: Step) -> Code:
     positions, attrs = step.operands[0], step.attrs
-    where = f"torch.arange({pen.dims(step.results[0].type.shape[:1])}, device={pen.like()})" if positions is None else pen.arg(positions)
     if attrs["scaling"] == "none":
-        numbers = pen.number("rope_dims", attrs["dims"]), pen.number("rope_base", attrs["base"])
-        return call(pen.helper("rope_table"), where, *numbers)
-    frequencies, magnitude = rope_frequencies(**attrs)
-    return call(pen.helper("scaled_rope_table"), where, repr(frequencies), repr(magnitude))
+        name, numbers = "rope_table", (repr(attrs["dims"]), repr(attrs["base"]))
+    else:
+        frequencies, magnitude = rope_frequencies(**attrs)
+        name, numbers = "scaled_rope_table", (repr(frequencies), repr(magnitude))
+    if positions is not None:
+        return call(pen.helper(name), pen.arg(positions), *numbers)
+    # One table for every position there can be, made once: compiled graphs would compute it again in each layer.
+    cos, sin = pen.buffers(("cos", "sin"), call(pen.helper(name), "torch.arange({limit})", *numbers).text)
+    tokens = pen.dims(step.results[0].type.shape[:1])
+    return Code(f"{cos}[:{tokens}], {sin}[:{tokens}]")
 
 
 def _rotate(pen: Pen, step: Step) -> Code:

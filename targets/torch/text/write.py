@@ -54,11 +54,20 @@ class ClassWriter:
     """Writes every class of a scope tree, innermost first."""
 
     def __init__(self, tree: ScopeTree, lowerings: Mapping[str, Lowering], naming: Callable[[Scope], str],
-                 methods: Mapping[str, str], root: str) -> None:
+                 methods: Mapping[str, str], root: str, limit: int) -> None:
+        self.limit = limit
+        self.buffers: dict[str, tuple[str, ...]] = {}
         self.tree, self.lowerings, self.naming, self.methods, self.root = tree, lowerings, naming, methods, root
         self.helpers: dict[str, None] = {}
         self.instances: dict[str, list[Instance]] = {}
         self.names: dict[str, str] = {}
+
+    def buffers_of(self, names: tuple[str, ...], source: str) -> tuple[str, ...]:
+        """Return the names of the root's buffers that ``source`` makes; the same source makes them once."""
+        if source not in self.buffers:
+            suffix = str(len(self.buffers) + 1) if self.buffers else ""
+            self.buffers[source] = tuple(f"{n}{suffix}" for n in names)
+        return self.buffers[source]
 
     def write(self, routers: Mapping[str, Mapping[Value, str]]) -> list[ClassText]:
         """Return the classes in an order of definition, the root last."""
@@ -105,6 +114,10 @@ class ClassWriter:
             methods.append(writer.method(self.methods.get(function, "forward") if scope.path == "" else
                                          "forward" if len(methods) == 0 else self.methods.get(function, function),
                                          self.routers.get(function, {})))
+        if scope.path == "":
+            for source, names in self.buffers.items():
+                lines.append(f"        {', '.join(names)} = {source.format(limit=self.limit)}")
+                lines += [f'        self.register_buffer("{n}", {n}, persistent=False)' for n in names]
         text = "\n".join(["    def __init__(self<arguments>):", "        super().__init__()", *lines])
         template, ordered = _in_order("\n\n".join([text, *methods]), numbers)
         return Instance(scope, template, ordered, children)
@@ -223,9 +236,9 @@ def library_source(functions: Sequence[Callable[..., object]]) -> str:
 
 
 def write_classes(programs: Sequence[Program], tree: ScopeTree, lowerings: Mapping[str, Lowering], naming: Callable[[Scope], str],
-                  methods: Mapping[str, str], root: str = "Model") -> tuple[list[ClassText], list[str]]:
+                  methods: Mapping[str, str], limit: int, root: str = "Model") -> tuple[list[ClassText], list[str]]:
     """Return the classes of ``programs`` and the names of the library functions they use."""
-    writer = ClassWriter(tree, lowerings, naming, methods, root)
+    writer = ClassWriter(tree, lowerings, naming, methods, root, limit)
     routers = {p.name: {v: scope for scope, v in p.routers.items()} for p in programs}
     classes = writer.write(routers)
     return classes, list(writer.helpers)
