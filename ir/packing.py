@@ -192,8 +192,9 @@ def quantise(x: Array, type: Storage) -> QTensor:
         high = np.maximum(np.max(groups, axis=-1), np.float32(0))
         scale, row, numbers = _round_scale((high - low) / levels, type, x.shape)
         divisor = np.where(numbers > 0, numbers, np.float32(1))
-        zero = np.clip(np.rint(-low / divisor), 0, levels).astype(np.uint8)
-        units = np.clip(np.rint(groups / divisor[..., None]) + zero[..., None], 0, levels)
+        shift: Array = np.clip(np.rint(-low / divisor), 0, levels)
+        units = np.clip(np.rint(groups / divisor[..., None]) + shift[..., None], 0, levels)
+        zero = shift.astype(np.uint8)
         codes = (units - _OFFSET[type.kind]).astype(np.int8)
     else:
         if type.kind == "t2":

@@ -223,7 +223,9 @@ class Evaluator:
     def _rounded(self, recipe: Recipe, box: Box) -> Array:
         """Return what the quantised numbers decode to."""
         shape, type = self.shape(recipe), cast(Storage, _arg(recipe, "type"))
-        if len(shape) < 2 or len(shape) + type.axis == 0:
+        packing.check_storage(type, shape)
+        if len(shape) + type.axis == 0:
+            # Groups run along dim 0, so a part of the rows cannot be made alone.
             full = packing.decode(self.quantised(recipe, type, (0, shape[0])))
             return full[tuple(slice(a, b) for a, b in box)]
         rows = packing.decode(self.quantised(recipe, type, box[0]))
