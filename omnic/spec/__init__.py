@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omnic.spec.export import to_dsl, to_json, to_yaml
     from omnic.spec.kinds import known_kinds, register_kind
-    from omnic.spec.layers import MoE, Attention, Dense, Ffn, Layer, Norm, Rope, RopeScaling
+    from omnic.spec.layers import Attention, Dense, Ffn, Layer, MoE, Norm, Rope, RopeScaling
     from omnic.spec.load import load_spec, parse_spec, spec_of
     from omnic.spec.presets import preset_names, preset_text
     from omnic.spec.scaling import scale

@@ -15,6 +15,7 @@ __all__ = [
     "BlockModel",
     "DenseModel",
     "GqaModel",
+    "HeadsAttentionModel",
     "MhaModel",
     "MlaModel",
     "MoeModel",
@@ -35,100 +36,122 @@ class RopeScalingModel(Record):
         "slows by the factor; yarn: ntk by parts with an attention factor (arXiv 2309.00071)"
     )
     factor: Annotated[Number, Field(ge=1)] = Field(description="reach / original_context")
-    original_context: Tokens | None = Field(None, description="length trained without scaling; none: the spec's context")
-    beta_fast: Positive = Field(32.0, description="yarn: rotations above which a dim is not scaled")
-    beta_slow: Positive = Field(1.0, description="yarn: rotations below which a dim is scaled by the whole factor")
+    original_context: Tokens | None = Field(
+        default=None, description="length trained without scaling; unset: the spec's context"
+    )
+    beta_fast: Positive = Field(default=32.0, description="yarn: rotations above which a dim is not scaled")
+    beta_slow: Positive = Field(
+        default=1.0, description="yarn: rotations below which a dim is scaled by the whole factor"
+    )
     attention_factor: Positive | None = Field(
-        None, description="yarn: multiplies the rotated queries and keys; none: 0.1 ln(factor) + 1"
+        default=None, description="yarn: multiplies the rotated queries and keys; unset: 0.1 ln(factor) + 1"
     )
 
 
 class RopeModel(Record):
     """Rotary position embedding (arXiv 2104.09864)."""
 
-    base: Positive = Field(10000.0, description="base of the geometric series of frequencies")
-    dims: Dim | None = Field(None, description="rotated dims of a head, even; none: all (mla: rope_dim)")
-    interleaved: Flag = Field(False, description="rotate pairs (2i, 2i+1) instead of (i, i + dims/2)")
-    scaling: RopeScalingModel | None = Field(None, description="none: positions as trained")
+    base: Positive = Field(default=10000.0, description="base of the geometric series of frequencies")
+    dims: Dim | None = Field(default=None, description="rotated dims of a head, even; unset: all (mla: rope_dim)")
+    interleaved: Flag = Field(default=False, description="rotate pairs (2i, 2i+1) instead of (i, i + dims/2)")
+    scaling: RopeScalingModel | None = Field(default=None, description="none: positions as trained")
 
 
 class AttentionOverride(Record):
     """Keys that the layers of one name of a pattern take instead of the attention's own."""
 
-    heads: Dim | None = Field(None, description="query heads")
-    kv_heads: Dim | None = Field(None, description="key and value heads")
-    head_dim: Dim | None = Field(None, description="dims of a head")
-    latent: Dim | None = Field(None, description="mla: dims of the cached latent")
-    nope_dim: Dim | None = Field(None, description="mla: dims of a head without position")
-    rope_dim: Dim | None = Field(None, description="mla: rotated dims, shared by all heads")
-    v_dim: Dim | None = Field(None, description="mla: dims of a value head")
-    q_latent: Dim | None = Field(None, description="mla: dims of the query latent")
-    rope: RopeModel | None = Field(None, description="rotary positions; none: no positions")
-    window: Tokens | None = Field(None, description="attended tokens; none: all")
-    qk_norm: Flag | None = Field(None, description="RMS norm of each query and key head")
-    sinks: Flag | None = Field(None, description="a learned sink logit per head")
-    softcap: Positive | None = Field(None, description="logits become cap * tanh(logits / cap)")
-    bias: Flag | None = Field(None, description="biases of the projections")
-    scale: Positive | None = Field(None, description="factor of the logits")
+    heads: Dim | None = Field(default=None, description="query heads")
+    kv_heads: Dim | None = Field(default=None, description="key and value heads")
+    head_dim: Dim | None = Field(default=None, description="dims of a head")
+    latent: Dim | None = Field(default=None, description="mla: dims of the cached latent")
+    nope_dim: Dim | None = Field(default=None, description="mla: dims of a head without position")
+    rope_dim: Dim | None = Field(default=None, description="mla: rotated dims, shared by all heads")
+    v_dim: Dim | None = Field(default=None, description="mla: dims of a value head")
+    q_latent: Dim | None = Field(default=None, description="mla: dims of the query latent")
+    rope: RopeModel | None = Field(default=None, description="rotary positions; none: no positions")
+    window: Tokens | None = Field(default=None, description="attended tokens; none: all")
+    qk_norm: Flag | None = Field(default=None, description="RMS norm of each query and key head")
+    sinks: Flag | None = Field(default=None, description="a learned sink logit per head")
+    softcap: Positive | None = Field(default=None, description="logits become cap * tanh(logits / cap)")
+    bias: Flag | None = Field(default=None, description="biases of the projections")
+    scale: Positive | None = Field(default=None, description="factor of the logits")
 
 
 class AttentionModel(Record):
     """Keys every attention kind has."""
 
     heads: Dim = Field(description="query heads")
-    rope: RopeModel | None = Field(RopeModel(), description="rotary positions; none: no positions (NoPE)")
+    rope: RopeModel | None = Field(default=RopeModel(), description="rotary positions; none: no positions (NoPE)")
     window: Tokens | None = Field(
-        None, description="each token attends to this many, itself included (ring cache); none: to all"
+        default=None, description="each token attends to this many, itself included (ring cache); none: to all"
     )
-    sinks: Flag | None = Field(None, description="a learned logit per head that takes part in the softmax only; none: the spec's sinks")
-    softcap: Positive | None = Field(None, description="logits become cap * tanh(logits / cap); unset: the spec's softcap.attention")
-    bias: Flag | None = Field(None, description="biases of the projections; none: the spec's bias")
-    scale: Positive | None = Field(None, description="factor of the logits; none: 1 / sqrt(dims of a query head)")
+    softcap: Positive | None = Field(
+        default=None, description="logits become cap * tanh(logits / cap); unset: the spec's softcap.attention"
+    )
+    bias: Flag | None = Field(default=None, description="biases of the projections; unset: the spec's bias")
+    scale: Positive | None = Field(
+        default=None, description="factor of the logits; unset: 1 / sqrt(dims of a query head)"
+    )
     pattern: Annotated[tuple[LayerKind, ...], Field(min_length=1, max_length=256)] | None = Field(
-        None,
+        default=None,
         description="over the repeats of the block, from its first on and cyclically: a local layer keeps the window, "
         "a global one attends to all",
     )
-    local: AttentionOverride | None = Field(None, description="with pattern: keys of the local layers alone")
+    local: AttentionOverride | None = Field(default=None, description="with pattern: keys of the local layers alone")
     global_: AttentionOverride | None = Field(
-        None, alias="global", description="with pattern: keys of the global layers alone"
+        default=None, alias="global", description="with pattern: keys of the global layers alone"
     )
 
 
-class MhaModel(AttentionModel):
+class HeadsAttentionModel(AttentionModel):
+    """Keys of the kinds that cache keys and values of heads."""
+
+    head_dim: Dim | None = Field(
+        default=None, description="dims of a head; unset: the spec's head_dim, else width / heads"
+    )
+    qk_norm: Flag | None = Field(
+        default=None, description="RMS norm of each query and key head before rope; unset: the spec's qk_norm"
+    )
+    sinks: Flag | None = Field(
+        default=None,
+        description="a learned logit per head that takes part in the softmax only; unset: the spec's sinks",
+    )
+
+
+class MhaModel(HeadsAttentionModel):
     """Multi-head attention (arXiv 1706.03762)."""
 
     kind: Literal["mha"] = Field(description="multi-head attention: a key and value head per query head")
-    head_dim: Dim | None = Field(None, description="dims of a head; none: the spec's head_dim, else width / heads")
-    qk_norm: Flag | None = Field(None, description="RMS norm of each query and key head before rope; none: the spec's qk_norm")
 
 
-class GqaModel(AttentionModel):
+class GqaModel(HeadsAttentionModel):
     """Grouped-query attention (arXiv 2305.13245)."""
 
     kind: Literal["gqa"] = Field(description="grouped-query attention: a key and value head per group of query heads")
-    kv_heads: Dim | None = Field(None, description="key and value heads, a divisor of heads; none: the spec's kv_heads")
-    head_dim: Dim | None = Field(None, description="dims of a head; none: the spec's head_dim, else width / heads")
-    qk_norm: Flag | None = Field(None, description="RMS norm of each query and key head before rope; none: the spec's qk_norm")
+    kv_heads: Dim | None = Field(
+        default=None, description="key and value heads, a divisor of heads; unset: the spec's kv_heads"
+    )
 
 
-class MqaModel(AttentionModel):
+class MqaModel(HeadsAttentionModel):
     """Multi-query attention (arXiv 1911.02150)."""
 
     kind: Literal["mqa"] = Field(description="multi-query attention: one key and value head")
-    head_dim: Dim | None = Field(None, description="dims of a head; none: the spec's head_dim, else width / heads")
-    qk_norm: Flag | None = Field(None, description="RMS norm of each query and key head before rope; none: the spec's qk_norm")
 
 
 class MlaModel(AttentionModel):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434)."""
 
-    kind: Literal["mla"] = Field(description="multi-head latent attention: the cache holds a latent and rope_dim key dims")
+    kind: Literal["mla"] = Field(
+        description="multi-head latent attention: the cache holds a latent and rope_dim key dims"
+    )
     latent: Dim = Field(description="dims of the cached latent, normed by RMS before it is cached")
     nope_dim: Dim = Field(description="dims of a query and key head without position")
     rope_dim: Dim = Field(description="rotated dims of a query head; the key's are shared by all heads; even")
     v_dim: Dim = Field(description="dims of a value head")
-    q_latent: Dim | None = Field(None, description="dims of the query latent; none: queries are projected directly")
+    q_latent: Dim | None = Field(
+        default=None, description="dims of the query latent; none: queries are projected directly"
+    )
 
 
 class FfnModel(Record):
@@ -136,9 +159,10 @@ class FfnModel(Record):
 
     hidden: Dim = Field(description="hidden dims (of one expert in a mixture)")
     activation: Activation = Field(
-        "swiglu", description="swiglu and geglu are gated (three matrices), the others plain (two); gelu is by erf"
+        default="swiglu",
+        description="swiglu and geglu are gated (three matrices), the others plain (two); gelu is by erf",
     )
-    bias: Flag | None = Field(None, description="biases of the matrices; none: the spec's bias")
+    bias: Flag | None = Field(default=None, description="biases of the matrices; unset: the spec's bias")
 
 
 class DenseModel(FfnModel):
@@ -153,20 +177,23 @@ class MoeModel(FfnModel):
     kind: Literal["moe"] = Field(description="a mixture of experts, of which each token takes top_k")
     experts: Dim = Field(description="routed experts")
     top_k: Dim = Field(description="experts a token takes")
-    shared: Count = Field(0, description="experts that every token takes beside the routed ones")
-    shared_hidden: Dim | None = Field(None, description="hidden dims of a shared expert; none: hidden")
+    shared: Count = Field(default=0, description="experts that every token takes beside the routed ones")
+    shared_hidden: Dim | None = Field(default=None, description="hidden dims of a shared expert; unset: hidden")
     groups: Annotated[tuple[Dim, ...], Field(min_length=1)] | None = Field(
-        None, description="sizes of the expert groups, in order; a token routes within the chosen groups"
+        default=None, description="sizes of the expert groups, in order; a token routes within the chosen groups"
     )
-    top_groups: Dim = Field(1, description="groups a token chooses, by the group's best expert logit or the group gate")
-    group_gate: Flag = Field(False, description="a learned gate scores the groups")
+    top_groups: Dim = Field(
+        default=1, description="groups a token chooses, by the group's best expert logit or the group gate"
+    )
+    group_gate: Flag = Field(default=False, description="a learned gate scores the groups")
     split: Dim = Field(
-        1, description="each expert becomes this many of hidden / split, and top_k grows alike; groups grow with them"
+        default=1,
+        description="each expert becomes this many of hidden / split, and top_k grows alike; groups grow with them",
     )
-    score: Literal["softmax", "sigmoid"] = Field("softmax", description="how router logits become gates")
-    renormalise: Flag = Field(True, description="gates of the chosen experts sum to one")
-    select_bias: Flag = Field(False, description="a bias per expert that enters the choice, not the gate")
-    gate_scale: Positive = Field(1.0, description="factor of the gates")
+    score: Literal["softmax", "sigmoid"] = Field(default="softmax", description="how router logits become gates")
+    renormalise: Flag = Field(default=True, description="gates of the chosen experts sum to one")
+    select_bias: Flag = Field(default=False, description="a bias per expert that enters the choice, not the gate")
+    gate_scale: Positive = Field(default=1.0, description="factor of the gates")
 
 
 for _name, _attention in (("mha", MhaModel), ("gqa", GqaModel), ("mqa", MqaModel), ("mla", MlaModel)):
@@ -178,8 +205,9 @@ for _name, _ffn in (("dense", DenseModel), ("moe", MoeModel)):
 class BlockModel(Record):
     """One or several equal layers."""
 
-    repeat: Annotated[Dim, Field(le=1024)] = Field(1, description="layers this entry stands for")
+    repeat: Annotated[Dim, Field(le=1024)] = Field(default=1, description="layers this entry stands for")
     width: Dim = Field(description="dims of the residual stream, equal in all blocks")
-    attention: Annotated[BaseModel, KindOf("attention")] = Field(description="the token mixer: one of the attention kinds")
+    attention: Annotated[BaseModel, KindOf("attention")] = Field(
+        description="the token mixer: one of the attention kinds"
+    )
     ffn: Annotated[BaseModel, KindOf("ffn")] = Field(description="the channel mixer: one of the ffn kinds")
-

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from omnic.spec.kinds import KindOf, known_kinds
+from omnic.spec.kinds import KindOf, kind_model, known_kinds
 from omnic.spec.tree import Node, Path
 
-__all__ = ["field_of", "model_at", "models_of"]
+__all__ = ["field_of", "kind_first", "model_at", "models_of"]
 
 
 def field_of(model: type[BaseModel], key: str) -> FieldInfo | None:
@@ -22,22 +22,27 @@ def field_of(model: type[BaseModel], key: str) -> FieldInfo | None:
     return None
 
 
+def kind_first(model: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
+    """Return the fields of a model in the order people write them: ``kind`` before the others."""
+    return sorted(model.model_fields.items(), key=lambda item: item[0] != "kind")
+
+
 def models_of(field: FieldInfo) -> tuple[type[BaseModel], ...]:
     """Return the model classes a field's mapping may have (all known kinds for a kind field)."""
-    families = [item.family for item in field.metadata if isinstance(item, KindOf)]
-    if families:
-        return tuple(known_kinds(families[0]).values())
-    return tuple(_models(field.annotation))
+    return tuple(_models(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation))
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        for extra in parts[1:]:
+            if isinstance(extra, KindOf):
+                return [kind_model(extra.family, name) for name in known_kinds(extra.family)]
+        return _models(parts[0])
+    if origin in (Union, types.UnionType, tuple):
+        return [model for part in parts for model in _models(part)]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _models(get_args(annotation)[0])
-    if origin in (Union, types.UnionType, tuple):
-        return [model for part in get_args(annotation) for model in _models(part)]
     return []
 
 

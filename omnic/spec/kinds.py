@@ -1,13 +1,16 @@
 """Which kinds of attention and ffn a spec may name, and the model class of each.
 
-The built-in kinds are registered by :mod:`omnic.spec.schema`.  A package adds its own through the
-entry-point group ``omnic.models``: an entry's object is called with no argument before the first
-spec is read and calls :func:`register_kind`.
+The built-in kinds are registered by :mod:`omnic.spec.blocks`.  A package adds its own through the
+entry-point group ``omnic.models``: an entry's name is ``attention.KIND`` or ``ffn.KIND``, its value
+the builder, whose attribute ``spec`` is the pydantic model of the keys.  That model has a field
+``kind`` and the methods ``resolve(spec, block)``, what the layer holds for the builder, and
+``scaled(width)``, the plain mapping of a small copy for tests.  A package is imported when a spec
+names its kind, not before.
 """
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
@@ -18,14 +21,25 @@ from omnic.errors import InputError
 if TYPE_CHECKING:
     from pydantic.json_schema import JsonSchemaValue
 
-__all__ = ["ENTRY_POINT_GROUP", "Family", "KindOf", "known_kinds", "register_kind"]
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "KIND_MARK",
+    "Family",
+    "KindOf",
+    "builtin_kinds",
+    "kind_model",
+    "known_kinds",
+    "register_kind",
+]
 
 ENTRY_POINT_GROUP = "omnic.models"
 Family = Literal["attention", "ffn"]
 
+KIND_MARK = "kindOf"
+"""What stands in pydantic's JSON Schema where the schemas of a family's kinds belong."""
+
 _kinds: dict[Family, dict[str, type[BaseModel]]] = {"attention": {}, "ffn": {}}
-_builtin: dict[Family, list[str]] = {"attention": [], "ffn": []}
-_loaded = False
+_builtin: dict[Family, dict[str, type[BaseModel]]] = {"attention": {}, "ffn": {}}
 
 
 def register_kind(family: Family, name: str, model: type[BaseModel], *, builtin: bool = False) -> None:
@@ -34,7 +48,7 @@ def register_kind(family: Family, name: str, model: type[BaseModel], *, builtin:
     Args:
         family: the key of a block the kind belongs to.
         name: what the spec writes.
-        model: the pydantic model of its keys; it has a field ``kind``.
+        model: the pydantic model of its keys.
         builtin: part of omnic's own schema (and so of ``specs/schema.json``).
 
     Raises:
@@ -45,17 +59,38 @@ def register_kind(family: Family, name: str, model: type[BaseModel], *, builtin:
         raise InputError(f"the {family} kind '{name}' is registered twice", f"first by {taken.__module__}")
     _kinds[family][name] = model
     if builtin:
-        _builtin[family].append(name)
+        _builtin[family][name] = model
 
 
-def known_kinds(family: Family) -> dict[str, type[BaseModel]]:
-    """Return the kinds a spec may name, those of installed packages included."""
-    global _loaded
-    if not _loaded:
-        _loaded = True
-        for entry in entry_points(group=ENTRY_POINT_GROUP):
-            entry.load()()
-    return _kinds[family]
+def builtin_kinds(family: Family) -> dict[str, type[BaseModel]]:
+    """Return the kinds of omnic itself."""
+    return dict(_builtin[family])
+
+
+def known_kinds(family: Family) -> tuple[str, ...]:
+    """Return the names a spec may write, those of installed packages included."""
+    return tuple(dict.fromkeys([*_kinds[family], *_installed(family)]))
+
+
+def kind_model(family: Family, name: str) -> type[BaseModel]:
+    """Return the model of a known kind.
+
+    Raises:
+        InputError: the package that declares it gives no model.
+    """
+    if name not in _kinds[family]:
+        entry = _installed(family)[name]
+        model = getattr(entry.load(), "spec", None)
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            hint = f"its builder {entry.value} needs an attribute 'spec', a pydantic model"
+            raise InputError(f"the {family} kind '{name}' declares no keys", hint)
+        register_kind(family, name, model)
+    return _kinds[family][name]
+
+
+def _installed(family: Family) -> dict[str, EntryPoint]:
+    found = entry_points(group=ENTRY_POINT_GROUP)
+    return {entry.name.removeprefix(f"{family}."): entry for entry in found if entry.name.startswith(f"{family}.")}
 
 
 class KindOf:
@@ -75,9 +110,9 @@ class KindOf:
         known = known_kinds(self.family)
         kind = value["kind"]
         if not isinstance(kind, str) or kind not in known:
-            raise PydanticCustomError("kind_unknown", "unknown kind", {"family": self.family, "known": tuple(known)})
+            raise PydanticCustomError("kind_unknown", "unknown kind", {"family": self.family, "known": known})
         try:
-            return known[kind].model_validate(value)
+            return kind_model(self.family, kind).model_validate(value)
         except ValidationError as error:
             raise PydanticCustomError("nested", "nested", {"errors": error.errors(include_url=False)}) from None
 
@@ -88,8 +123,7 @@ class KindOf:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        members = [handler(_kinds[self.family][name].__pydantic_core_schema__) for name in _builtin[self.family]]
-        return {"oneOf": members}
+        return {KIND_MARK: self.family}
 
 
 def _dump(value: BaseModel, info: core_schema.SerializationInfo) -> dict[str, Any]:

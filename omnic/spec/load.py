@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any, Literal
 
@@ -13,12 +13,14 @@ from omnic.spec.extends import extend
 from omnic.spec.messages import Problem, diagnostic, flatten, problem_of
 from omnic.spec.presets import preset_names, preset_text
 from omnic.spec.rules import check_rules
+from omnic.spec.salvage import patched
 from omnic.spec.schema import Spec
 from omnic.spec.tree import Node, Path, Text
 
 __all__ = ["SUFFIXES", "Syntax", "load_spec", "parse_spec", "read_file", "read_tree", "spec_of", "syntax_of"]
 
 Syntax = Literal["yaml", "dsl"]
+_LACKING = object()
 SUFFIXES: dict[str, Syntax] = {".yaml": "yaml", ".yml": "yaml", ".omnic": "dsl"}
 
 
@@ -67,7 +69,8 @@ def syntax_of(file: str) -> Syntax:
         return SUFFIXES[suffix]
     if suffix == "" or file.startswith("<"):
         return "yaml"
-    raise DiagnosticError([Diagnostic(f"{file}: '{suffix}' is not a spec", hint=f"spec files end in {', '.join(SUFFIXES)}")])
+    hint = f"spec files end in {', '.join(SUFFIXES)}"
+    raise DiagnosticError([Diagnostic(f"{file}: '{suffix}' is not a spec", hint=hint)])
 
 
 def read_file(path: FilePath, shown: str | None = None) -> Text:
@@ -158,31 +161,43 @@ def _schema(tree: Node) -> tuple[Spec | None, list[Problem]]:
         return Spec.model_validate(tree.plain()), []
     except ValidationError as error:
         found = flatten(error.errors(include_url=False))
-        return None, [problem_of(Spec, tree, path, item) for path, item in found]
+        return None, [problem_of(Spec, tree, path, item) for path, item in found if not _echo(item)]
 
 
-def _rest(tree: Node, dropped: Sequence[Path]) -> Spec | None:
-    """Return the spec without its wrong values, so that rules can look at the rest; None if too little is left."""
-    data = tree.plain()
-    for path in sorted(set(dropped), key=len, reverse=True):
-        if not path or not _remove(data, path):
-            return None
-    spec, problems = None, []
-    try:
-        spec = Spec.model_validate(data)
-    except ValidationError:
-        return None
-    return spec if not problems else None
+def _echo(error: Mapping[str, Any]) -> bool:
+    """Return whether an error only follows from others.
+
+    Pydantic counts the right entries of a list alone, and computes no default from wrong values.
+    """
+    if error["type"] == "too_short":
+        return len(error["input"]) >= error["ctx"]["min_length"]
+    return error["type"] == "default_factory_not_called"
 
 
-def _remove(data: Any, path: Path) -> bool:
-    """Take the value at ``path`` out of plain data; False where list positions would shift."""
-    for step in path[:-1]:
-        data = data[step]
-    if isinstance(path[-1], int):
-        return False
-    data.pop(path[-1], None)
-    return True
+def _rest(tree: Node, wrong: Sequence[Path]) -> Spec | None:
+    """Return the spec with harmless values in place of the wrong ones, so that rules can look at the others."""
+    data = patched(tree.plain(), wrong)
+    for _ in range(3):  # leaving a key out may show that its mapping needs it
+        try:
+            return Spec.model_validate(data)
+        except ValidationError as error:
+            found = [path for path, item in flatten(error.errors(include_url=False)) if not _echo(item)]
+            missing = [path[:-1] if _lacks(data, path) else path for path in found]
+            data = patched(data, missing)
+    return None
+
+
+def _lacks(data: Any, path: Path) -> bool:
+    """Return whether the plain data has no value at ``path``."""
+    here = data
+    for step in path:
+        if isinstance(here, dict):
+            here = here.get(step, _LACKING)
+        elif isinstance(here, list):
+            here = here[step] if isinstance(step, int) and step < len(here) else _LACKING
+        else:
+            return True
+    return here is _LACKING
 
 
 def _touches(path: Path, dropped: Sequence[Path]) -> bool:

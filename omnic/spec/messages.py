@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from omnic.errors import Diagnostic, nearest
+from omnic.spec.keys import kind_first, model_at
 from omnic.spec.kinds import known_kinds
 from omnic.spec.tree import Node, Path, path_text
 
@@ -59,12 +60,14 @@ def problem_of(root: type[BaseModel], tree: Node, path: Path, error: Mapping[str
     """Return the problem that a flattened pydantic error stands for."""
     kind, value, ctx = error["type"], error.get("input"), error.get("ctx", {})
     name = str(path[-1]) if path else "the spec"
-    what = name if not isinstance(path[-1] if path else "", int) else path_text(path)
-    parent = path_text(path[:-1]) or "a spec"
+    what = path_text(path) or "the spec"
+    parent = path_text(path[:-1]) or "the spec"
     match kind:
         case "extra_forbidden":
             keys = _keys(root, tree, path[:-1])
-            return Problem(path, f"unknown key '{name}' in {parent}", one_of(name, keys, "keys"), True, path)
+            guess = nearest(name, keys)
+            hint = f"did you mean '{guess}'?" if guess else f"keys: {', '.join(keys)}"
+            return Problem(path, f"unknown key '{name}' in {parent}", hint, True, path)
         case "missing":
             return Problem(path[:-1], f"'{name}' is missing in {parent}", None, True, path[:-1])
         case "kind_missing":
@@ -75,9 +78,18 @@ def problem_of(root: type[BaseModel], tree: Node, path: Path, error: Mapping[str
             hint = one_of(_get(value, "kind"), ctx["known"], f"kinds of {ctx['family']}")
             return Problem((*path, "kind"), f"{shown} is not a kind of {ctx['family']}", hint, drop=path)
         case "literal_error":
-            return Problem(path, _version(path, value) or f"{_shown(value)} is not a value of {what}", _choices(ctx, value), drop=path)
+            if path == ("omnic",):
+                return Problem(path, f"this omnic reads version 1 of the spec language, not {_shown(value)}", drop=path)
+            return Problem(path, f"{_shown(value)} is not a value of {what}", _choices(ctx, value), drop=path)
         case "bad_size":
-            return Problem(path, f"{what} {ctx['said']}, not {_shown(value)}" if ctx["said"].startswith("must") else f"{what} {ctx['said']}", drop=path)
+            tail = f", not {_shown(value)}" if ctx["said"].startswith("must") else f": {_shown(value)}"
+            return Problem(path, f"{what} {ctx['said']}{tail}", drop=path)
+        case "bad_value":
+            return Problem(path, f"{what} {ctx['said']}", drop=path)
+        case "too_short":
+            return Problem(path, f"{what} must have at least {ctx['min_length']} entry", drop=path)
+        case "too_long":
+            return Problem(path, f"{what} must have at most {ctx['max_length']} entries", drop=path)
         case "passes":
             return Problem(path, "passes must be 'auto' or a list of NAME or {NAME: options}", drop=path)
     return Problem(path, f"{what} {_must(kind, ctx, name)}, not {_shown(value)}", drop=path)
@@ -108,10 +120,6 @@ def _must(kind: str, ctx: Mapping[str, Any], name: str) -> str:
             return "must be a list"
         case "dict_type" | "model_type" | "not_a_mapping" | "model_attributes_type":
             return "must be a mapping of keys to values"
-        case "too_short":
-            return f"must have at least {ctx['min_length']} entry"
-        case "too_long":
-            return f"must have at most {ctx['max_length']} entries"
     raise AssertionError(f"no words for the pydantic error {kind!r} at {name}")
 
 
@@ -134,12 +142,6 @@ def _shown(value: object) -> str:
     return str(value)
 
 
-def _version(path: Path, value: object) -> str | None:
-    if path != ("omnic",):
-        return None
-    return f"this omnic reads version 1 of the spec language, not {_shown(value)}"
-
-
 def _choices(ctx: Mapping[str, Any], value: object) -> str | None:
     known = [part.strip("'") for part in str(ctx["expected"]).replace(" or ", ", ").split(", ")]
     return one_of(value, known, "values")
@@ -151,7 +153,5 @@ def _get(value: object, key: str) -> object:
 
 def _keys(root: type[BaseModel], tree: Node, path: Path) -> tuple[str, ...]:
     """Return the keys of the mapping at ``path``: of the model class that reads it."""
-    from omnic.spec.keys import model_at
-
     model = model_at(root, tree, path)
-    return tuple(field.alias or name for name, field in model.model_fields.items())
+    return tuple(field.alias or name for name, field in kind_first(model))

@@ -9,7 +9,7 @@ from pathlib import Path
 from omnic.errors import InputError, nearest
 from omnic.spec.tree import Text
 
-__all__ = ["preset_names", "preset_text"]
+__all__ = ["preset_names", "preset_summary", "preset_text"]
 
 SUFFIX = ".yaml"
 
@@ -33,3 +33,13 @@ def preset_text(name: str) -> Text:
         raise InputError(f"there is no preset '{name}'", hint)
     with as_file(files("omnic.specs") / f"{name}{SUFFIX}") as path:
         return Text(f"specs/{name}{SUFFIX}", path.read_text(encoding="utf-8"), preset=name, folder=Path(path).parent)
+
+
+def preset_summary(name: str) -> str:
+    """Return what the preset's first comment says it is.
+
+    Raises:
+        InputError: there is no preset of that name.
+    """
+    comments = [line[1:].strip() for line in preset_text(name).lines if line.startswith("#")]
+    return next((text for text in comments if not text.startswith("yaml-language-server")), "")

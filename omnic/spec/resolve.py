@@ -12,7 +12,7 @@ from omnic.spec.blocks import (
     BlockModel,
     DenseModel,
     GqaModel,
-    MhaModel,
+    HeadsAttentionModel,
     MlaModel,
     MoeModel,
     MqaModel,
@@ -97,7 +97,6 @@ def resolve_attention(spec: Spec, block: BlockModel, name: str | None = None) ->
         "kind": model.kind,  # pyright: ignore[reportAttributeAccessIssue]  every concrete kind has it
         "heads": model.heads,
         "window": model.window,
-        "sinks": spec.sinks if model.sinks is None else model.sinks,
         "softcap": model.softcap if "softcap" in model.model_fields_set else spec.softcap.attention,
         "bias": spec.bias if model.bias is None else model.bias,
         "scale": model.scale,
@@ -114,18 +113,19 @@ def resolve_attention(spec: Spec, block: BlockModel, name: str | None = None) ->
             q_latent=model.q_latent,
             rope=_rope(spec, model.rope, model.rope_dim),
         )
-    assert isinstance(model, MhaModel | GqaModel | MqaModel)
+    assert isinstance(model, HeadsAttentionModel)
     head_dim = model.head_dim or spec.head_dim or block.width // model.heads
     return Attention(
         **shared,
         kv_heads=_kv_heads(spec, model),
         head_dim=head_dim,
+        sinks=spec.sinks if model.sinks is None else model.sinks,
         qk_norm=spec.qk_norm if model.qk_norm is None else model.qk_norm,
         rope=_rope(spec, model.rope, head_dim),
     )
 
 
-def _kv_heads(spec: Spec, model: MhaModel | GqaModel | MqaModel) -> int:
+def _kv_heads(spec: Spec, model: HeadsAttentionModel) -> int:
     if isinstance(model, MqaModel):
         return 1
     if isinstance(model, GqaModel):

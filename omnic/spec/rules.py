@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from omnic.errors import OmnicError
-from omnic.spec.blocks import AttentionModel, BlockModel, GqaModel, MlaModel, MoeModel, MqaModel
+from omnic.spec.blocks import AttentionModel, BlockModel, GqaModel, HeadsAttentionModel, MlaModel, MoeModel
 from omnic.spec.files import tokenizer_size
 from omnic.spec.messages import Problem, flatten, problem_of
 from omnic.spec.resolve import resolve_attention, variant
@@ -136,16 +136,18 @@ def _variant(
     yield from _reach(spec, layer, at)
 
 
-def _head_rules(
-    spec: Spec, block: BlockModel, attention: AttentionModel, at: Callable[..., Path]
-) -> Iterator[Problem]:
+def _head_rules(spec: Spec, block: BlockModel, attention: AttentionModel, at: Callable[..., Path]) -> Iterator[Problem]:
     heads = attention.heads
     if isinstance(attention, MlaModel):
         if spec.qk_norm:
             message = "qk_norm is not for mla, whose latent is normed already"
             yield Problem(("qk_norm",), message, "take it out, or set it in the other blocks' attention")
+        if spec.sinks:
+            yield Problem(("sinks",), "sinks are not for mla", "take it out, or set it in the other blocks' attention")
         if attention.rope is not None and attention.rope_dim % 2:
             yield Problem(at("rope_dim"), f"rope_dim {attention.rope_dim} is odd; rope turns pairs of dims")
+        return
+    if not isinstance(attention, HeadsAttentionModel):
         return
     if isinstance(attention, GqaModel):
         kv_heads = attention.kv_heads or spec.kv_heads
@@ -157,8 +159,7 @@ def _head_rules(
             divisors = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
             message = f"kv_heads {kv_heads} does not divide heads {heads}"
             yield Problem(where, message, f"divisors of {heads}: {divisors}" if heads <= 512 else None)
-    given = attention.model_fields_set & {"head_dim"} and getattr(attention, "head_dim", None)
-    if not given and spec.head_dim is None and block.width % heads:
+    if attention.head_dim is None and spec.head_dim is None and block.width % heads:
         message = f"heads {heads} does not divide width {block.width}"
         yield Problem(at("heads"), message, "or write head_dim")
 
@@ -190,7 +191,7 @@ def _reach(spec: Spec, layer: Attention, at: Callable[..., Path]) -> Iterator[Pr
         yield Problem(at("rope", "scaling", "original_context"), message)
     reach = int(scaling.original_context * scaling.factor)
     if layer.window is None and spec.capacity > max(reach, spec.context):
-        message = f"a factor of {scaling.factor:g} reaches {reach} tokens, less than the {spec.capacity} of budget.context"
+        message = f"factor {scaling.factor:g} reaches {reach} tokens, less than budget.context {spec.capacity}"
         needed = -(-spec.capacity // scaling.original_context)
         yield Problem(at("rope", "scaling", "factor"), message, f"a factor of {needed} would do")
 
@@ -234,8 +235,8 @@ def _capacity(spec: Spec) -> Iterator[Problem]:
     if not rotated:
         return
     message = f"budget.context {spec.capacity} is beyond the trained context of {spec.context}, and rope is not scaled"
-    yield Problem(("budget", "context"), message, "add rope.scaling, as rope: {scaling: {kind: yarn, factor: "
-                  f"{-(-spec.capacity // spec.context)}}}}}")
+    factor = -(-spec.capacity // spec.context)
+    yield Problem(("budget", "context"), message, f"add rope.scaling: {{kind: yarn, factor: {factor}}}")
 
 
 def _tokenizer(spec: Spec) -> Iterator[Problem]:

@@ -74,7 +74,7 @@ def _ours(ffn: object) -> bool:
 
 
 def _attention(spec: Spec, old: Attention, context: int) -> dict[str, Any]:
-    new: dict[str, Any] = {"kind": old.kind, "sinks": old.sinks, "softcap": old.softcap, "bias": old.bias}
+    new: dict[str, Any] = {"kind": old.kind, "softcap": old.softcap, "bias": old.bias}
     if old.kind == "mla":
         assert old.nope_dim and old.rope_dim and old.v_dim
         new["heads"] = min(old.heads, 4)
@@ -90,7 +90,7 @@ def _attention(spec: Spec, old: Attention, context: int) -> dict[str, Any]:
         if old.kind == "gqa":
             new["kv_heads"] = kv_heads
         new["head_dim"] = head_dim = min(old.head_dim, HEAD_DIM)
-        new["qk_norm"] = old.qk_norm
+        new |= {"qk_norm": old.qk_norm, "sinks": old.sinks}
         rope_dims = head_dim
     new["scale"] = None if old.scale is None else old.scale * (old.head_dim / head_dim) ** 0.5
     new["rope"] = None if old.rope is None else _rope(spec, old, old.rope, rope_dims, context)
@@ -101,7 +101,7 @@ def _attention(spec: Spec, old: Attention, context: int) -> dict[str, Any]:
 def _head_counts(old: Attention) -> tuple[int, int]:
     """Return (heads, kv_heads): the ratio is kept up to 6 (beyond, 4); two KV heads where there were more than one."""
     if old.kind == "mha":
-        return (min(old.heads, 6),) * 2
+        return min(old.heads, 6), min(old.heads, 6)
     ratio = old.heads // old.kv_heads
     kv_heads = min(old.kv_heads, 2)
     return kv_heads * (ratio if ratio <= 6 else 4), kv_heads

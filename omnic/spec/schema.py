@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import BaseModel, Field, PrivateAttr
 
 from omnic.spec.blocks import BlockModel
 from omnic.spec.kinds import KindOf
@@ -25,7 +26,6 @@ from omnic.spec.values import (
     Positive,
     Record,
     Tokens,
-    Word,
 )
 
 __all__ = [
@@ -50,7 +50,7 @@ class VocabModel(Record):
 
     size: Tokens = Field(description="rows of the embedding and of the head")
     used: Tokens | None = Field(
-        None, description="tokens of the tokenizer, when the rows beyond are padding; none: all of size"
+        default=None, description="tokens of the tokenizer, when the rows beyond are padding; none: all of size"
     )
 
 
@@ -58,100 +58,124 @@ class NormModel(Record):
     """The norm of every block and the final one."""
 
     kind: Literal["rms", "layer"] = Field(
-        "rms", description="rms: RMSNorm (arXiv 1910.07467); layer: LayerNorm (arXiv 1607.06450), with a bias if 'bias' is true"
+        default="rms",
+        description="rms: RMSNorm (arXiv 1910.07467); layer: LayerNorm (arXiv 1607.06450), biased if 'bias' is true",
     )
-    eps: Positive = Field(1e-6, description="added to the mean square (the variance)")
+    eps: Positive = Field(default=1e-6, description="added to the mean square (the variance)")
     place: Literal["pre", "post", "both"] = Field(
-        "pre", description="pre: before attention and ffn; post: after each, before the residual is added; both: both"
+        default="pre",
+        description="pre: before attention and ffn; post: after each, before the residual is added; both: both",
     )
 
 
 class SoftcapModel(Record):
     """Soft limits: x becomes cap * tanh(x / cap)."""
 
-    attention: Positive | None = Field(None, description="cap of the attention logits; none: no cap")
-    logits: Positive | None = Field(None, description="cap of the head's logits; none: no cap")
+    attention: Positive | None = Field(default=None, description="cap of the attention logits; none: no cap")
+    logits: Positive | None = Field(default=None, description="cap of the head's logits; none: no cap")
 
 
 class InitModel(Record):
     """How weights start before training."""
 
-    std: Positive = Field(0.02, description="standard deviation of the normal distribution of matrices")
+    std: Positive = Field(default=0.02, description="standard deviation of the normal distribution of matrices")
 
 
 class MtpModel(Record):
     """Heads that predict tokens beyond the next one."""
 
     kind: Literal["linear", "block"] = Field(
-        description="linear: independent heads W[V, D] on the final hidden state (arXiv 2401.10774); block: a block over "
-        "[hidden, next embedding], re-applied for further tokens (arXiv 2412.19437)"
+        description="linear: independent heads W[V, D] on the final hidden state (arXiv 2401.10774); block: a block "
+        "over [hidden, next embedding], re-applied for further tokens (arXiv 2412.19437)"
     )
-    depth: Annotated[Dim, Field(le=16)] = Field(1, description="linear: tokens predicted beyond the next; block: blocks")
-    ffn: Annotated[Any, KindOf("ffn")] = Field(
-        None, description="block: the ffn of the block; none: that of the last layer", json_schema_extra={"nullable": True}
+    depth: Annotated[Dim, Field(le=16)] = Field(
+        default=1, description="linear: tokens predicted beyond the next; block: blocks"
+    )
+    ffn: Annotated[BaseModel, KindOf("ffn")] | None = Field(
+        default=None, description="block: the ffn of the block; none: that of the last layer"
     )
 
 
 class HeadsModel(Record):
     """Heads beside the main one."""
 
-    mtp: MtpModel | None = Field(None, description="multi-token prediction; none: no such head")
+    mtp: MtpModel | None = Field(default=None, description="multi-token prediction; none: no such head")
     verifier: Flag = Field(
-        False, description="a linear head [V, D] whose agreement with the main one says how far to draft"
+        default=False, description="a linear head [V, D] whose agreement with the main one says how far to draft"
     )
 
 
 class BudgetModel(Record):
     """What the compiled model must fit in."""
 
-    memory: Bytes | None = Field(None, description="bytes the process may hold; none: not limited")
-    context: Tokens | None = Field(None, description="tokens of state capacity to plan for; none: the model's context")
-    disk: Bytes | None = Field(None, description="bytes the bundle may take; none: not limited")
+    memory: Bytes | None = Field(default=None, description="bytes the process may hold; none: not limited")
+    context: Tokens | None = Field(
+        default=None, description="tokens of state capacity to plan for; none: the model's context"
+    )
+    disk: Bytes | None = Field(default=None, description="bytes the bundle may take; none: not limited")
+
+
+def _chunk(data: dict[str, Any]) -> int:
+    return min(512, data.get("context", 512))
+
+
+def _chunk_verify(data: dict[str, Any]) -> int:
+    return min(16, data.get("chunk", 16))
 
 
 class Spec(Record):
     """A model: what it is, what it must fit in, where it goes."""
 
-    omnic: Literal[1] = Field(SPEC_VERSION, description="version of the spec language")
+    omnic: Literal[1] = Field(default=SPEC_VERSION, description="version of the spec language")
     model: ModelName = Field(description="name of the model: letters, digits, '_', '-', '.'")
     extends: FileName | None = Field(
-        None, description="a spec file (relative to this one) or preset whose values this one overrides"
+        default=None, description="a spec file (relative to this one) or preset whose values this one overrides"
     )
     vocab: VocabModel = Field(description="the tokens the model knows")
     tokenizer: FileName | None = Field(
-        None, description="tokenizer file, relative to this one; none: the model takes and gives token ids"
+        default=None, description="tokenizer file, relative to this one; none: the model takes and gives token ids"
     )
     context: Tokens = Field(description="trained length in tokens; rope scaling is relative to it")
     chunk: Tokens = Field(
-        default_factory=lambda data: min(512, data.get("context", 512)),
+        default_factory=_chunk,
         description="most tokens of one call (T_max); unset: 512, or the context where that is less",
     )
     chunk_verify: Tokens = Field(
-        default_factory=lambda data: min(16, data.get("chunk", 16)),
+        default_factory=_chunk_verify,
         description="most tokens of one verification; states that snapshot keep as many steps; unset: 16, or the chunk",
     )
-    dtype: FloatType = Field("f32", description="how weights are stored; arithmetic is f32 unless a target says otherwise")
-    kv_dtype: FloatType = Field("f32", description="how the KV cache is stored before any quantisation")
-    tie: Flag = Field(False, description="the head uses the embedding's weight")
-    norm: NormModel = Field(NormModel(), description="the norm of the blocks and the final one")
-    bias: Flag = Field(False, description="biases of all projections, unless a block says otherwise")
-    qk_norm: Flag = Field(False, description="RMS norm of each query and key head, unless a block says otherwise")
-    sinks: Flag = Field(False, description="a learned sink logit per head, unless a block says otherwise")
-    softcap: SoftcapModel = Field(SoftcapModel(), description="soft limits of logits")
-    head_dim: Dim | None = Field(None, description="dims of a head where a block does not say; none: width / heads")
-    kv_heads: Dim | None = Field(None, description="key and value heads where a gqa block does not say")
-    init: InitModel = Field(InitModel(), description="how weights start before training")
-    weights: FileName | None = Field(None, description="safetensors file, relative to this one; none: given at compile time")
+    dtype: FloatType = Field(
+        default="f32", description="how weights are stored; arithmetic is f32 unless a target says otherwise"
+    )
+    kv_dtype: FloatType = Field(default="f32", description="how the KV cache is stored before any quantisation")
+    tie: Flag = Field(default=False, description="the head uses the embedding's weight")
+    norm: NormModel = Field(default=NormModel(), description="the norm of the blocks and the final one")
+    bias: Flag = Field(default=False, description="biases of all projections, unless a block says otherwise")
+    qk_norm: Flag = Field(
+        default=False, description="RMS norm of each query and key head, unless a block says otherwise"
+    )
+    sinks: Flag = Field(default=False, description="a learned sink logit per head, unless a block says otherwise")
+    softcap: SoftcapModel = Field(default=SoftcapModel(), description="soft limits of logits")
+    head_dim: Dim | None = Field(
+        default=None, description="dims of a head where a block does not say; none: width / heads"
+    )
+    kv_heads: Dim | None = Field(default=None, description="key and value heads where a gqa block does not say")
+    init: InitModel = Field(default=InitModel(), description="how weights start before training")
+    weights: FileName | None = Field(
+        default=None, description="safetensors file, relative to this one; none: given at compile time"
+    )
     draft: FileName | None = Field(
-        None, description="spec file (relative to this one) or preset of the draft model for speculation"
+        default=None, description="spec file (relative to this one) or preset of the draft model for speculation"
     )
     blocks: Annotated[tuple[BlockModel, ...], Field(min_length=1, max_length=1024)] = Field(
         description="the layers from the first on; with extends also {NUMBER: keys to override}"
     )
-    heads: HeadsModel = Field(HeadsModel(), description="heads beside the main one")
-    budget: BudgetModel = Field(BudgetModel(), description="what the compiled model must fit in")
-    passes: Passes = Field("auto", description="auto: the planner's choice; or a list of NAME or {NAME: options}")
-    targets: dict[Word, Options] = Field({}, description="devices to compile for, each with its options")
+    heads: HeadsModel = Field(default=HeadsModel(), description="heads beside the main one")
+    budget: BudgetModel = Field(default=BudgetModel(), description="what the compiled model must fit in")
+    passes: Passes = Field(
+        default="auto", description="auto: the planner's choice; or a list of NAME or {NAME: options}"
+    )
+    targets: dict[ModelName, Options] = Field(default={}, description="devices to compile for, each with its options")
 
     _tree: Node = PrivateAttr()
     _file: str = PrivateAttr("<spec>")
@@ -160,16 +184,27 @@ class Spec(Record):
     # -- what the file says ---------------------------------------------------------------
 
     def given(self) -> dict[str, Any]:
-        """Return the values that were written, sizes as numbers, without ``extends``."""
-        data = self.model_dump(by_alias=True, exclude_unset=True, mode="json")
-        data.pop("extends", None)
+        """Return the values that were written, in their order, sizes as numbers, without ``extends``."""
+        data = self.model_dump(by_alias=True, exclude_unset=True, mode="json", exclude={"extends"})
+        return _in_order(data, self._tree)
+
+    def meaning(self) -> dict[str, Any]:
+        """Return what the spec means as plain data: every default filled in, blocks expanded to layers.
+
+        Two specs are equal when this is: a pattern equals the layers it stands for, a default that
+        is written equals one that is not.
+        """
+        data = self.model_dump(by_alias=True, mode="json", exclude=set(_EXPANDED))
+        data["layers"] = [_plain_layer(layer) for layer in self.layers()]
+        mtp = self.mtp_layer()
+        if mtp is not None:
+            data["heads"]["mtp"]["ffn"] = _plain_layer(mtp)["ffn"]
         return data
 
     @cached_property
     def digest(self) -> str:
-        """Return the sha256 of the whole validated value: equal specs have equal digests."""
-        data = self.model_dump(by_alias=True, mode="json", exclude={"extends"})
-        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+        """Return the sha256 of :meth:`meaning`: equal specs have equal digests."""
+        return hashlib.sha256(json.dumps(self.meaning(), sort_keys=True).encode()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Spec) and self.digest == other.digest
@@ -252,5 +287,33 @@ class Spec(Record):
         return resolve_mtp(self)
 
 
+_EXPANDED = ("extends", "blocks", "head_dim", "kv_heads", "qk_norm", "sinks")
+"""Keys whose meaning is in the layers."""
+
+
+def _in_order(value: Any, node: Node | None) -> Any:
+    """Return plain data with the keys of each mapping as the tree has them."""
+    if node is None:
+        return value
+    if isinstance(value, dict) and isinstance(node.value, dict):
+        keys = [*(key for key in node.value if key in value), *(key for key in value if key not in node.value)]
+        return {key: _in_order(value[key], node.child(key)) for key in keys}
+    if isinstance(value, list) and isinstance(node.value, list):
+        return [_in_order(item, node.child(index)) for index, item in enumerate(value)]
+    return value
+
+
+def _plain_layer(layer: Layer) -> dict[str, Any]:
+    return {"width": layer.width, "attention": _plain(layer.attention), "ffn": _plain(layer.ffn)}
+
+
+def _plain(part: Any) -> dict[str, Any]:
+    """Return a layer's part as plain data; that of a registered kind is a dataclass or a pydantic model."""
+    if isinstance(part, BaseModel):
+        return part.model_dump(mode="json")
+    return {"kind": type(part).__name__.lower()} | asdict(part)
+
+
 def _steps(text: str) -> Path:
-    return tuple(int(step) if step.isdigit() else step for step in text.replace("[", ".").replace("]", "").split(".") if step)
+    words = text.replace("[", ".").replace("]", "").split(".")
+    return tuple(int(word) if word.isdigit() else word for word in words if word)

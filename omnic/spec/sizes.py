@@ -51,7 +51,7 @@ def count_parameters(spec: Spec) -> Parameters:
         extra = mtp.depth * table
     block = spec.mtp_layer()
     if mtp is not None and block is not None:
-        extra = mtp.depth * (layer_parameters(block, spec.bias) + 2 * width * width + 2 * final)
+        extra = mtp.depth * (layer_parameters(block, spec.bias) + 2 * width * width + 3 * final)
     return Parameters(
         embedding=table,
         blocks=blocks,
@@ -104,7 +104,8 @@ def _ffn(ffn: Ffn, width: int) -> int:
     if isinstance(ffn, Dense):
         return _expert(ffn.hidden, width, ffn.gated, ffn.bias)
     total = ffn.routed_experts * _expert(ffn.routed_hidden, width, ffn.gated, ffn.bias)
-    total += ffn.shared * _expert(ffn.shared_hidden, width, ffn.gated, ffn.bias)
+    if ffn.shared:  # one network of the summed width
+        total += _expert(ffn.shared * ffn.shared_hidden, width, ffn.gated, ffn.bias)
     router = width * ffn.routed_experts + (ffn.routed_experts if ffn.select_bias else 0)
     gate = width * len(ffn.groups) if ffn.groups and ffn.group_gate else 0
     return total + router + gate

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -111,12 +113,19 @@ class Text:
     preset: str | None = None
     folder: FilePath | None = None
     lines: list[str] = field(init=False)
+    starts: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         if len(self.text) > MAX_TEXT:
-            size = len(self.text)
-            raise DiagnosticError([Diagnostic(f"{self.file}: the text has {size} characters; a spec has at most {MAX_TEXT}")])
+            message = f"{self.file}: the text has {len(self.text)} characters; a spec has at most {MAX_TEXT}"
+            raise DiagnosticError([Diagnostic(message)])
         self.lines = _BREAK.split(self.text)
+        self.starts = [0, *(found.end() for found in _BREAK.finditer(self.text))]
+
+    def at(self, offset: int, width: int = 1) -> Span:
+        """Return the span at a 0-based character offset."""
+        line = bisect_right(self.starts, offset)
+        return self.span(line, offset - self.starts[line - 1] + 1, width)
 
     def span(self, line: int, column: int, width: int = 1) -> Span:
         """Return the span at 1-based ``line`` and ``column``."""
@@ -139,7 +148,7 @@ def read_scalar(text: str) -> Scalar:
         return _WORDS[text]
     if _INT.match(text):
         return int(text.replace("_", ""))
-    if _FLOAT.match(text) and len(text) <= 40:
+    if _FLOAT.match(text) and len(text) <= 40 and math.isfinite(float(text)):
         return float(text)
     return text
 

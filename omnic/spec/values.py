@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, StringConstraints, WithJsonSchema
@@ -22,12 +23,13 @@ __all__ = [
     "Positive",
     "Record",
     "Tokens",
-    "Word",
 ]
 
 MAX_DIM = 1 << 24
 MAX_TOKENS = 1 << 31
 MAX_OPTION_DEPTH = 8
+
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\Z", re.ASCII)
 
 
 class Record(BaseModel):
@@ -67,8 +69,13 @@ def _size_schema(units: dict[str, int], description: str) -> dict[str, Any]:
 def _option(value: Any, depth: int = 0) -> Any:
     """Check a free option value: scalars, lists and mappings of them."""
     if depth > MAX_OPTION_DEPTH:
-        raise PydanticCustomError("bad_size", "{said}", {"said": "is nested too deep"})
+        raise PydanticCustomError("bad_value", "{said}", {"said": "is nested too deep"})
     if isinstance(value, dict):
+        for key in value:
+            if not _KEY.match(key):
+                raise PydanticCustomError(
+                    "bad_value", "{said}", {"said": f"has the key {key[:40]!r}, which is no word"}
+                )
         return {key: _option(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return tuple(_option(item, depth + 1) for item in value)
@@ -83,11 +90,11 @@ def _passes(value: Any) -> Any:
         raise PydanticCustomError("passes", "passes")
     result: list[str | dict[str, Any]] = []
     for entry in value:
-        if isinstance(entry, str):
+        if isinstance(entry, str) and _KEY.match(entry):
             result.append(entry)
         elif isinstance(entry, dict) and len(entry) == 1:
             ((name, options),) = entry.items()
-            if not isinstance(options, dict):
+            if not isinstance(options, dict) or not _KEY.match(name):
                 raise PydanticCustomError("passes", "passes")
             result.append({name: _option(options)})
         else:
@@ -100,9 +107,8 @@ Count = Annotated[int, Strict(), Field(ge=0, le=MAX_DIM)]
 Flag = Annotated[bool, Strict()]
 Number = Annotated[float, Strict()]
 Positive = Annotated[float, Strict(), Field(gt=0)]
-Word = Annotated[str, Strict(), StringConstraints(min_length=1, max_length=128)]
 ModelName = Annotated[str, Strict(), StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-FileName = Annotated[str, Strict(), StringConstraints(min_length=1, max_length=1024)]
+FileName = Annotated[str, Strict(), StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,1024}$")]
 Tokens = Annotated[
     int,
     Strict(),

@@ -42,12 +42,9 @@ def read_yaml(source: Text) -> Node:
         span = source.span(mark.line + 1, mark.column + 1) if mark else source.span(1, 1)
         raise source.error(f"not YAML: {said}", span) from None
     except yaml.reader.ReaderError as error:
-        before = source.text[: error.position]
-        line = before.count("\n")
-        column = len(before) - (before.rfind("\n") + 1)
         code = ord(error.character) if isinstance(error.character, str) else error.character
         message = f"the character U+{code:04X} is not allowed in a spec"
-        raise source.error(message, source.span(line + 1, column + 1)) from None
+        raise source.error(message, source.at(error.position)) from None
 
 
 def _build(source: Text, stream: list[events.Event]) -> Node:
@@ -101,7 +98,7 @@ def _start_entry(source: Text, top: _Open, event: events.NodeEvent) -> None:
     span = _span(source, event)
     if not isinstance(event, events.ScalarEvent):
         raise source.error("a key must be a word", span)
-    key = event.value
+    key = _text(source, event)
     if key == "<<":
         raise source.error("merge keys are not part of the spec language", span, "use 'extends: FILE'")
     if key in top.firsts:
@@ -117,8 +114,15 @@ def _node(source: Text, event: events.NodeEvent) -> Node:
     if isinstance(event, events.SequenceStartEvent):
         return Node([], span, text=source)
     assert isinstance(event, events.ScalarEvent)
-    value = read_scalar(event.value) if event.style is None else event.value
-    return Node(value, span, text=source)
+    text = _text(source, event)
+    return Node(read_scalar(text) if event.style is None else text, span, text=source)
+
+
+def _text(source: Text, event: events.ScalarEvent) -> str:
+    """Return the scalar's text; a double-quoted escape may name half a character pair, which is no text."""
+    if any("\ud800" <= character <= "\udfff" for character in event.value):
+        raise source.error("the escape names no character", _span(source, event))
+    return event.value
 
 
 def _refuse_extras(source: Text, event: events.NodeEvent) -> None:
