@@ -141,7 +141,7 @@ class History:
             self._seen[self.tokens] = True
         # (n-1)-gram -> where it ends, plus one: the places of the tokens that followed it.
         self._followers: dict[tuple[int, ...], list[int]] = {}
-        for end in range(1, len(self.tokens) + 1):
+        for end in range(len(self.tokens) + 1):
             self._note_gram(end)
 
     def push(self, token: int) -> None:
