@@ -27,7 +27,7 @@ from omnic.runtime.bundle import Bundle
 from omnic.runtime.bundle_write import BundleWriter, check_destination
 from omnic.runtime.files import sha256_file
 from omnic.runtime.manifest import Executable, Manifest, PassRecord, Program, Remark, SpecText, StateEntry, TokenizerEntry
-from omnic.runtime.report import write_report
+from omnic.report import write_report
 from omnic.runtime.tokenizer import Tokenizer
 from omnic.spec import Spec, to_yaml
 from omnic.targets import get_target
