@@ -143,9 +143,7 @@ class Tokenizer:
     def byte_lengths(self) -> tuple[int, ...]:
         """UTF-8 bytes each id stands for in a byte-level vocabulary; 0 for special tokens."""
         special = set(self.special_ids.values())
-        return tuple(
-            0 if i in special else len(self._backend.id_to_token(i) or "") for i in range(self.size)
-        )
+        return tuple(0 if i in special else len(self._backend.id_to_token(i) or "") for i in range(self.size))
 
     def stream(self) -> Stream:
         """Return a decoder that takes ids one at a time."""

@@ -92,7 +92,13 @@ def card_text(facts: dict[str, Any], curve: Sequence[dict[str, Any]]) -> str:
             f"| MTP distillation | {steps} steps of {config['distill_batch']} windows, trunk frozen, "
             f"{config['distill_unroll']} drafts unrolled |"
         )
-    lines += ["", "## Curve", "", "| step | tokens | loss (nats a token) | held out (sampled windows), bits per byte |", "|---|---|---|---|"]
+    lines += [
+        "",
+        "## Curve",
+        "",
+        "| step | tokens | loss (nats a token) | held out (sampled windows), bits per byte |",
+        "|---|---|---|---|",
+    ]
     lines += _curve_rows(curve, train, config)
     main = [e["loss"] for e in curve if e["phase"] == "train"]
     if main:

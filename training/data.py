@@ -16,6 +16,7 @@ from torch import Tensor
 from omnic.errors import BundleError, InputError
 from omnic.runtime.tokenizer import Tokenizer
 from omnic.training.corpus import Corpus
+from omnic.training.files import write_json
 
 __all__ = ["Tokens", "pack", "tokenize"]
 
@@ -107,5 +108,5 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Tokens:
         "tokens": len(ids),
         "sha256": hashlib.sha256(shard.read_bytes()).hexdigest(),
     }
-    about.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+    write_json(about, facts)
     return Tokens(ids, corpus.sha256, tokenizer.sha256)

@@ -28,7 +28,9 @@ def replace_file(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise InputError(f"{path} cannot be written: {error.strerror}", "free some space or choose -o elsewhere") from error
+        raise InputError(
+            f"{path} cannot be written: {error.strerror}", "free some space or choose -o elsewhere"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

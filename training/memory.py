@@ -50,9 +50,7 @@ class MemoryPlan:
         return {**dataclasses.asdict(self), "total": self.total}
 
 
-def plan_memory(
-    spec: Spec, config: TrainConfig, matrices: int, rest: int, corpus_tokens: int = 0
-) -> MemoryPlan:
+def plan_memory(spec: Spec, config: TrainConfig, matrices: int, rest: int, corpus_tokens: int = 0) -> MemoryPlan:
     """Plan a training's memory from the spec alone.
 
     Args:

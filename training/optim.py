@@ -47,11 +47,13 @@ def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) in (2, 3) and min(shape[-2:]) > 1 and not by_row
 
 
-def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+def split_parameters(
+    parameters: Iterable[tuple[str, nn.Parameter]],
+) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
     """Split trainable parameters into (matrices for Muon, the rest for AdamW), by front name."""
     matrices: dict[str, nn.Parameter] = {}
     rest: dict[str, nn.Parameter] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters:
         if not parameter.requires_grad:
             continue
         (matrices if is_matrix(name, tuple(parameter.shape)) else rest)[name] = parameter
@@ -65,17 +67,23 @@ class Optimizer:
     number of products, not by their size.
 
     Args:
-        model: its parameters that require a gradient are trained.
+        parameters: by front name; those that require a gradient are trained.
         config: momentum, betas and weight decay.
         muon_rate: peak rate of the matrices; the update's rms is that of AdamW at the same rate
             (``0.2 sqrt(max(rows, columns))``, Liu et al. 2025, arXiv 2502.16982).
         adam_rate: peak rate of the rest.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, muon_rate: float, adam_rate: float) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        config: TrainConfig,
+        muon_rate: float,
+        adam_rate: float,
+    ) -> None:
         self.config = config
         self.muon_rate, self.adam_rate = muon_rate, adam_rate
-        self.matrices, self.rest = split_parameters(model)
+        self.matrices, self.rest = split_parameters(parameters)
         self._groups: dict[tuple[int, int], list[str]] = {}
         for name, parameter in self.matrices.items():
             rows, columns = sorted(parameter.shape[-2:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -98,13 +97,13 @@ def time_steps(step: Step, batch: Tensor, model: nn.Module, count: int = 3, warm
 
 
 def time_optimizer(model: nn.Module, config: TrainConfig) -> float:
-    """Return the median seconds of an optimiser step, on a copy of the model."""
-    twin = copy.deepcopy(model)
-    optimizer = Optimizer(twin, config, config.muon_rate, config.adam_rate)
+    """Return the median seconds of an optimiser step, on copies of the parameters."""
+    twins = [(name, nn.Parameter(p.detach().clone())) for name, p in model.named_parameters() if p.requires_grad]
+    optimizer = Optimizer(twins, config, config.muon_rate, config.adam_rate)
     seconds = []
     for _ in range(3):
-        for parameter in twin.parameters():
-            parameter.grad = parameter.detach().clone() if parameter.requires_grad else None
+        for _, twin in twins:
+            twin.grad = twin.detach().clone()
         began = time.perf_counter()
         optimizer.step(1.0)
         seconds.append(time.perf_counter() - began)

@@ -66,7 +66,8 @@ class RunFolder:
             shutil.rmtree(self.path)
         elif self.path.exists() and any(self.path.iterdir()) and not force:
             raise InputError(
-                f"{self.path} exists and is no training run", "choose another folder with -o, or --force to write into it"
+                f"{self.path} exists and is no training run",
+                "choose another folder with -o, or --force to write into it",
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)

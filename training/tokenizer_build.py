@@ -1,7 +1,7 @@
-"""Byte-level BPE by ``tokenizers``: the same corpus and size always give the same file.
+r"""Byte-level BPE by ``tokenizers``: the same corpus and size always give the same file.
 
 The pre-tokenizer is written for source code: a line break takes the next line's indentation with
-it, so that ``\\n`` and eight spaces can be one token; words take the one character before them;
+it, so that ``\n`` and eight spaces can be one token; words take the one character before them;
 numbers go in pairs of digits.
 """
 
@@ -39,7 +39,7 @@ def build_tokenizer(corpus: Corpus, size: int, out: Path) -> Tokenizer:
     smallest = 256 + len(SPECIAL_TOKENS)
     if size < smallest:
         raise InputError(
-            f"a byte-level tokenizer of {size} entries has no room for 256 bytes and {len(SPECIAL_TOKENS)} special tokens",
+            f"{size} entries have no room for the 256 bytes and {len(SPECIAL_TOKENS)} special tokens",
             f"use at least {smallest}",
         )
     backend = Backend(models.BPE())

@@ -25,18 +25,19 @@ from omnic.spec import Spec
 from omnic.training import evaluate as evaluation
 from omnic.training.checkpoint import latest, load_checkpoint
 from omnic.training.config import TrainConfig
-from omnic.training.corpus import Corpus, load_corpus
-from omnic.training.data import Tokens, tokenize
+from omnic.training.corpus import load_corpus
+from omnic.training.data import tokenize
 from omnic.training.distill import DistillLoss, freeze_trunk
 from omnic.training.files import write_json
 from omnic.training.heldout import heldout
 from omnic.training.losses import TrainingLoss, experts_of, update_select_bias
-from omnic.training.memory import MemoryPlan, available_memory, plan_memory, require_memory
+from omnic.training.memory import available_memory, plan_memory, require_memory
 from omnic.training.module import build_module, export_weights, load_weights, parameter_counts
 from omnic.training.optim import Optimizer
 from omnic.training.phase import Clock, Phase, PhaseState
 from omnic.training.probe import Mode, parse_mode, probe, time_steps, wrap
-from omnic.training.progress import Progress, clock as as_clock
+from omnic.training.progress import Progress
+from omnic.training.progress import clock as as_clock
 from omnic.training.protocol import has_block_mtp
 from omnic.training.run_folder import RunFolder
 from omnic.training.schedule import Schedule
@@ -222,7 +223,7 @@ class _Run:
             if steps < 10:
                 raise InputError(
                     f"{as_clock(budget)} leave time for {max(steps, 0)} steps of {found.step_seconds:.2f} s",
-                    f"give at least {(self.clock.seconds + reserve + 30 * found.step_seconds / share) / 3600:.3f} hours",
+                    f"give at least {(budget - left + 30 * found.step_seconds / share) / 3600:.3f} hours",
                 )
         schedule = Schedule.of(steps, config.warmup, config.decay)
         if request.decay_start is not None:
@@ -253,7 +254,7 @@ class _Run:
             self.facts["train"] = state.to_dict()
             return
         experts = experts_of(self.spec)
-        optimizer = Optimizer(self.model, self.config, self.config.muon_rate, self.config.adam_rate)
+        optimizer = Optimizer(self.model.named_parameters(), self.config, self.config.muon_rate, self.config.adam_rate)
         self._restore(optimizer, "train")
         deadline = None
         if self._budget is not None and self.request.steps is None:
@@ -290,7 +291,9 @@ class _Run:
             state = PhaseState.from_dict(self.facts["distill"])
         else:
             state = PhaseState(Schedule.of(self._distill_steps(step), 5, 0.8))
-        optimizer = Optimizer(self.model, self.config, self.config.distill_muon_rate, self.config.distill_adam_rate)
+        optimizer = Optimizer(
+            self.model.named_parameters(), self.config, self.config.distill_muon_rate, self.config.distill_adam_rate
+        )
         if self.facts.get("phase") == "distill":
             self._restore(optimizer, "distill")
         phase = Phase(
@@ -357,7 +360,9 @@ class _Run:
         if has_block_mtp(self.model):
             found = evaluation.tokens_per_pass(self.model, self.tokenizer, held)
             tokens_a_pass = found.to_dict()
-            self.progress.say(f"block MTP: {found.value:.2f} +- {found.error:.2f} tokens a pass with {found.drafts} drafts")
+            self.progress.say(
+                f"block MTP: {found.value:.2f} +- {found.error:.2f} tokens a pass with {found.drafts} drafts"
+            )
         facts = {
             "schema_version": 1,
             "model": self.spec.model,

@@ -21,7 +21,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--corpus", default="stdlib", metavar="TEXT", help="stdlib, stdlib+tests or a folder of text (default stdlib)"
     )
-    parser.add_argument("-o", "--out", type=Path, default=Path("tokenizer.json"), metavar="FILE", help="(default tokenizer.json)")
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("tokenizer.json"), metavar="FILE", help="(default tokenizer.json)"
+    )
     parser.add_argument("--force", action="store_true", help="replace a file of other content")
     parser.add_argument("--json", action="store_true", help="print what was built as one JSON object")
 

@@ -27,10 +27,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="steps of the main training, instead of a budget")
     parser.add_argument("--decay-start", type=int, metavar="N", help="first step of the learning rate's decay")
     parser.add_argument("--distill-steps", type=int, metavar="N", help="steps of the MTP distillation")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of initial weights and data order (default 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of initial weights and data order (default 0)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: all cores)")
     parser.add_argument(
-        "--mode", metavar="MODE", help="eager-f32, eager-bf16, compile-f32 or compile-bf16, instead of the probe's choice"
+        "--mode",
+        metavar="MODE",
+        help="eager-f32, eager-bf16, compile-f32 or compile-bf16, instead of the probe's choice",
     )
     parser.add_argument("--memory", metavar="SIZE", help="memory the run may take (default: what is available)")
     parser.add_argument("--corpus", metavar="TEXT", help="stdlib, stdlib+tests or a folder of text (default stdlib)")
