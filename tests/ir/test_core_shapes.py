@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,23 +13,19 @@ from omnic.ir.dims import Expr, evaluate
 from omnic.ir.op import ShapeError, all_ops, find_op
 from omnic.ir.packing import QTensor
 from omnic.ir.types import DType, Storage, TensorType, parse_type
-
-_spec = importlib.util.spec_from_file_location("core_cases", Path(__file__).with_name("core_cases.py"))
-assert _spec and _spec.loader
-cases = sys.modules.setdefault("core_cases", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(cases)
+from tests.ir.core_cases import CASES, SIZES, Maker
 
 CORE = sorted(name for name, op in all_ops().items() if not op.composite)
 
 
 def test_every_core_op_has_cases() -> None:
-    assert sorted(cases.CASES) == CORE
+    assert sorted(CASES) == CORE
 
 
 def bound(value: Any) -> Any:
     """Return attributes with their dims as numbers."""
     if isinstance(value, Expr):
-        return evaluate(value, cases.SIZES)
+        return evaluate(value, SIZES)
     return tuple(bound(v) for v in value) if isinstance(value, tuple) else value
 
 
@@ -49,7 +42,7 @@ def is_kind(element: Any, result: Any) -> bool:
 @pytest.mark.parametrize("name", CORE)
 @given(data=st.data())
 def test_shape_rule_is_the_real_shape(name: str, data: st.DataObject) -> None:
-    made = cases.CASES[name](cases.Maker(data.draw))
+    made = CASES[name](Maker(data.draw))
     op = find_op(name)
     attrs = op.bind(made.attrs)
     inferred = op.infer(*made.types, **attrs)
@@ -58,7 +51,7 @@ def test_shape_rule_is_the_real_shape(name: str, data: st.DataObject) -> None:
     results = found if isinstance(found, tuple) else (found,)
     assert len(types) == len(results)
     for type, result in zip(types, results, strict=True):
-        assert tuple(evaluate(d, cases.SIZES) for d in type.shape) == result.shape, (type, made)
+        assert tuple(evaluate(d, SIZES) for d in type.shape) == result.shape, (type, made)
         assert is_kind(type.element, result), (type, result)
 
 
