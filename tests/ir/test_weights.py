@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -116,6 +116,7 @@ RECIPES = [
 
 
 @pytest.mark.parametrize(("recipe", "want"), RECIPES, ids=[f"{i}-{r.kind}" for i, (r, _) in enumerate(RECIPES)])
+@settings(max_examples=12)
 @given(data=st.data())
 def test_a_recipe_gives_any_rows_of_its_result(recipe: Recipe, want: Any, data: st.DataObject) -> None:
     shape = ", ".join(str(d) for d in want.shape)

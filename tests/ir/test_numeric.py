@@ -1,0 +1,156 @@
+"""Numeric classes and the AMBIGUOUS rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from omnic.errors import InputError
+from omnic.ir.numeric import (
+    CLASSES,
+    compare,
+    find_class,
+    kl_divergence,
+    logit_rms,
+    near_ties,
+    router_margin,
+    router_ties,
+    top_margin,
+)
+
+RANDOM = np.random.default_rng(11)
+F32 = CLASSES["f32"]
+
+
+def logits(positions: int = 100, vocab: int = 50) -> Any:
+    """Logits of rms about 1 whose top token leads by at least 0.5."""
+    x = RANDOM.standard_normal((1, positions, vocab))
+    top = x.argmax(-1)[..., None]
+    np.put_along_axis(x, top, x.max(-1, keepdims=True) + 0.5, axis=-1)
+    return x
+
+
+def tie(x: Any, positions: slice, gap: float) -> Any:
+    """Give the runner-up of some positions the top logit less ``gap``."""
+    y = x.copy()
+    order = np.argsort(y, axis=-1)
+    for t in range(*positions.indices(y.shape[1])):
+        y[0, t, order[0, t, -2]] = y[0, t, order[0, t, -1]] - gap
+    return y
+
+
+def test_the_classes_of_the_design() -> None:
+    assert {name: c.bound for name, c in CLASSES.items()} == {"f64": 1e-9, "f32": 2e-5, "f16": 2e-3, "int8": None}
+    assert CLASSES["int8"].kl == 1e-3
+    with pytest.raises(InputError) as caught:
+        find_class("fp16")
+    assert caught.value.message == "unknown numeric class 'fp16'" and caught.value.hint == "did you mean 'f16'?"
+
+
+def test_rms_does_not_count_what_softmax_ignores() -> None:
+    x = logits()
+    assert logit_rms(x + 1000) == pytest.approx(logit_rms(x))
+
+
+def test_within_the_bound_is_ok_and_beyond_is_not() -> None:
+    x = logits()
+    rms = logit_rms(x)
+    good = compare("forward", x + 1e-5 * rms, x, F32)
+    assert good.ok and good.positions == 100 and good.ambiguous == 0 and good.ratio == pytest.approx(1e-5)
+    bad = x.copy()
+    bad[0, 3, 7] -= 3e-5 * rms
+    found = compare("forward", bad, x, F32)
+    assert not found.ok and found.ratio == pytest.approx(3e-5)
+    assert found.problem == "max abs error over logit rms is 3.00e-05, the bound of f32 is 2e-05"
+
+
+def test_exact_logits_have_no_error() -> None:
+    x = logits()
+    case = compare("same", x, x, CLASSES["f64"])
+    assert case.ok and case.max_abs == case.ratio == case.kl == 0
+
+
+def test_not_a_number_fails() -> None:
+    x = logits()
+    bad = x.copy()
+    bad[0, 0, 0] = np.nan
+    assert compare("nan", bad, x, F32).problem == "logits are NaN or infinite"
+
+
+def test_shapes_must_agree() -> None:
+    with pytest.raises(InputError, match=r"forward: logits are \[1, 3, 4\], the reference's \[1, 2, 4\]"):
+        compare("forward", np.zeros((1, 3, 4)), np.zeros((1, 2, 4)), F32)
+
+
+def test_a_flip_at_a_near_tie_is_ambiguous_up_to_two_percent() -> None:
+    rms = logit_rms(logits())
+    for count, ok in ((0, True), (2, True), (3, False)):
+        x = tie(logits(), slice(count), 1e-5 * rms)
+        found = x.copy()
+        order = np.argsort(x, axis=-1)
+        for t in range(count):
+            found[0, t, order[0, t, -2]] += 1.5e-5 * rms
+        case = compare("ties", found, x, F32)
+        assert (case.ok, case.ambiguous) == (ok, count)
+        assert near_ties(x, F32).sum() == count
+    assert case.problem == "3 of 100 positions are ambiguous, more than 2%"
+
+
+def test_int8_counts_choices_outside_near_ties_and_divergence() -> None:
+    x, kind = logits(), CLASSES["int8"]
+    assert compare("noise", x + 1e-2 * RANDOM.standard_normal(x.shape), x, kind).ok
+    flipped = x.copy()
+    flipped[0, 0] = np.roll(x[0, 0], 1)
+    case = compare("flip", flipped, x, kind)
+    assert not case.ok and case.problem.startswith("1 of 100 positions choose another token outside near-ties; mean KL is")
+
+
+def test_undecided_routing_is_replayed_with_the_routing_forced() -> None:
+    x = logits()
+    other, undecided = x.copy(), np.zeros((1, 100), bool)
+    other[0, 5] += 0.3 * RANDOM.standard_normal(50)
+    assert not compare("routed", other, x, F32).ok
+    undecided[0, 5] = True
+    replayed = compare("routed", other, x, F32, undecided, lambda: x + 1e-6)
+    assert replayed.ok and replayed.ambiguous == 1
+    wrong = compare("routed", other, x, F32, undecided, lambda: other)
+    assert not wrong.ok
+    never = compare("routed", x, x, F32, undecided, lambda: pytest.fail("there was nothing to replay"))
+    assert never.ok and never.ambiguous == 0
+
+
+def test_top_margin() -> None:
+    assert np.allclose(top_margin(np.array([[1.0, 5.0, 4.5], [2.0, 2.0, 0.0]])), [0.5, 0])
+    assert top_margin(np.zeros((2, 1))).tolist() == [np.inf, np.inf]
+
+
+def test_router_margin_of_top_k() -> None:
+    scores = np.array([[3.0, 1.0, 2.5, 2.4]])
+    assert router_margin(scores, 1) == pytest.approx([0.5])
+    assert router_margin(scores, 2) == pytest.approx([0.1])
+    assert router_margin(scores, 4).tolist() == [np.inf]
+
+
+def test_router_margin_with_groups_looks_at_groups_and_at_the_experts_inside() -> None:
+    scores = np.array([[3.0, 1.0, 2.9, 2.7]])
+    # The first group wins by 0.1; inside it the chosen expert leads by 2.
+    assert router_margin(scores, 1, groups=(2, 2)) == pytest.approx([0.1])
+    assert router_margin(scores, 3, groups=(2, 2), top_groups=2) == pytest.approx([1.7])
+    assert router_margin(scores, 2, groups=(2, 2)) == pytest.approx([0.1])
+    gate = np.array([[0.0, 5.0]])
+    assert router_margin(scores, 1, groups=(2, 2), group_logits=gate) == pytest.approx([0.2])
+
+
+def test_router_margin_of_sigmoid_scores_includes_the_bias() -> None:
+    scores, bias = np.array([[0.0, 0.0, -9.0]]), np.array([0.01, 0.0, 0.0])
+    assert router_margin(scores, 1, score="sigmoid", bias=bias) == pytest.approx([0.04])
+    assert router_ties(np.array([1e-5, 1.0]), np.ones((2, 4)), F32).tolist() == [True, False]
+
+
+def test_kl_divergence_is_zero_for_shifted_logits() -> None:
+    x = logits(4)
+    assert np.allclose(kl_divergence(x, x + 3), 0)
+    p, q = np.array([0.5, 0.5]), np.array([0.9, 0.1])
+    assert kl_divergence(np.log(p), np.log(q)) == pytest.approx(np.sum(p * np.log(p / q)))
