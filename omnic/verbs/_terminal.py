@@ -31,6 +31,9 @@ COMMANDS = {
     "/quit": "leave (so does Ctrl-D)",
 }
 BLOCK = '"""'
+# C0 and C1 controls but line feed and tab: U+2400 has a picture of each C0 one, the others become a mark.
+PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
+PICTURES |= {0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)}
 
 
 class Interrupts:
@@ -65,7 +68,7 @@ class ChatTerminal:
         conversation: what is said.
         console: where remarks go (standard error).
         read: returns the next line without its end; raises EOFError at the end.
-        out: where answers go.
+        out: where answers go; standard output when None.
         lively: whether a person is watching.
     """
 
@@ -74,10 +77,11 @@ class ChatTerminal:
         conversation: Conversation,
         console: Console,
         read: Callable[[str], str],
-        out: TextIO = sys.stdout,
+        out: TextIO | None = None,
         lively: bool = True,
     ) -> None:
-        self.conversation, self.console, self.read, self.out, self.lively = conversation, console, read, out, lively
+        self.conversation, self.console, self.read, self.lively = conversation, console, read, lively
+        self.out = out or sys.stdout
         self.interrupts = Interrupts()
 
     def greet(self, name: str) -> None:
@@ -119,7 +123,7 @@ class ChatTerminal:
                 for piece in stream:
                     text = piece.text if started else piece.text.lstrip()
                     started = started or bool(text)
-                    self.out.write(text)
+                    self.out.write(visible(text) if self.lively else text)
                     self.out.flush()
             except KeyboardInterrupt:
                 stream.close()
@@ -242,6 +246,11 @@ class ChatTerminal:
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}") from error
         self._say(f"written: {path}")
+
+
+def visible(text: str) -> str:
+    """Return ``text`` with control characters shown as pictures, so that no answer can steer the terminal."""
+    return text.translate(PICTURES)
 
 
 def _parsed(name: str, text: str, now: Any) -> Any:

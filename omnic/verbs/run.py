@@ -106,10 +106,12 @@ def _shown(answer: Generation, model: Model) -> str:
 
 
 def _print_as_it_comes(stream: Any, model: Model) -> int:
-    separator = ""
+    from omnic.verbs._terminal import visible
+
+    separator, person = "", sys.stdout.isatty()
     for piece in stream:
         if model.tokenizer is not None:
-            sys.stdout.write(piece.text)
+            sys.stdout.write(visible(piece.text) if person else piece.text)
         elif piece.id is not None:
             sys.stdout.write(f"{separator}{piece.id}")
             separator = " "

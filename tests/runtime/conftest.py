@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from omnic.runtime.session import Call, Outputs, Session, SessionBase, SessionInfo
+from omnic.runtime.bundle_write import BundleWriter
+from omnic.runtime.manifest import Executable, Manifest, SpecText, TokenizerEntry
+from omnic.runtime.session import EXECUTABLES, Call, Outputs, Session, SessionBase, SessionInfo
 from omnic.runtime.tokenizer import Tokenizer
 
 INFO = SessionInfo(kind="fake", vocab=264, capacity=96, chunk=16, max_batch=8)
@@ -106,3 +111,35 @@ def byte_tokenizer() -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     return Tokenizer(backend.to_str())
+
+
+@pytest.fixture
+def fake_bundle(tmp_path, monkeypatch, byte_tokenizer):
+    """Return a maker of bundles that run on the fake session; ``tokenizer=False`` leaves the tokenizer out."""
+    backend = ModuleType("omnic_fake_backend")
+    vars(backend)["load"] = lambda bundle, _: FakeSession(replace(INFO, **bundle.manifest.executable.options))
+    monkeypatch.setitem(sys.modules, "omnic_fake_backend", backend)
+    monkeypatch.setitem(EXECUTABLES, "fake", "omnic_fake_backend:load")
+
+    def make(name: str = "bundle", tokenizer: bool = True, extra: dict[str, str] | None = None, **options: Any) -> Path:
+        with BundleWriter(tmp_path / name) as writer:
+            writer.data("program", b"fake")
+            files = []
+            if tokenizer:
+                byte_tokenizer.save(writer.path("tokenizer/tokenizer.json"))
+                files = ["tokenizer/tokenizer.json"]
+            for file, text in (extra or {}).items():
+                writer.text(file, text)
+            writer.commit(
+                Manifest(
+                    omnic="0.1.0",
+                    model="fake",
+                    target="fake",
+                    spec=SpecText(file="fake.yaml", text=""),
+                    executable=Executable(kind="fake", entry="program", options=options),
+                    tokenizer=TokenizerEntry(files=tuple(files), vocab=264) if files else None,
+                )
+            )
+        return tmp_path / name
+
+    return make
