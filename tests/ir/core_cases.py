@@ -220,8 +220,13 @@ def scatter(m: Maker) -> Case:
     axis = m.axis(shape)
     updates, index = list(shape), [d if m.draw(st.booleans()) else (1, 1) for d in shape]
     updates[axis] = index[axis] = m.dim()
-    return case(m.floats(shape), m.integers(index, 0, shape[axis][1]), m.floats(updates), axis=axis,
-                reduce=m.pick("none", "add"))
+    return case(
+        m.floats(shape),
+        m.integers(index, 0, shape[axis][1]),
+        m.floats(updates),
+        axis=axis,
+        reduce=m.pick("none", "add"),
+    )
 
 
 def topk(m: Maker) -> Case:
@@ -237,7 +242,17 @@ def conv(m: Maker) -> Case:
     return case(m.floats([batch, steps, channels]), m.floats([channels, (kernel, kernel)]), bias)
 
 
-STORAGES = ("i8<row>", "i4<g2>", "i4<g2, asym>", "i4<g2, s4>", "i2<g4>", "nf4<g4>", "fp4<g2>", "t2<g2>", "i8<g2, asym, f32>")
+STORAGES = (
+    "i8<row>",
+    "i4<g2>",
+    "i4<g2, asym>",
+    "i4<g2, s4>",
+    "i2<g4>",
+    "nf4<g4>",
+    "fp4<g2>",
+    "t2<g2>",
+    "i8<g2, asym, f32>",
+)
 
 
 def quantise(m: Maker) -> Case:
@@ -277,7 +292,9 @@ def cache_read(m: Maker) -> Case:
 def cache_move(m: Maker) -> Case:
     batch, pairs, ring = m.dim(), m.dim(), m.draw(st.booleans())
     high = 9 if ring else SIZES["N"]
-    return case(state(m, batch)[1], m.integers([batch, pairs], -1, high), m.integers([batch, pairs], -1, high), ring=ring)
+    return case(
+        state(m, batch)[1], m.integers([batch, pairs], -1, high), m.integers([batch, pairs], -1, high), ring=ring
+    )
 
 
 NUMBER, ANY, FLOAT = ("float", "int"), ("float", "int", "bool"), ("float",)
@@ -289,14 +306,38 @@ CASES: dict[str, Callable[[Maker], Case]] = {
     **{name: binary(NUMBER) for name in ("lt", "le", "gt", "ge")},
     **{name: binary(ANY) for name in ("eq", "ne")},
     **{name: binary(("bool",)) for name in ("and", "or")},
-    "not": unary(("bool",)), "neg": unary(NUMBER), "abs": unary(NUMBER), "clamp": unary(NUMBER, min=-0.5, max=1.0),
+    "not": unary(("bool",)),
+    "neg": unary(NUMBER),
+    "abs": unary(NUMBER),
+    "clamp": unary(NUMBER, min=-0.5, max=1.0),
     **{name: unary(FLOAT) for name in FUNCTIONS},
-    "where": where, "cast": cast, "constant": constant, "matmul": matmul,
-    "sum": reduction(NUMBER), "max": reduction(NUMBER), "mean": reduction(FLOAT),
-    "argmax": along(NUMBER), "cumsum": along(NUMBER), "softmax": along(FLOAT), "sort": along(NUMBER, descending=True),
-    "reshape": reshape, "transpose": transpose, "broadcast": broadcast, "slice": slicing, "concat": concat, "split": split,
-    "pad": pad, "iota": lambda m: case(size=(m.dim()[0],), type=m.pick(DType.I64, DType.F32)),
-    "gather": gather, "index_select": index_select, "scatter": scatter, "topk": topk, "depthwise_conv1d": conv,
-    "quantise": quantise, "dequantise": dequantise,
-    "cache_write": cache_write, "cache_read": cache_read, "cache_move": cache_move,
+    "where": where,
+    "cast": cast,
+    "constant": constant,
+    "matmul": matmul,
+    "sum": reduction(NUMBER),
+    "max": reduction(NUMBER),
+    "mean": reduction(FLOAT),
+    "argmax": along(NUMBER),
+    "cumsum": along(NUMBER),
+    "softmax": along(FLOAT),
+    "sort": along(NUMBER, descending=True),
+    "reshape": reshape,
+    "transpose": transpose,
+    "broadcast": broadcast,
+    "slice": slicing,
+    "concat": concat,
+    "split": split,
+    "pad": pad,
+    "iota": lambda m: case(size=(m.dim()[0],), type=m.pick(DType.I64, DType.F32)),
+    "gather": gather,
+    "index_select": index_select,
+    "scatter": scatter,
+    "topk": topk,
+    "depthwise_conv1d": conv,
+    "quantise": quantise,
+    "dequantise": dequantise,
+    "cache_write": cache_write,
+    "cache_read": cache_read,
+    "cache_move": cache_move,
 }

@@ -71,8 +71,12 @@ def test_any_sequence_of_writes_and_rollbacks_matches_the_naive_cache(data: st.D
             assert all((y[b, :, seen[j]] == row.tokens[j]).all() for j in visible)
             assert len(seen) == min(int(start[b]), slots)
             assert all(j % slots == s if ring else j == s for j, s in seen.items())
-        back = np.array([data.draw(st.integers(max(0, int(n) - chunk) if ring else 0, int(s)))
-                         if n - s <= chunk else int(s) for n, s in zip(newest, start, strict=True)])
+        back = np.array(
+            [
+                data.draw(st.integers(max(0, int(n) - chunk) if ring else 0, int(s))) if n - s <= chunk else int(s)
+                for n, s in zip(newest, start, strict=True)
+            ]
+        )
         for b, row in enumerate(rows):
             row.rollback(int(back[b]))
         start = back
@@ -94,12 +98,15 @@ def test_more_tokens_than_slots_leave_the_last_ones() -> None:
     assert state[0, :, 0].tolist() == [2, 3, 4]
 
 
-@pytest.mark.parametrize(("start", "length", "ring", "message"), [
-    ([0], [3], False, r"cache_write: length \[3\] is not in 0..2"),
-    ([-1], [1], False, r"cache_write: start \[-1\] is negative"),
-    ([3], [2], False, "cache_write: 5 tokens do not fit a state of 4 slots"),
-    ([0], [-1], True, r"cache_write: length \[-1\] is not in 0..2"),
-])
+@pytest.mark.parametrize(
+    ("start", "length", "ring", "message"),
+    [
+        ([0], [3], False, r"cache_write: length \[3\] is not in 0..2"),
+        ([-1], [1], False, r"cache_write: start \[-1\] is negative"),
+        ([3], [2], False, "cache_write: 5 tokens do not fit a state of 4 slots"),
+        ([0], [-1], True, r"cache_write: length \[-1\] is not in 0..2"),
+    ],
+)
 def test_writes_that_do_not_fit_are_input_errors(start: list[int], length: list[int], ring: bool, message: str) -> None:
     with pytest.raises(InputError, match=message):
         call("cache_write", np.zeros((1, 4, 1)), np.zeros((1, 2, 1)), start, length, ring=ring)
@@ -110,7 +117,9 @@ def test_move_reads_before_it_writes(data: st.DataObject) -> None:
     ring, pairs = data.draw(st.booleans()), data.draw(st.integers(1, 5))
     state = np.arange(2 * 6 * 2, dtype=float).reshape(2, 6, 2)
     high = 11 if ring else 5
-    source = np.array(data.draw(st.lists(st.integers(-1, high), min_size=2 * pairs, max_size=2 * pairs))).reshape(2, pairs)
+    source = np.array(data.draw(st.lists(st.integers(-1, high), min_size=2 * pairs, max_size=2 * pairs))).reshape(
+        2, pairs
+    )
     target = np.array([data.draw(st.permutations(range(-1, 5)))[:pairs] for _ in range(2)])
     want = state.copy()
     for b in range(2):

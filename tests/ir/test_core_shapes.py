@@ -64,12 +64,26 @@ REFUSED = [
     ("add", ("f32[3]", "i64[3]"), {}, "add: operands are f32[3] and i64[3]"),
     ("mul", ("i32[3]", "i64[3]"), {}, "mul: operands are i32[3] and i64[3]"),
     ("matmul", ("f32[2, 3]", "f32[4, 5]"), {}, "matmul of f32[2, 3] and f32[4, 5] contracts 3 with 4"),
-    ("matmul", ("f32[2, 3]", "f32[4, 5]"), {"ta": True, "tb": True},
-     "matmul of f32[2, 3] transposed and f32[4, 5] transposed contracts 2 with 5"),
+    (
+        "matmul",
+        ("f32[2, 3]", "f32[4, 5]"),
+        {"ta": True, "tb": True},
+        "matmul of f32[2, 3] transposed and f32[4, 5] transposed contracts 2 with 5",
+    ),
     ("matmul", ("f32[3]", "f32[3, 5]"), {}, "matmul needs at least two dims, got f32[3] and f32[3, 5]"),
-    ("reshape", ("f32[B, 4]",), {"shape": (3,)}, "reshape of f32[B, 4] to [3] changes the number of elements from 4*B to 3"),
+    (
+        "reshape",
+        ("f32[B, 4]",),
+        {"shape": (3,)},
+        "reshape of f32[B, 4] to [3] changes the number of elements from 4*B to 3",
+    ),
     ("transpose", ("f32[2, 3]",), {"perm": (0, 0)}, "transpose: (0, 0) does not order the 2 dims of f32[2, 3]"),
-    ("slice", ("f32[4]",), {"axis": 0, "start": (1,), "stop": (5,)}, "slice: stop 5 is beyond the 4 of dim 0 of f32[4]"),
+    (
+        "slice",
+        ("f32[4]",),
+        {"axis": 0, "start": (1,), "stop": (5,)},
+        "slice: stop 5 is beyond the 4 of dim 0 of f32[4]",
+    ),
     ("concat", ("f32[2, 3]", "f32[3, 3]"), {"axis": 1}, "concat: f32[3, 3] and f32[2, 3] differ in a dim other than 1"),
     ("split", ("f32[4]",), {"axis": 0, "sizes": (1, 2)}, "split: the sizes 1, 2 sum to 3, dim 0 of f32[4] has 4"),
     ("sum", ("f32[4]",), {"axes": (1,)}, "sum: axis 1 is not a dim of f32[4]"),
@@ -79,30 +93,68 @@ REFUSED = [
     ("clamp", ("f32[4]",), {"min": 2.0, "max": 1.0}, "clamp: min 2.0 is above max 1.0"),
     ("cast", ("f32[4]",), {"to": Storage("i4", 32)}, "cast to i4<g32>: a storage type is made by quantise"),
     ("quantise", ("f32[4]",), {"to": DType.F16}, "quantise to f16: a plain type is made by cast"),
-    ("quantise", ("f32[4, 4]",), {"to": Storage("nf4", 4, asym=True)}, "quantise: nf4<g4, asym>: nf4 has no zero point"),
+    (
+        "quantise",
+        ("f32[4, 4]",),
+        {"to": Storage("nf4", 4, asym=True)},
+        "quantise: nf4<g4, asym>: nf4 has no zero point",
+    ),
     ("dequantise", ("f32[4]",), {}, "dequantise takes a storage type, got f32[4]"),
     ("gather", ("f32[2, 3]", "i64[3]"), {"axis": 0}, "gather: f32[2, 3] and the index i64[3] differ in rank"),
     ("gather", ("f32[2, 3]", "i64[4, 5]"), {"axis": 0}, "gather: dim 1 of f32[2, 3] and of the index i64[4, 5] differ"),
-    ("scatter", ("f32[2, 3]", "i64[1, 3]", "f32[2, 3]"), {"axis": 0},
-     "scatter: updates f32[2, 3] at index i64[1, 3] do not fit f32[2, 3] along dim 0"),
+    (
+        "scatter",
+        ("f32[2, 3]", "i64[1, 3]", "f32[2, 3]"),
+        {"axis": 0},
+        "scatter: updates f32[2, 3] at index i64[1, 3] do not fit f32[2, 3] along dim 0",
+    ),
     ("iota", (), {"size": (2, 3)}, "iota: size is one dim"),
-    ("constant", (), {"values": (1.0, 2.0), "shape": (3,), "type": DType.F32}, "constant has 2 values for the shape of f32[3]"),
+    (
+        "constant",
+        (),
+        {"values": (1.0, 2.0), "shape": (3,), "type": DType.F32},
+        "constant has 2 values for the shape of f32[3]",
+    ),
     ("constant", (), {"values": (1.5,), "shape": (), "type": DType.I64}, "constant of i64 holds a fraction"),
     ("exp", ("i64[3]",), {}, "exp: input 'x' takes float, got i64[3]"),
     ("index_select", ("f32[3]", "f32[2]"), {}, "index_select: input 'index' takes index, got f32[2]"),
     ("softmax", ("f32[3]",), {"dim": 1}, "softmax has no attribute 'dim'"),
-    ("cache_write", ("f32[B, 8, 4]", "f32[B, T, 5]", "i64[B]", "i64[B]"), {},
-     "cache_write: f32[B, T, 5] does not fit the state f32[B, 8, 4]: all dims but the slots must be equal"),
-    ("cache_write", ("f32[8, 4]", "f32[T, 4]", "i64[8]", "i64[8]"), {}, "cache_write: a state is [B, ..., S, D], got f32[8, 4]"),
-    ("cache_read", ("i8<g2, axis-2>[B, 8, 4]", "i64[B]", "i64[B]"), {},
-     "cache_read: tokens are written one at a time, so i8<g2, axis-2>[B, 8, 4] must group along its last dim"),
-    ("cache_move", ("f32[B, 8, 4]", "i64[B, N]", "i64[B, M]"), {},
-     "cache_move: source i64[B, N] and target i64[B, M] must both be i64[B, N]"),
-    ("depthwise_conv1d", ("f32[1, 2, 3]", "f32[3, 4]"), {}, "depthwise_conv1d: f32[1, 2, 3] is shorter than the kernel of f32[3, 4]"),
+    (
+        "cache_write",
+        ("f32[B, 8, 4]", "f32[B, T, 5]", "i64[B]", "i64[B]"),
+        {},
+        "cache_write: f32[B, T, 5] does not fit the state f32[B, 8, 4]: all dims but the slots must be equal",
+    ),
+    (
+        "cache_write",
+        ("f32[8, 4]", "f32[T, 4]", "i64[8]", "i64[8]"),
+        {},
+        "cache_write: a state is [B, ..., S, D], got f32[8, 4]",
+    ),
+    (
+        "cache_read",
+        ("i8<g2, axis-2>[B, 8, 4]", "i64[B]", "i64[B]"),
+        {},
+        "cache_read: tokens are written one at a time, so i8<g2, axis-2>[B, 8, 4] must group along its last dim",
+    ),
+    (
+        "cache_move",
+        ("f32[B, 8, 4]", "i64[B, N]", "i64[B, M]"),
+        {},
+        "cache_move: source i64[B, N] and target i64[B, M] must both be i64[B, N]",
+    ),
+    (
+        "depthwise_conv1d",
+        ("f32[1, 2, 3]", "f32[3, 4]"),
+        {},
+        "depthwise_conv1d: f32[1, 2, 3] is shorter than the kernel of f32[3, 4]",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("name", "types", "attrs", "message"), REFUSED, ids=[f"{i}-{r[0]}" for i, r in enumerate(REFUSED)])
+@pytest.mark.parametrize(
+    ("name", "types", "attrs", "message"), REFUSED, ids=[f"{i}-{r[0]}" for i, r in enumerate(REFUSED)]
+)
 def test_misfits_are_refused(name: str, types: tuple[str, ...], attrs: dict[str, Any], message: str) -> None:
     op = find_op(name)
     given_types: list[TensorType | None] = [t(text) for text in types]

@@ -89,7 +89,8 @@ def test_quantised_states_are_codes() -> None:
 
 def test_empty_states_are_zeros_of_the_capacity() -> None:
     states = empty_states(cached("f16", "S"), 3)
-    assert {name: (s.shape, s.dtype) for name, s in states.items()} == {"kv.0.k": ((3, 6, 4), np.dtype(np.float16))}
+    found = {name: (state.shape, np.asarray(state).dtype) for name, state in states.items()}
+    assert found == {"kv.0.k": ((3, 6, 4), np.dtype(np.float16))}
 
 
 BAD_CALLS = [
@@ -99,8 +100,14 @@ BAD_CALLS = [
     ({"tokens": [[1.0]], "start": [0], "length": [1]}, "@forward: 'tokens' must be i64[B, T], got float64 numbers"),
     ({"tokens": [[1]], "start": [0, 0], "length": [1]}, "@forward: B is 1 in 'tokens' and 2 in 'start'"),
     ({"tokens": [[1] * 6], "start": [0], "length": [1]}, "@forward: T = 6 is not in 1..5"),
-    ({"tokens": [[11]], "start": [0], "length": [1]}, "blocks.0/index_select.0: index_select: index 11 is not in 0..10"),
-    ({"tokens": [[1, 2]], "start": [5], "length": [2]}, "blocks.0/cache_write.0: cache_write: 7 tokens do not fit a state of 6 slots"),
+    (
+        {"tokens": [[11]], "start": [0], "length": [1]},
+        "blocks.0/index_select.0: index_select: index 11 is not in 0..10",
+    ),
+    (
+        {"tokens": [[1, 2]], "start": [5], "length": [2]},
+        "blocks.0/cache_write.0: cache_write: 7 tokens do not fit a state of 6 slots",
+    ),
 ]
 
 
@@ -179,7 +186,7 @@ def test_capture_returns_the_results_of_named_nodes() -> None:
     interpreter = Interpreter(cached(), {"embed": EMBED})
     inputs = {"tokens": [[1, 2]], "start": [0], "length": [2]}
     results, seen = interpreter.capture(inputs, {"blocks.0/index_select.0"})
-    assert (seen["blocks.0/index_select.0"][0][0] == EMBED[[1, 2]]).all() and "y" in results
+    assert (np.asarray(seen["blocks.0/index_select.0"][0])[0] == EMBED[[1, 2]]).all() and "y" in results
     with pytest.raises(InputError) as caught:
         interpreter.capture(inputs, {"blocks.0/index_selct.0"})
     assert caught.value.hint == "did you mean 'blocks.0/index_select.0'?"
@@ -210,7 +217,8 @@ def routed() -> Module:
 
 def test_forced_routing_replaces_indices_and_gates() -> None:
     module = routed()
-    weights = {name: RANDOM.standard_normal(w.type.shape) for name, w in module.weights.items()}
+    shapes: dict[str, Any] = {name: w.type.shape for name, w in module.weights.items()}
+    weights = {name: RANDOM.standard_normal(shape) for name, shape in shapes.items()}
     interpreter, x = Interpreter(module, weights), RANDOM.standard_normal((1, 2, 4))
     free = interpreter.run({"x": x})
     forced = {"/router.0": (np.full((1, 2, 1), 2), np.full((1, 2, 1), 0.5))}

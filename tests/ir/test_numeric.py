@@ -104,7 +104,9 @@ def test_int8_counts_choices_outside_near_ties_and_divergence() -> None:
     flipped = x.copy()
     flipped[0, 0] = np.roll(x[0, 0], 1)
     case = compare("flip", flipped, x, kind)
-    assert not case.ok and case.problem.startswith("1 of 100 positions choose another token outside near-ties; mean KL is")
+    assert not case.ok and case.problem.startswith(
+        "1 of 100 positions choose another token outside near-ties; mean KL is"
+    )
 
 
 def test_undecided_routing_is_replayed_with_the_routing_forced() -> None:

@@ -81,21 +81,27 @@ def test_a_ring_does_not_go_back_further_than_it_holds() -> None:
     chunked(s, tokens(3 * reach), reach)
     back = s.fork()
     back.rollback([2 * reach])
-    with pytest.raises(InputError, match=rf"rollback of row 0 from {3 * reach} to {2 * reach - 1} tokens; the ring kv\.\d+\.\w+"
-                                         rf" reaches back {reach}"):
+    with pytest.raises(
+        InputError,
+        match=rf"rollback of row 0 from {3 * reach} to {2 * reach - 1} tokens; the ring kv\.\d+\.\w+"
+        rf" reaches back {reach}",
+    ):
         s.rollback([2 * reach - 1])
     s.rollback([0])
     assert s.start.tolist() == [0]
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda s: s.forward([[1, 2]], length=[3]), r"length must be in 0\.\.2 for each of the 1 rows, not \[3\]"),
-    (lambda s: s.forward([[1], [2]]), "tokens has 2 rows, the session holds 1"),
-    (lambda s: s.forward([[100_000]]), r"embed/embedding\.0: .*100000"),
-    (lambda s: s.forward([[1, 2]], rows=[[2]]), r"2 is not in 0\.\.1"),
-    (lambda s: s.forward([[1]], parents=[[-1]]), "@forward has no input 'parents'"),
-    (lambda s: s.rollback([1]), r"rollback to \[1\] tokens; the rows hold \[0\]"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: s.forward([[1, 2]], length=[3]), r"length must be in 0\.\.2 for each of the 1 rows, not \[3\]"),
+        (lambda s: s.forward([[1], [2]]), "tokens has 2 rows, the session holds 1"),
+        (lambda s: s.forward([[100_000]]), r"embed/embedding\.0: .*100000"),
+        (lambda s: s.forward([[1, 2]], rows=[[2]]), r"2 is not in 0\.\.1"),
+        (lambda s: s.forward([[1]], parents=[[-1]]), "@forward has no input 'parents'"),
+        (lambda s: s.rollback([1]), r"rollback to \[1\] tokens; the rows hold \[0\]"),
+    ],
+)
 def test_wrong_calls_are_named_and_change_nothing(call: Any, message: str) -> None:
     s = session("tiny")
     with pytest.raises(InputError, match=message):
@@ -129,18 +135,24 @@ def test_the_executor_runs_whole_sequences_and_shows_nodes() -> None:
     assert compare("executor", found.logits, chunked(session("tiny", 2), ids, 50), F64).ok
     name = next(n.name for n in module.function().nodes if n.op == "linear")
     shown: list[Any] = []
-    executor.observe(ids, [name], lambda node, operands, results: shown.append((node, operands[0].shape, results[0].shape)))
+
+    def visit(node: str, operands: tuple[Any, ...], results: tuple[Any, ...]) -> None:
+        shown.append((node, operands[0].shape, results[0].shape))
+
+    executor.observe(ids, [name], visit)
     chunk = module.dims["T"].high
     assert [s[0] for s in shown] == [name] * -(-100 // chunk) and shown[0][1][:2] == (2, chunk)
     with pytest.raises(InputError, match="@forward has no node 'nowhere'"):
-        executor.observe(ids, ["nowhere"], lambda node, operands, results: None)
+        executor.observe(ids, ["nowhere"], visit)
 
 
 def test_f32_is_in_its_class() -> None:
     module, weights = model("tiny_moe")
     ids = tokens(60)
     reference = ReferenceSession(module, weights).forward(ids).logits
-    assert compare("f32", ReferenceSession(module, weights, np.float32).forward(ids).logits, reference, CLASSES["f32"]).ok
+    assert compare(
+        "f32", ReferenceSession(module, weights, np.float32).forward(ids).logits, reference, CLASSES["f32"]
+    ).ok
 
 
 @pytest.mark.slow

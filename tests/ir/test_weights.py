@@ -22,8 +22,7 @@ from omnic.ir.weights import ArraySource, ResultStore, SafetensorsSource, Weight
 
 RANDOM = np.random.default_rng(5)
 NORMAL = Recipe("normal", {"std": 0.02})
-I4 = parse_element("i4<g8>")
-assert isinstance(I4, Storage)
+I4 = Storage("i4", 8)
 
 
 def module_of(**weights: tuple[str, Recipe]) -> Module:
@@ -76,7 +75,9 @@ def test_bf16_weights_hold_rounded_numbers() -> None:
 
 def test_random_packed_makes_codes_of_a_useful_size_without_quantising() -> None:
     for text in ("i4<g32>", "i4<g32, s4>", "i4<g32, asym>", "i8<row>", "nf4<g32>", "fp4<g32>", "i2<g32>", "t2<g32>"):
-        store = WeightStore.random_packed(module_of(w=(f"{text}[64, 128]", Recipe("quantise", {"type": parse_element(text)}, (NORMAL,)))), 4)
+        store = WeightStore.random_packed(
+            module_of(w=(f"{text}[64, 128]", Recipe("quantise", {"type": parse_element(text)}, (NORMAL,)))), 4
+        )
         q = store.quantised("w")
         assert 0.01 < store.array("w").std() < 0.04, text
         assert (store.quantised("w", (10, 20)).codes == q.codes[10:20]).all()
@@ -108,9 +109,18 @@ RECIPES = [
     (Recipe("reshape", {"shape": (48,)}, (A,)), BASE["a"].reshape(48)),
     (Recipe("stack", {}, (A, C)), np.stack([BASE["a"], BASE["c"]])),
     (Recipe("scale", {"value": 0.5}, (A,)), BASE["a"] * np.float32(0.5)),
-    (Recipe("concat", {"axis": 0}, (Recipe("ones", {"name": "d", "shape": (2, 8)}), B)), np.concatenate([np.ones((2, 8)), BASE["b"]])),
-    (Recipe("transpose", {"perm": (1, 0)}, (Recipe("concat", {"axis": 0}, (A, B)),)), np.concatenate([BASE["a"], BASE["b"]]).T),
-    (Recipe("transpose", {"perm": (2, 0, 1)}, (Recipe("stack", {}, (A, C)),)), np.stack([BASE["a"], BASE["c"]]).transpose(2, 0, 1)),
+    (
+        Recipe("concat", {"axis": 0}, (Recipe("ones", {"name": "d", "shape": (2, 8)}), B)),
+        np.concatenate([np.ones((2, 8)), BASE["b"]]),
+    ),
+    (
+        Recipe("transpose", {"perm": (1, 0)}, (Recipe("concat", {"axis": 0}, (A, B)),)),
+        np.concatenate([BASE["a"], BASE["b"]]).T,
+    ),
+    (
+        Recipe("transpose", {"perm": (2, 0, 1)}, (Recipe("stack", {}, (A, C)),)),
+        np.stack([BASE["a"], BASE["c"]]).transpose(2, 0, 1),
+    ),
     (Recipe("quantise", {"type": I4}, (A,)), decode(quantise(BASE["a"], I4))),
 ]
 
@@ -130,7 +140,9 @@ def test_a_recipe_gives_any_rows_of_its_result(recipe: Recipe, want: Any, data: 
 
 def test_pinned_initialisers_mean_the_same_inside_another_weight() -> None:
     front = module_of(q=("f32[6, 8]", NORMAL), k=("f32[2, 8]", NORMAL))
-    merged = module_of(qk=("f32[8, 8]", Recipe("concat", {"axis": 0}, tuple(pinned(w) for w in front.weights.values()))))
+    merged = module_of(
+        qk=("f32[8, 8]", Recipe("concat", {"axis": 0}, tuple(pinned(w) for w in front.weights.values())))
+    )
     before = WeightStore.random(front, 9)
     assert (before.with_module(merged).array("qk") == np.concatenate([before.array("q"), before.array("k")])).all()
     arrays = {"q": numbers(6, 8), "k": numbers(2, 8)}
@@ -156,7 +168,9 @@ def test_quantising_twice_is_refused() -> None:
 
 def test_groups_along_the_rows_have_no_row_slices() -> None:
     type = parse_element("i4<g2, axis-2>")
-    store = WeightStore(module_of(w=("i4<g2, axis-2>[6, 8]", Recipe("quantise", {"type": type}, (A,)))), ArraySource(BASE))
+    store = WeightStore(
+        module_of(w=("i4<g2, axis-2>[6, 8]", Recipe("quantise", {"type": type}, (A,)))), ArraySource(BASE)
+    )
     assert store.quantised("w").scale.shape == (8, 3)
     assert list(store.row_ranges("w")) == [(0, 6)]
     with pytest.raises(InputError, match="its groups run along dim 0, so it has no row slices"):
@@ -187,15 +201,19 @@ def test_bf16_files_and_shards_are_read(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}))
     for path in (tmp_path, index):
-        assert (WeightStore.load(two(), path).array("a", (2, 4)) == BASE["a"].astype(ml_dtypes.bfloat16).astype(np.float32)[2:4]).all()
+        assert (
+            WeightStore.load(two(), path).array("a", (2, 4))
+            == BASE["a"].astype(ml_dtypes.bfloat16).astype(np.float32)[2:4]
+        ).all()
 
 
 def test_missing_extra_and_misshapen_tensors_are_listed_together(tmp_path: Path) -> None:
     path = write(tmp_path / "w.safetensors", a=numbers(8, 6), z=numbers(2))
     with pytest.raises(BundleError) as caught:
         WeightStore.load(two(), path)
-    assert caught.value.message == (f"{path} does not fit @m: 1 missing: b; 1 of another shape: a is [8, 6], want [6, 8]; "
-                                    "1 not of this model: z")
+    assert caught.value.message == (
+        f"{path} does not fit @m: 1 missing: b; 1 of another shape: a is [8, 6], want [6, 8]; 1 not of this model: z"
+    )
     store = WeightStore(module_of(a=("f32[8, 6]", NORMAL)), SafetensorsSource(path))
     store.check(whole=False)
 
@@ -238,13 +256,22 @@ def test_every_truncation_and_many_flips_are_typed_errors_or_other_numbers(tmp_p
             assert error.message
 
 
-@pytest.mark.parametrize(("header", "message"), [
-    (b"[]", "its header is not an object"),
-    (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', r"tensor 'a' \[2\] needs 8 bytes, its header gives 4"),
-    (b'{"a": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}', "tensor 'a' is F8_E4M3; omnic reads F64, F32"),
-    (b'{"a": {"dtype": "F32", "shape": [2]}}', "the header entry of 'a' is damaged"),
-    (b'{"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}', "needs"),
-])
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b"[]", "its header is not an object"),
+        (
+            b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
+            r"tensor 'a' \[2\] needs 8 bytes, its header gives 4",
+        ),
+        (
+            b'{"a": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}',
+            "tensor 'a' is F8_E4M3; omnic reads F64, F32",
+        ),
+        (b'{"a": {"dtype": "F32", "shape": [2]}}', "the header entry of 'a' is damaged"),
+        (b'{"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}', "needs"),
+    ],
+)
 def test_damaged_headers_are_named(tmp_path: Path, header: bytes, message: str) -> None:
     path = tmp_path / "w.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
@@ -299,7 +326,10 @@ def test_results_are_kept_by_the_hash_of_what_made_them(tmp_path: Path) -> None:
     assert (store.quantised("w").codes == q.codes).all() and (store.array("w", (2, 5)) == decode(q)[2:5]).all()
     plain = ResultStore.key(kind="numbers")
     results.put(plain, BASE["b"])
-    assert (WeightStore(module_of(w=("f32[4, 8]", Recipe("stored", {"hash": plain}))), results=results).array("w") == BASE["b"]).all()
+    assert (
+        WeightStore(module_of(w=("f32[4, 8]", Recipe("stored", {"hash": plain}))), results=results).array("w")
+        == BASE["b"]
+    ).all()
     assert [p.suffix for p in results.folder.iterdir()] == [".safetensors"] * 2
 
 
@@ -310,5 +340,5 @@ def test_lost_results_are_named(tmp_path: Path) -> None:
         WeightStore(module, results=ResultStore(tmp_path)).array("w")
     with pytest.raises(BundleError, match="and no result store was given"):
         WeightStore(module).array("w")
-    with pytest.raises(InputError, match="'../../x' is not the key of a stored result"):
+    with pytest.raises(InputError, match=r"'\.\./\.\./x' is not the key of a stored result"):
         ResultStore(tmp_path).get("../../x")
