@@ -48,6 +48,9 @@ __all__ = ["Request", "Result", "train"]
 # A second seed's data order for the distillation: it must not repeat the last batches of training.
 _DISTILL_SEED = 1_000_003
 
+_PREFIXES = 320
+"""Held-out prefixes of the MTP measure."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -243,7 +246,7 @@ class _Run:
         """Plan the final evaluation: passes over the held-out text and over the MTP prefixes."""
         batches = 2 * len(self.tokenizer.encode(heldout().text)) / self.config.tokens
         if has_block_mtp(self.model):
-            batches += 320 * 194 * 3.5 / self.config.tokens
+            batches += _PREFIXES * 194 * 3.5 / self.config.tokens
         return 1.2 * batches * forward + 2.0
 
     # -- the phases ---------------------------------------------------------------------------
@@ -358,7 +361,7 @@ class _Run:
         self.progress.say(f"held out: {figure.value:.4f} bits per byte, {figure.value / xz:.3f} of xz -9e ({xz:.4f})")
         tokens_a_pass = None
         if has_block_mtp(self.model):
-            found = evaluation.tokens_per_pass(self.model, self.tokenizer, held)
+            found = evaluation.tokens_per_pass(self.model, self.tokenizer, held, prefixes=_PREFIXES)
             tokens_a_pass = found.to_dict()
             self.progress.say(
                 f"block MTP: {found.value:.2f} +- {found.error:.2f} tokens a pass with {found.drafts} drafts"

@@ -72,10 +72,10 @@ def test_a_torn_or_newer_state_is_refused(tmp_path):
     path = save_checkpoint(tmp_path, sample())
     text = (path / "state.json").read_text()
     (path / "state.json").write_text(text[: len(text) // 2])
-    with pytest.raises(BundleError, match="has no readable state.json"):
+    with pytest.raises(BundleError, match=r"has no readable state.json"):
         load_checkpoint(path)
     (path / "state.json").write_text(json.dumps({**json.loads(text), "schema_version": 99}))
-    with pytest.raises(BundleError, match="has schema version 99, this omnic reads 1"):
+    with pytest.raises(BundleError, match=r"has schema version 99, this omnic reads 1"):
         load_checkpoint(path)
     (path / "state.json").write_text("[]")
     with pytest.raises(BundleError, match="another form"):

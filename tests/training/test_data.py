@@ -1,5 +1,6 @@
 """Batches are a function of (seed, step); an epoch shows every window once."""
 
+import itertools
 import json
 
 import numpy as np
@@ -36,7 +37,7 @@ def test_an_epoch_has_every_window_once_and_epochs_differ():
     text = tokens(1000)
     per_epoch = (1000 - 1 - 16) // 16 // 4
     starts = [text.batch(0, step, 4, 16)[:, 0].tolist() for step in range(2 * per_epoch)]
-    first, second = sum(starts[:per_epoch], []), sum(starts[per_epoch:], [])
+    first, second = (list(itertools.chain.from_iterable(part)) for part in (starts[:per_epoch], starts[per_epoch:]))
     assert len(set(first)) == len(first)
     assert np.all(np.diff(sorted(first)) >= 16)
     assert first != second

@@ -124,9 +124,9 @@ def test_a_state_of_another_model_is_refused():
     named = parameters()
     optimizer = optimizer_of(named)
     state = optimizer.state()
-    with pytest.raises(BundleError, match="lacks 'momentum.w'"):
+    with pytest.raises(BundleError, match=r"lacks 'momentum.w'"):
         optimizer.load_state({k: v for k, v in state.items() if k != "momentum.w"})
-    with pytest.raises(BundleError, match="has 'momentum.other', which the model does not"):
+    with pytest.raises(BundleError, match=r"has 'momentum.other', which the model does not"):
         optimizer.load_state({**state, "momentum.other": torch.zeros(2, 2)})
     with pytest.raises(BundleError, match=r"'momentum.w' is \(1, 1\), the model wants \(8, 16\)"):
         optimizer.load_state({**state, "momentum.w": torch.zeros(1, 1)})
