@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from omnic.api import compile, load
     from omnic.errors import (
         BundleError,
         CheckFailed,
@@ -35,6 +36,8 @@ __all__ = [
     "Span",
     "Spec",
     "__version__",
+    "compile",
+    "load",
     "load_spec",
 ]
 
@@ -55,6 +58,7 @@ _HOME = {
         "omnic.errors",
     ),
     **dict.fromkeys(("Spec", "load_spec"), "omnic.spec"),
+    **dict.fromkeys(("compile", "load"), "omnic.api"),
 }
 
 

@@ -2,12 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omnic.runtime.bundle import Bundle
 from omnic.runtime.model import Model, load_model
 
-__all__ = ["load"]
+if TYPE_CHECKING:
+    from omnic.spec import Spec
+
+__all__ = ["compile", "load"]
+
+
+def compile(spec: str | Path | Spec, target: str, out: str | Path | None = None, *, weights: str | Path | None = None,
+            seed: int | None = None, options: Mapping[str, Any] | None = None, force: bool = False, parity: str = "auto",
+            threads: int | None = None) -> Bundle:
+    """Compile a spec for one target and measure what came out.
+
+    Args:
+        spec: a spec file, the name of a preset, or a loaded spec.
+        target: name of the target (``omnic list targets``).
+        out: the bundle's folder; ``build/<model>-<target>`` when None.
+        weights: a safetensors file; the one the spec names when None.
+        seed: random weights instead.
+        options: options of the target, over the spec's.
+        force: replace a bundle of other content.
+        parity: ``auto``, ``full`` or ``off``.
+        threads: for checking; None = the cores this process really has.
+
+    Returns:
+        The bundle: ``path``, ``manifest``, ``parity``, ``fidelity``.  One made from the same inputs before is
+        returned as it is.
+
+    Raises:
+        InputError: a spec, option or destination that cannot be used.
+        BundleError: damaged weights.
+        MissingExtraError: the target's package is not installed.
+    """
+    from omnic.compiler.pipeline import CompileRequest, compile_spec
+    from omnic.spec import Spec, load_spec
+
+    loaded = spec if isinstance(spec, Spec) else load_spec(str(spec))
+    return compile_spec(CompileRequest(
+        loaded, target, Path(out) if out is not None else None, Path(weights) if weights is not None else None, seed,
+        options or {}, force, parity, threads,
+    ))
 
 
 def load(

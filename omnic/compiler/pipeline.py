@@ -16,14 +16,14 @@ from omnic import __version__
 from omnic.compiler.fidelity import measure_fidelity
 from omnic.compiler.parity import measure_parity
 from omnic.compiler.progress import Progress, silent
-from omnic.errors import InputError
+from omnic.errors import BundleError, InputError
 from omnic.ir.graph import Module
 from omnic.ir.text import print_module
 from omnic.ir.verify import verify
 from omnic.ir.caps import Caps
 from omnic.ir.weights import WeightStore
 from omnic.models import build
-from omnic.runtime.bundle import Bundle
+from omnic.runtime.bundle import MANIFEST, Bundle, open_bundle
 from omnic.runtime.bundle_write import BundleWriter, check_destination
 from omnic.runtime.files import sha256_file
 from omnic.runtime.manifest import Executable, Manifest, PassRecord, Program, Remark, SpecText, StateEntry, TokenizerEntry
@@ -133,6 +133,8 @@ def compile_spec(request: CompileRequest, progress: Progress = silent) -> Bundle
     weights, origin = open_weights(lowered.lossy, spec, request.weights, request.seed)
     tokenizer = _tokenizer(spec)
     key = _key(spec, request.target, options, origin, request.parity)
+    if not request.force and (there := finished_bundle(out, key)):
+        return there
     check_destination(out, request.force, key)
     with BundleWriter(out, force=request.force, key=key) as writer:
         need = sum(w.type.bytes() for w in lowered.lossy.weights.values())
@@ -154,6 +156,17 @@ def compile_spec(request: CompileRequest, progress: Progress = silent) -> Bundle
         write_report(writer.preview(manifest), writer.path("report.html"))
         progress("write", 1.0)
         return writer.commit(manifest)
+
+
+def finished_bundle(out: Path, key: str) -> Bundle | None:
+    """Return the bundle at ``out`` if it is whole and was made from the same inputs."""
+    if not (out / MANIFEST).is_file():
+        return None
+    try:
+        bundle = open_bundle(out)
+    except BundleError:  # a damaged bundle is nobody's; the writer says what to do with it
+        return None
+    return bundle if bundle.manifest.key == key else None
 
 
 def _key(spec: Spec, target: str, options: Mapping[str, Any], origin: Mapping[str, Any], parity: str) -> str:
