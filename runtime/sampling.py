@@ -284,45 +284,43 @@ def distribution(logits: Floats, options: Sampling, history: History | None = No
     if options.temperature == 0:
         return Distribution(np.array([edited.argmax()], np.int64), np.ones(1))
     mass = np.exp((edited - peak) / np.float32(options.temperature), dtype=edited.dtype)
-    ids = _survivors(mass, options)
+    ids = np.flatnonzero(_survivors(mass, options))
     exact = mass[ids].astype(np.float64)
     return Distribution(ids, exact / exact.sum())
 
 
-def _survivors(mass: Floats, options: Sampling) -> Ints:
-    """Apply steps 6 to 8 to unnormalised masses whose largest is 1; return the ids that are left, ascending."""
-    ids = np.flatnonzero(mass > 0)
-    if 0 < options.top_k < len(ids):
-        kept = mass[ids]
-        place = len(kept) - options.top_k
-        bound = np.partition(kept, place)[place]
-        ids = _above(ids, kept, bound, options.top_k - int(np.count_nonzero(kept > bound)))
-    if options.top_p < 1:
-        ids = _nucleus(mass, ids, options.top_p)
-    if options.min_p > 0:
-        ids = ids[mass[ids] >= options.min_p]
-    return ids
+def _survivors(mass: Floats, options: Sampling) -> npt.NDArray[np.bool_]:
+    """Apply steps 6 to 8 to unnormalised masses whose largest is 1; return which ids are left.
 
-
-def _above(ids: Ints, kept: Floats, bound: float, ties: int) -> Ints:
-    """Return the ids whose mass is above ``bound``, and the first ``ties`` of those at it."""
-    mask = kept > bound
-    mask[np.flatnonzero(kept == bound)[:ties]] = True
-    return ids[mask]
-
-
-def _nucleus(mass: Floats, ids: Ints, top_p: float) -> Ints:
-    """Return the smallest set of largest masses among ``ids`` that reaches ``top_p`` of their sum.
-
-    Nothing is sorted but a last handful.  First, what weighs less than (1 - top_p) * sum / count cannot be
-    needed: all of it together weighs less than (1 - top_p) * sum.  Then the mass of the last member is
-    found by weighted selection: split at the median, keep the half that holds it.
+    Nothing is sorted but a last handful: each filter is a bound on the mass, found by selection.
     """
-    kept = mass[ids]
-    total = float(kept.sum(dtype=np.float64))
-    likely = kept >= (1 - top_p) * total / len(kept)
-    ids, kept = ids[likely], kept[likely]
-    pool, need, taken = kept, top_p * total, 0
+    keep = mass > 0
+    if 0 < options.top_k < len(mass):
+        place = len(mass) - options.top_k
+        keep = _at_least(mass, keep, np.partition(mass, place)[place], options.top_k)
+    if options.top_p < 1:
+        left = mass if keep.all() else mass[keep]
+        keep = _at_least(mass, keep, *_nucleus(left, options.top_p))
+    if options.min_p > 0:
+        keep &= mass >= options.min_p
+    return keep
+
+
+def _at_least(mass: Floats, keep: npt.NDArray[np.bool_], bound: Any, count: int) -> npt.NDArray[np.bool_]:
+    """Return which of the kept ids are the ``count`` of largest mass, ``bound`` being the smallest mass among those."""
+    keep = keep & (mass >= bound)
+    surplus = int(np.count_nonzero(keep)) - count
+    if surplus > 0:  # ties at the bound: the lower ids stay
+        keep[np.flatnonzero(keep & (mass == bound))[-surplus:]] = False
+    return keep
+
+
+def _nucleus(mass: Floats, top_p: float) -> tuple[Any, int]:
+    """Return the smallest mass in the smallest set of largest masses that reaches ``top_p`` of the sum, and its size.
+
+    Found by weighted selection: part at the median, go on in the half that holds the last member.
+    """
+    pool, need, taken = mass, top_p * float(mass.sum(dtype=np.float64)), 0
     while len(pool) > 256:
         middle = len(pool) // 2
         parted = np.partition(pool, middle)
@@ -333,10 +331,8 @@ def _nucleus(mass: Floats, ids: Ints, top_p: float) -> Ints:
             pool, need, taken = parted[:middle], need - weight, taken + len(pool) - middle
     ordered = -np.sort(-pool)
     last = int(np.searchsorted(np.cumsum(ordered, dtype=np.float64), need, side="left"))
-    if last >= len(ordered):  # rounding: the sum of everything falls short of the goal by a last bit
-        return ids
-    bound = ordered[last]
-    return _above(ids, kept, bound, taken + last + 1 - int(np.count_nonzero(kept > bound)))
+    last = min(last, len(ordered) - 1)  # by rounding, the sum of everything may fall short in its last bit
+    return ordered[last], taken + last + 1
 
 
 def _no_token(logits: Floats, options: Sampling) -> InputError:
