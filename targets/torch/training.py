@@ -5,10 +5,6 @@ The keys of ``state_dict()`` are the names of the weights in the IR, one to one.
 
 from __future__ import annotations
 
-import itertools
-import linecache
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +15,7 @@ from omnic.errors import InputError, InternalError
 from omnic.ir.graph import Module
 from omnic.passes.specialise import specialise_train
 from omnic.targets.torch import library
-from omnic.targets.torch.grouped import grouped_linear
+from omnic.targets.torch.text.load import load_source
 from omnic.targets.torch.text.scopes import Scope, ScopeTree
 from omnic.targets.torch.text.steps import (
     Program,
@@ -58,7 +54,6 @@ _OUTPUTS = {
     "verifier": "verifier       [B, T, V]",
     "router_logits": "router_logits  a list of [B, T, E], one for each mixture of experts (also model.router_logits)",
 }
-_serial = itertools.count()
 
 
 def emit_training(module: Module) -> str:
@@ -123,18 +118,6 @@ def _class_name(scope: Scope) -> str:
         return scope.path.rsplit(".", 2)[-2].removesuffix("s").capitalize()
     named = {"ffn": "MLP", "shared": "MLP", "mtp": "MTP", "block": "Block"}
     return named.get(last, "".join(w.capitalize() for w in last.split("_")))
-
-
-def load_source(source: str, name: str) -> ModuleType:
-    """Run emitted source as a Python module of its own; tracebacks, ``inspect`` and torch.compile find its lines."""
-    title = f"omnic_emitted_{''.join(c if c.isalnum() else '_' for c in name)}_{next(_serial)}"
-    file = f"<{title}>"
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    made = ModuleType(title)
-    made.__file__ = file
-    sys.modules[title] = made  # torch.compile looks the globals of what it traces up by module name
-    exec(compile(source, file, "exec"), made.__dict__)  # our own emitter's text, made from the IR a moment ago
-    return made
 
 
 def load_training_module(module: Module, weights: WeightStore | None = None) -> nn.Module:

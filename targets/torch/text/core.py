@@ -58,6 +58,10 @@ class Pen(Protocol):
         """Return what the buffers made once by the expression ``source`` are called (``{limit}``: the longest T)."""
         ...
 
+    def constant(self, name: str, text: str) -> str:
+        """Return the name of a constant of the file that is the expression ``text``."""
+        ...
+
     def like(self) -> str:
         """Return an expression of the device that new tensors belong on."""
         ...

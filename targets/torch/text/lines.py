@@ -23,7 +23,7 @@ __all__ = ["BodyWriter", "Hole", "dim_text"]
 
 #: longest line that nesting may make, and how many calls deep it may go
 MAX_LINE, MAX_DEPTH = 104, 3
-_RESERVED = {"self", "torch", "nn", "F", "K", "B", "T", "R", *dir(builtins)}
+_RESERVED = {"self", "torch", "nn", "F", "K", "A", "B", "T", "R", *dir(builtins)}
 #: ops that read as one chain, so they do not count as nesting
 _CHAINED = {"reshape", "transpose", "cast", "broadcast", "slice"}
 #: ops that read well with their operand written inside them
@@ -120,6 +120,10 @@ class BodyWriter:
         if self.scope.path:
             raise InternalError("only the root of a model has buffers")
         return [f"self.{n}" for n in self.writer.buffers_of(names, source)]
+
+    def constant(self, name: str, text: str) -> str:
+        """Return the expression itself: classes keep no constants."""
+        return text
 
     def like(self) -> str:
         """Return the device that new tensors belong on."""

@@ -1,0 +1,184 @@
+"""Batch-invariant attention and mixtures of experts (see :mod:`omnic.targets.torch.kernels` for the rules)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from omnic.targets.torch.kernels import (
+    FEW,
+    KEYS,
+    Seen,
+    act,
+    head_product,
+    linear,
+    pointwise,
+    product,
+    softmax,
+    topk,
+)
+
+__all__ = ["attention", "mla", "moe", "route"]
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, seen: Seen, scale: float, softcap: float = 0.0, sinks: Tensor | None = None
+) -> Tensor:
+    """Masked softmax attention of q [B, H, T, Dk] over the states k, v in blocks [B, S/KEYS, G, KEYS, D]: [B, H, T, Dv]."""
+    if q.shape[2] > FEW:
+        return _attend_many(q, _spread(k, seen), _spread(v, seen), seen, scale, softcap, sinks)
+    batch, heads, tokens, width = q.shape
+    groups, value = k.shape[2], v.shape[-1]
+    out = q.new_empty(batch, tokens, heads, value)
+    for row, count in enumerate(seen.blocks):
+        keys = k[row, :count].reshape(count * groups, KEYS, width).float().transpose(1, 2)
+        values = v[row, :count].reshape(count * groups, KEYS, value).float()
+        for token in range(tokens):
+            query = q[row, :, token].reshape(1, groups, heads // groups, width).expand(count, -1, -1, -1)
+            scores = torch.bmm(query.reshape(count * groups, heads // groups, width), keys)
+            out[row, token] = _mix(scores.reshape(count, groups, -1, KEYS), values, seen, row, token, scale, softcap, sinks)
+    return out.transpose(1, 2)
+
+
+def _mix(
+    scores: Tensor, values: Tensor, seen: Seen, row: int, token: int, scale: float, softcap: float, sinks: Tensor | None
+) -> Tensor:
+    """Return the weighted values [H, Dv] of one query from its scores [blocks, G, H/G, KEYS]."""
+    assert seen.bias is not None
+    count, groups, per, _ = scores.shape
+    scores = scores * scale
+    if softcap:
+        scores = pointwise(torch.tanh, scores / softcap) * softcap
+    scores = scores + seen.bias[row, token, :count, None, None]
+    # Finite, so that a query that sees nothing gives exp(-inf) = 0 and not NaN.
+    top = scores.amax((0, 3)).clamp(min=-1e30)
+    if sinks is not None:
+        top = torch.maximum(top, sinks.reshape(groups, per))
+    weights = pointwise(torch.exp, scores - top[:, :, None])
+    # cumsum adds the blocks one after the other, so empty ones behind the last visible key change nothing.
+    total = weights.sum(-1).cumsum(0)[-1]
+    if sinks is not None:
+        total = total + torch.exp(sinks.reshape(groups, per) - top)
+    mixed = torch.bmm(weights.reshape(count * groups, per, KEYS), values).reshape(count, groups, per, -1).cumsum(0)[-1]
+    return (mixed / torch.where(total == 0, 1.0, total)[..., None]).reshape(groups * per, -1)
+
+
+def _spread(state: Tensor, seen: Seen) -> Tensor:
+    """Return the live part of a state [B, S/KEYS, G, KEYS, D] as f32 [B, G, slots, D]."""
+    return state[:, : max(seen.blocks)].transpose(1, 2).flatten(2, 3).float()
+
+
+def _attend_many(
+    q: Tensor, k: Tensor, v: Tensor, seen: Seen, scale: float, softcap: float, sinks: Tensor | None
+) -> Tensor:
+    """Attention of a long call: keys [B, G, S, D] of the live slots."""
+    batch, heads, tokens, width = q.shape
+    groups, slots, value = k.shape[1], k.shape[2], v.shape[-1]
+    mask = seen.mask[:, None, :, :slots]
+    if not softcap and sinks is None:
+        padded = F.pad(v, (0, width - value)) if value < width else v
+        out = F.scaled_dot_product_attention(q, k, padded, attn_mask=mask, scale=scale, enable_gqa=heads != groups)
+        return out[..., :value].nan_to_num(0.0)
+    scores = (q.reshape(batch, groups, -1, width) @ k.transpose(-1, -2)).reshape(batch, groups, -1, tokens, slots) * scale
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill_(~mask[:, :, None], float("-inf"))
+    top = scores.amax(-1, keepdim=True).clamp(min=-1e30)
+    sink = None if sinks is None else sinks.reshape(groups, -1, 1, 1)
+    top = top if sink is None else torch.maximum(top, sink)
+    weights = torch.exp(scores - top)
+    total = weights.sum(-1, keepdim=True)
+    total = total if sink is None else total + torch.exp(sink - top)
+    weights = weights / torch.where(total == 0, 1.0, total)
+    return (weights.reshape(batch, groups, -1, slots) @ v).reshape(batch, heads, tokens, value)
+
+
+def mla(
+    q_nope: Tensor, q_rope: Tensor, latent: Tensor, rope_k: Tensor, w_k: Tensor, w_v: Tensor, seen: Seen, scale: float,
+    softcap: float = 0.0,
+) -> Tensor:
+    """Latent attention over the states latent and rope_k in blocks [B, S/KEYS, KEYS, D]: [B, H, T, V].
+
+    Short calls move w_k into the query and w_v behind the softmax, so they read the latents only; long calls
+    expand keys and values once for all their queries, which costs fewer products.
+    """
+    batch, heads, tokens, nope = q_nope.shape
+    if tokens > FEW:
+        live = max(seen.blocks)
+        latents = latent[:, None, :live].flatten(2, 3).float()
+        turned = rope_k[:, None, :live].flatten(2, 3).float().expand(-1, heads, -1, -1)
+        keys = torch.cat([latents @ w_k.transpose(1, 2), turned], dim=-1)
+        query = torch.cat([q_nope, q_rope], dim=-1)
+        return _attend_many(query, keys, latents @ w_v.transpose(1, 2), seen, scale, softcap, None)
+    absorbed = head_product(q_nope, w_k)
+    width, turn = latent.shape[-1], rope_k.shape[-1]
+    out = q_nope.new_empty(batch, tokens, heads, width)
+    for row, count in enumerate(seen.blocks):
+        latents, turned = latent[row, :count].float(), rope_k[row, :count].float().transpose(1, 2)
+        keys = latents.transpose(1, 2)
+        for token in range(tokens):
+            scores = torch.bmm(absorbed[row, :, token].expand(count, heads, width).contiguous(), keys)
+            scores = scores + torch.bmm(q_rope[row, :, token].expand(count, heads, turn).contiguous(), turned)
+            out[row, token] = _mix(scores[:, None], latents, seen, row, token, scale, softcap, None)
+    return head_product(out.transpose(1, 2), w_v.transpose(1, 2))
+
+
+# -- mixtures of experts ----------------------------------------------------------------------------------
+def route(
+    x: Tensor, weight: Tensor, group_weight: Tensor | None = None, bias: Tensor | None = None, *, top_k: int,
+    groups: tuple[int, ...] | None = None, top_groups: int = 1, score: str = "softmax", renormalise: bool = True,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose experts: (indices [B, T, k], gates [B, T, k], logits [B, T, E]); the bias enters the selection only."""
+    logits = linear(x, weight)
+    squashed = pointwise(torch.sigmoid, logits) if score == "sigmoid" else logits
+    select = squashed if bias is None else squashed + bias
+    group_logits = None if group_weight is None else linear(x, group_weight)
+    member = None
+    if groups is not None:
+        member = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(groups))
+        best = group_logits
+        if best is None:
+            best = torch.stack([part.amax(-1) for part in select.split(list(groups), dim=-1)], dim=-1)
+        kept = topk(best, top_groups)[1]
+        select = select.masked_fill((member[:, None] != kept[..., None, :]).all(-1), float("-inf"))
+    indices = topk(select, top_k)[1]
+    if score == "sigmoid":
+        gates = squashed.gather(-1, indices)
+        gates = gates / gates.cumsum(-1)[..., -1:] if renormalise else gates
+    elif renormalise:
+        gates = softmax(logits.gather(-1, indices))
+    else:
+        gates = softmax(logits).gather(-1, indices)
+    if group_logits is not None and member is not None:
+        share = softmax(group_logits).gather(-1, member[indices])
+        gates = gates * (share / share.cumsum(-1)[..., -1:] if top_groups > 1 else share)
+    return indices, gates * scale if scale != 1.0 else gates, logits
+
+
+def moe(
+    x: Tensor, indices: Tensor, gates: Tensor, up: Tensor, down: Tensor, gate: Tensor | None = None,
+    up_bias: Tensor | None = None, down_bias: Tensor | None = None, gate_bias: Tensor | None = None, *, kind: str,
+) -> Tensor:
+    """Sum over the chosen experts of gates * down act(up x), or down (act(gate x) * up x), in the order they were chosen.
+
+    Only the chosen experts' weights are read; no token is dropped.
+    """
+    def apply(rows: Tensor, weight: Tensor, bias: Tensor | None, expert: int) -> Tensor:
+        y = product(rows, weight[expert]) if x.shape[1] <= FEW else F.linear(rows, weight[expert])
+        return y if bias is None else y + bias[expert]
+
+    flat, chosen = x.reshape(-1, x.shape[-1]), indices.reshape(-1, indices.shape[-1])
+    share = gates.reshape(chosen.shape)
+    out = flat.new_empty(*chosen.shape, x.shape[-1])
+    for expert in chosen.unique().tolist():
+        at, slot = (chosen == expert).nonzero(as_tuple=True)
+        rows = flat[at]
+        inner = apply(rows, up, up_bias, expert)
+        inner = act(inner, kind) if gate is None else act(apply(rows, gate, gate_bias, expert), kind) * inner
+        out[at, slot] = apply(inner, down, down_bias, expert)
+    y = out[:, 0] * share[:, :1]
+    for slot in range(1, chosen.shape[1]):
+        y = y + out[:, slot] * share[:, slot : slot + 1]
+    return y.reshape(x.shape)

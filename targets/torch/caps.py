@@ -1,0 +1,48 @@
+"""What the torch target can do."""
+
+from __future__ import annotations
+
+from omnic.ir.caps import Caps, OpSupport
+from omnic.ir.types import DType
+
+__all__ = ["CAPS"]
+
+_DOCS = "torch 2.13 documentation"
+_KERNELS = "targets/torch/kernels.py; tests/targets/torch/test_kernels.py"
+
+_CORE = (
+    "constant", "add", "sub", "mul", "div", "pow", "minimum", "maximum", "floordiv", "mod", "eq", "ne", "lt", "le", "gt",
+    "ge", "and", "or", "not", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh", "sigmoid", "erf", "round",
+    "relu", "clamp", "where", "cast", "sum", "max", "mean", "argmax", "cumsum", "softmax", "matmul", "reshape", "transpose",
+    "broadcast", "slice", "concat", "split", "pad", "iota", "gather", "index_select", "scatter", "topk", "sort",
+    "depthwise_conv1d",
+)
+_KERNEL_OPS = (
+    "cache_write", "cache_read", "cache_move", "linear", "embedding", "act", "gated_act", "rms_norm", "layer_norm", "rope",
+    "attention", "mla", "router", "moe", "lm_head",
+)
+_NO_STORAGE = "the kernels read f32, f16 and bf16 numbers; a storage type has no torch tensor"
+
+CAPS = Caps(
+    target="torch",
+    ops={
+        **{op: OpSupport("native", f"{_DOCS}: torch, Tensor and torch.nn.functional") for op in _CORE},
+        **{op: OpSupport("native", _KERNELS) for op in _KERNEL_OPS},
+        **{op: OpSupport("decompose", "its core ops are lowered")
+           for op in ("short_conv", "linear_recurrence", "pool_blocks", "host.fetch")},
+        **{op: OpSupport("excluded", _NO_STORAGE) for op in ("quantise", "dequantise")},
+        "fake_quant": OpSupport("excluded", "its rounding to storage types is; 16-bit rounding is the op cast"),
+    },
+    elements=frozenset({DType.F32, DType.F16, DType.BF16, DType.I64, DType.I32, DType.I8, DType.U8, DType.BOOL}),
+    dynamic=frozenset({"B", "T", "R"}),
+    state="in_place",
+    batch_invariant=True,
+    shared_weights=True,
+    sources={
+        "elements": f"{_DOCS}: torch.dtype",
+        "dynamic": "eager execution",
+        "state": "targets/torch/kernels.py: cache_write",
+        "batch_invariant": "tests/targets/torch/test_invariance.py",
+        "shared_weights": "targets/torch/inference.py: load_weights holds one tensor a weight",
+    },
+)

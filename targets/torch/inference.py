@@ -1,0 +1,115 @@
+"""The inference module run with its weights and states: what a session and a capture hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omnic.errors import BundleError, InputError
+from omnic.ir.decompose import decompose
+from omnic.ir.graph import Module
+from omnic.ir.types import DType, TensorType
+from omnic.targets.torch.caps import CAPS
+from omnic.targets.torch.kernels import blocked_shape
+from omnic.targets.torch.text.inference import emit_inference, function_name
+from omnic.targets.torch.text.load import load_source
+
+if TYPE_CHECKING:
+    from omnic.ir.weights import WeightStore
+
+__all__ = ["InferenceModule", "legalised", "load_weights", "new_states"]
+
+_DTYPES = {DType.F32: torch.float32, DType.F16: torch.float16, DType.BF16: torch.bfloat16}
+
+
+def legalised(module: Module) -> Module:
+    """Return ``module`` with the ops that torch has no kernel for decomposed.
+
+    Raises:
+        InputError: it holds an op, a weight or a state that the target excludes.
+    """
+    for function in module.functions.values():
+        for node in function.nodes:
+            refusal = CAPS.refusal(node.op)
+            if refusal:
+                raise InputError(f"{node.name}: {refusal}")
+    for name, state in module.states.items():
+        _dtype(name, state.type)
+    return decompose(module, lambda node: CAPS.lowers(node.op))
+
+
+def _dtype(name: str, type: TensorType) -> torch.dtype:
+    if not isinstance(type.element, DType) or type.element not in _DTYPES:
+        raise InputError(f"torch holds no state or weight of {type.element}: '{name}' is {type}",
+                         "keep it in f32, f16 or bf16 for this target")
+    return _DTYPES[type.element]
+
+
+def load_weights(module: Module, weights: WeightStore) -> dict[str, Tensor]:
+    """Return every weight as an f32 tensor (16-bit types rounded to), each once however many ops read it.
+
+    Raises:
+        BundleError: a weight is missing, misfits, or is not finite.
+    """
+    found: dict[str, Tensor] = {}
+    for name, weight in module.weights.items():
+        array = weights.array(name)
+        if tuple(array.shape) != tuple(weight.type.shape):
+            raise BundleError(f"weight '{name}' is {list(array.shape)}, the program wants {weight.type}")
+        kept = np.float32 if weight.type.is_float else array.dtype
+        found[name] = torch.from_numpy(np.ascontiguousarray(array, dtype=kept))
+    return found
+
+
+def new_states(module: Module, batch: int) -> dict[str, Tensor]:
+    """Return empty states in blocks for ``batch`` rows."""
+    made: dict[str, Tensor] = {}
+    for name, state in module.states.items():
+        shape = (batch, *(int(str(d)) for d in state.type.shape[1:]))
+        made[name] = torch.zeros(blocked_shape(shape), dtype=_dtype(name, state.type))
+    return made
+
+
+class InferenceModule:
+    """The emitted functions of one legalised module and its weights.
+
+    Args:
+        module: a legalised module (see :func:`legalised`).
+        weights: its weights as tensors; shared by every session of the program.
+    """
+
+    def __init__(self, module: Module, weights: Mapping[str, Tensor]) -> None:
+        self.module = module
+        self.weights = dict(weights)
+        self.source = emit_inference(module)
+        self._code = load_source(self.source, f"{module.name}_inference")
+
+    def function(self, name: str) -> Callable[..., dict[str, Tensor]]:
+        """Return the emitted function ``name``."""
+        self.module.function(name)
+        return getattr(self._code, function_name(name))
+
+    @torch.inference_mode()
+    def run(self, name: str, states: dict[str, Tensor], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Run a function once and update ``states`` in place.
+
+        Args:
+            name: of the function.
+            states: by name, in blocks (:func:`new_states`).
+            inputs: an array or tensor for every parameter that is not a state.
+
+        Raises:
+            InputError: a parameter is missing.
+        """
+        arguments: list[Tensor] = []
+        for param in self.module.function(name).params:
+            if param.state is not None:
+                continue
+            if param.value.name not in inputs:
+                raise InputError(f"@{name} needs '{param.value.name}'")
+            arguments.append(torch.as_tensor(inputs[param.value.name]))
+        return self.function(name)(self.weights, states, *arguments)
