@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -182,19 +182,26 @@ def _entry(path: Path, name: str, spec: Any, base: int, size: int) -> _Entry:
     return _Entry(path, dtype, shape, base + begin)
 
 
-def _blocks(seed: int, name: str, start: int, stop: int, dtype: Any, draw: Any) -> Array:
+def _blocks(
+    seed: int, name: str, start: int, stop: int, dtype: Any, draw: Callable[[np.random.Generator, Array], None]
+) -> Array:
     """Return elements start..stop of a stream that is a function of (seed, name) alone.
 
-    The stream is cut in blocks of 65,536; block i is drawn by Philox (Salmon et al., SC 2011) keyed by a hash
-    of (seed, name) with i in its counter, so that any part can be made by itself.
+    The stream is cut in blocks of 65,536; block i has a generator of its own (SFC64) seeded by a hash of
+    (seed, name) and i, so that any part can be made by itself.
     """
     key = int.from_bytes(hashlib.sha256(f"{seed}\0{name}".encode()).digest()[:16], "little")
     out = np.empty(stop - start, dtype)
+    spare = np.empty(BLOCK, dtype)
     for block in range(start // BLOCK, -(-stop // BLOCK)):
-        generator = np.random.Generator(np.random.Philox(key=key, counter=[0, block, 0, 0]))
+        generator = np.random.Generator(np.random.SFC64(np.random.SeedSequence((key, block))))
         first = block * BLOCK
+        if start <= first and first + BLOCK <= stop:
+            draw(generator, out[first - start : first - start + BLOCK])
+            continue
+        draw(generator, spare)
         low, high = max(start, first), min(stop, first + BLOCK)
-        out[low - start : high - start] = draw(generator)[low - first : high - first]
+        out[low - start : high - start] = spare[low - first : high - first]
     return out
 
 
@@ -214,7 +221,11 @@ def normal_rows(seed: int, name: str, shape: tuple[int, ...], std: float, rows: 
     if std < 0:
         raise InputError(f"weight '{name}': normal(std = {std}) must not be negative")
     start, stop, part = _rows(shape, rows)
-    numbers = _blocks(seed, name, start, stop, np.float32, lambda g: g.standard_normal(BLOCK, np.float32))
+
+    def draw(generator: np.random.Generator, into: Array) -> None:
+        generator.standard_normal(dtype=np.float32, out=into)
+
+    numbers = _blocks(seed, name, start, stop, np.float32, draw)
     numbers *= np.float32(std)
     return numbers.reshape(part)
 
@@ -222,5 +233,8 @@ def normal_rows(seed: int, name: str, shape: tuple[int, ...], std: float, rows: 
 def code_rows(seed: int, name: str, shape: tuple[int, ...], low: int, high: int, rows: tuple[int, int]) -> Array:
     """Return rows of the int8 tensor of uniform codes ``low..high`` that (seed, name) stand for."""
     start, stop, part = _rows(shape, rows)
-    return _blocks(seed, name, start, stop, np.int8,
-                   lambda g: g.integers(low, high, BLOCK, np.int8, endpoint=True)).reshape(part)
+
+    def draw(generator: np.random.Generator, into: Array) -> None:
+        into[:] = generator.integers(low, high, BLOCK, np.int8, endpoint=True)
+
+    return _blocks(seed, name, start, stop, np.int8, draw).reshape(part)

@@ -211,7 +211,9 @@ class WeightStore:
         evaluator = self._evaluator(weight)
         if rows is not None or not _sliceable(weight.type):
             return evaluator.quantised(weight.recipe, type, span)
-        parts = [evaluator.quantised(weight.recipe, type, part).parts() for part in self.row_ranges(name)]
+        # Quantising holds a few copies of its numbers at once, so its slices are a quarter of the usual.
+        ranges = self.row_ranges(name, SLICE_BYTES // 4)
+        parts = [evaluator.quantised(weight.recipe, type, part).parts() for part in ranges]
         arrays = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
         return QTensor(type=type, **{"zero": None, **arrays})
 
