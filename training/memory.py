@@ -109,15 +109,24 @@ def require_memory(spec: Spec, config: TrainConfig, plan: MemoryPlan, limit: int
     """
     if plan.total <= limit:
         return
+
+    def held(smaller: TrainConfig) -> int:
+        batch = plan_memory(spec, smaller, 0, 0)
+        return plan.total - plan.activations - plan.logits + batch.activations + batch.logits
+
     hints = []
-    per_window = (plan.activations + plan.logits) / config.batch
-    over = plan.total - limit
-    windows = int(config.batch - over / per_window) if per_window else 0
-    if windows >= 1:
-        hints.append(f"--set batch={windows} (saves {_gb((config.batch - windows) * per_window)})")
-    tokens = int(config.sequence * (1 - over / (plan.activations + plan.logits))) // 32 * 32
-    if tokens >= 32:
-        hints.append(f"--set sequence={tokens} (saves about {_gb(over)})")
+    for windows in range(config.batch - 1, 0, -1):
+        distilled = min(windows, config.distill_batch)
+        smaller = dataclasses.replace(config, batch=windows, distill_batch=distilled)
+        if held(smaller) <= limit:
+            also = f" --set distill_batch={distilled}" if distilled < config.distill_batch else ""
+            hints.append(f"--set batch={windows}{also} (saves {_gb(plan.total - held(smaller))})")
+            break
+    for tokens in range((config.sequence - 1) // 32 * 32, 0, -32):
+        smaller = dataclasses.replace(config, sequence=tokens)
+        if held(smaller) <= limit:
+            hints.append(f"--set sequence={tokens} (saves {_gb(plan.total - held(smaller))})")
+            break
     fixed = plan.weights + plan.gradients + plan.optimizer
     hints.append(f"a smaller model (weights, gradients and optimiser take {_gb(fixed)})")
     raise InputError(

@@ -7,6 +7,7 @@ import math
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,6 +136,8 @@ class Phase:
         stop = StopRequest()
         evaluated_at = {round(self.state.schedule.steps * k / 8) for k in range(1, 8)}
         smooth: float | None = None
+        # The rate of the last steps: the first one of a process compiles.
+        marks = deque([clock.seconds], maxlen=40)
         with folder.append_log() as log, stop:
             while self.state.step < self.state.schedule.steps:
                 here = self.state.step
@@ -143,7 +146,7 @@ class Phase:
                 entry = self._one(clock)
                 log.write(json.dumps(entry) + "\n")
                 smooth = entry["loss"] if smooth is None else 0.95 * smooth + 0.05 * entry["loss"]
-                self._show(progress, clock, began, first, smooth)
+                self._show(progress, clock, marks, smooth)
                 if self.evaluate is not None and self.state.step in evaluated_at:
                     value = self.evaluate()
                     self.state.evaluations.append({"step": self.state.step, "bits_per_byte": value})
@@ -206,9 +209,9 @@ class Phase:
                 f"({seconds_a_step:.3f} s a step so far)"
             )
 
-    def _show(self, progress: Progress, clock: Clock, began: float, first: int, smooth: float) -> None:
-        done = self.state.step - first
-        rate = (clock.seconds - began) / done
+    def _show(self, progress: Progress, clock: Clock, marks: deque[float], smooth: float) -> None:
+        marks.append(clock.seconds)
+        rate = (marks[-1] - marks[0]) / (len(marks) - 1)
         tokens = self.windows * self.config.sequence / rate
         left = (self.state.schedule.steps - self.state.step) * rate
         progress.step(
