@@ -1,0 +1,184 @@
+"""From an IR module to the files of a bundle: programs, the data file and its table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as onnx
+
+from omnic.errors import InputError
+from omnic.ir.decompose import decompose_function
+from omnic.ir.graph import Function, Module, Node, Uses
+from omnic.ir.types import DType
+from omnic.targets.base import EmitRequest, Emitted
+from omnic.targets.onnx.lower import CACHED, PROFILES, REFUSED
+from omnic.targets.onnx.lower.attend import fused_attention
+from omnic.targets.onnx.lower.composites import position_limit, skip_norm
+from omnic.targets.onnx.lower.core import refuse
+from omnic.targets.onnx.plan import Plan, make_plan
+from omnic.targets.onnx.tensors import DATA_FILE, TensorTable
+from omnic.targets.onnx.writer import IR_VERSION, GraphWriter, element_type
+
+__all__ = ["KIND", "METADATA", "TABLE_FILE", "Program", "emit", "write_function"]
+
+KIND = "onnx"
+TABLE_FILE = "weights.json"
+#: key of the program's own description in the file's metadata
+METADATA = "omnic"
+
+
+@dataclass(frozen=True)
+class Program:
+    """One function as an ONNX model.
+
+    Attributes:
+        model: the model; its weights are references into the data file.
+        nodes: ONNX node -> ops of the IR it stands for.
+        remarks: what was not fused, and why.
+        description: what the file says about itself (:data:`METADATA`).
+    """
+
+    model: onnx.Model
+    nodes: Mapping[str, Sequence[str]]
+    remarks: tuple[str, ...]
+    description: Mapping[str, Any]
+
+
+def emit(request: EmitRequest) -> Emitted:
+    """Write every function of the module as a program, and the weights once for all of them.
+
+    Raises:
+        InputError: the module holds what the programs cannot.
+    """
+    profile = str(request.options["profile"])
+    tensors = TensorTable()
+    programs: dict[str, Program] = {}
+    for done, function in enumerate(request.module.functions.values()):
+        request.progress("lower", done / len(request.module.functions))
+        programs[function.name] = write_function(request.module, function, tensors, profile)
+    tensors.write(request.out / DATA_FILE, request.weights, request.progress)
+    (request.out / TABLE_FILE).write_text(json.dumps(tensors.record()), encoding="utf-8")
+    files: dict[str, str] = {}
+    nodes: dict[str, Sequence[str]] = {}
+    for name, program in programs.items():
+        files[name] = f"{name}.onnx"
+        onnx.save(program.model, request.out / files[name])
+        nodes |= {f"{name}:{node}" if len(programs) > 1 else node: ops for node, ops in program.nodes.items()}
+    remarks = [f"{name}: {r}" for name, p in programs.items() for r in p.remarks]
+    remarks += [f"weight {name} lies {count} times in {DATA_FILE}" for name, count in tensors.copies().items()]
+    interface = {"programs": {name: dict(p.description) for name, p in programs.items()}, "data": DATA_FILE, "bytes": tensors.bytes}
+    return Emitted(KIND, request.module, files, interface, nodes, tuple(remarks))
+
+
+def write_function(module: Module, function: Function, tensors: TensorTable, profile: str) -> Program:
+    """Lower one function.
+
+    Raises:
+        InputError: an op or a state that the programs cannot hold; it names the line of the spec.
+    """
+    table = PROFILES[profile]
+    cached = make_plan(function, "plain").cached
+    lowered = decompose_function(function, lambda n: _kept(n, table, cached))
+    plan = make_plan(lowered, profile)
+    _check_states(module, lowered)
+    w = GraphWriter(module, lowered, tensors, profile)
+    for param in lowered.params:
+        w.param(param.value, param.state is not None)
+    for node in lowered.nodes:
+        _lower(w, node, plan, table)
+    for result in lowered.results:
+        found = w.need(result.value)
+        if found in w.graph.outputs or found.producer() is None:
+            found = _copy(w, result.name, found)
+        w.graph.outputs.append(found)
+    description = _describe(w, profile)
+    model = onnx.Model(w.graph, ir_version=IR_VERSION, producer_name="omnic")
+    model.metadata_props[METADATA] = json.dumps(description)
+    remarks = tuple(f"{name} is standard Attention: {why}" for name, why in plan.remarks.items())
+    return Program(model, w.nodes, remarks, description)
+
+
+def _kept(node: Node, table: Mapping[str, Any], cached: Mapping[str, Any]) -> bool:
+    """Whether a composite is lowered as it is."""
+    if node.op in CACHED:
+        return node.name in cached
+    if node.op == "linear" and node.attrs.get("act", "none") != "none":
+        return False
+    return node.op in table
+
+
+def _lower(w: GraphWriter, node: Node, plan: Plan, table: Mapping[str, Any]) -> None:
+    if node.name in plan.fused:
+        fused = plan.fused[node.name]
+        others = [n for n in (*(fused.linears or ()), fused.q.rope, fused.k.rope, *fused.cached.writes) if n is not None]
+        with w.at(node, *others):
+            fused_attention(w, fused)
+        return
+    if node.name in plan.absorbed:
+        return
+    if node.name in plan.skips:
+        skip_norm(w, node, plan.skips[node.name])
+        return
+    with w.at(node):
+        if node.op in CACHED:
+            CACHED[node.op](w, plan.cached[node.name])
+        elif node.op in table:
+            table[node.op](w, node)
+        elif node.op in REFUSED:
+            REFUSED[node.op](w, node)
+        else:
+            raise refuse(node, "there is no lowering of it", "choose another target for this model")
+
+
+def _copy(w: GraphWriter, name: str, found: onnx.Value) -> onnx.Value:
+    """A result that is an input, or another result too, needs a value of its own."""
+    copy = w.op("Identity", found)
+    copy.name, copy.type, copy.shape = f"result.{name}", found.type, found.shape
+    return copy
+
+
+def _check_states(module: Module, function: Function) -> None:
+    """Check that every state may be updated in place: only its cache_write reads the old version.
+
+    Raises:
+        InputError: a state of another kind, or one that is read as it was before the call.
+    """
+    uses = Uses(function)
+    for param in function.params:
+        if param.state is None:
+            continue
+        state = module.states[param.state]
+        place = f"state {state.name} of @{function.name}"
+        if state.type.element not in (DType.F32, DType.F16):
+            raise InputError(f"onnx cannot keep {place} as {state.type.element}", "set kv_dtype to f32 or f16")
+        users = uses.users.get(param.value, [])
+        if state.rollback != "positional" or any(n.op not in ("cache_write", "cache_move") for n, _ in users):
+            raise InputError(f"onnx cannot update {place} in place: it is not written token by token",
+                             "choose another target for layers with recurrent states")
+        if len(users) > 1:
+            raise InputError(f"onnx cannot update {place} in place: {len(users)} nodes read its old version",
+                             "write it once and read the new version")
+
+
+def _describe(w: GraphWriter, profile: str) -> dict[str, Any]:
+    """What a session and a checker need to know about a program."""
+    module, function = w.module, w.function
+    states = {
+        p.state: {"type": str(p.value.type), "shape": [d if isinstance(d, int) else str(d) for d in p.value.type.shape],
+                  "dtype": "f16" if element_type(p.value.type, True) == onnx.DataType.FLOAT16 else "f32",
+                  "ring": module.states[p.state].ring, "window": module.states[p.state].window}
+        for p in function.params if p.state is not None
+    }
+    results = [
+        {"name": r.name, "value": found.name, "state": r.state, "shape": [str(d) for d in r.value.type.shape]}
+        for r, found in zip(function.results, w.graph.outputs, strict=True)
+    ]
+    return {
+        "function": function.name, "profile": profile, "dims": {n: [r.low, r.high] for n, r in module.dims.items()},
+        "meta": {k: v for k, v in module.meta.items() if isinstance(v, (int, str))},
+        "inputs": [p.value.name for p in function.params if p.state is None],
+        "states": states, "results": results, "positions": position_limit(w), "shown": list(w.shown),
+    }

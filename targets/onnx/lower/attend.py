@@ -1,0 +1,202 @@
+"""Attention over states: GroupQueryAttention where it can, standard Attention with an explicit mask elsewhere.
+
+GroupQueryAttention on the CPU appends T tokens to a past only for one row, and takes no padding.  One
+program serves every call, so each fused attention is an ``If``: the fused operator when all tokens are
+valid and B = 1 or T = 1, else scatter and standard Attention.  Both write the same in-place buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as onnx
+
+from omnic.ir.graph import Node, Value
+from omnic.targets.onnx.lower.composites import project, rope_inputs, rotate
+from omnic.targets.onnx.lower.states import additive_mask, live, live_count, prepare_write, slot_index, slots_of, write_tokens
+from omnic.targets.onnx.plan import Cached, Fused, Heads
+from omnic.targets.onnx.writer import MICROSOFT, GraphWriter, attrs_of
+
+__all__ = ["fused_attention", "latent_attention", "standard_attention"]
+
+
+def _operand(node: Node, place: int) -> Value:
+    found = node.operands[place]
+    assert found is not None
+    return found
+
+
+# -- masks ----------------------------------------------------------------------------------------------
+def _mask(w: GraphWriter, cached: Cached, unless: onnx.Value | None = None) -> tuple[onnx.Value, onnx.Value]:
+    """(mask f32 [B, 1, T, n], n): shared by every layer with the same states' capacity and window.
+
+    Where ``unless`` holds nothing reads the mask, and it is not computed.
+    """
+    node = cached.node
+    q_index, parents = (_operand(node, 3), node.operands[6]) if node.op == "attention" else (_operand(node, 6), node.operands[8])
+    slots = slots_of(_operand(cached.writes[0], 0))
+    window = int(attrs_of(node)["window"])
+    key = ("mask", q_index, parents, cached.start, cached.length, slots, cached.ring, window, unless)
+    if key not in w.memo:
+        count = live_count(w, cached.start, cached.length, slots, cached.ring)
+        index = slot_index(w, cached.start, cached.length, slots, cached.ring, count)
+        query, tree = w.need(q_index), None
+        if parents is not None:
+            tree = _related(w, parents), w.need(cached.start)
+
+        def build() -> list[onnx.Value]:
+            return [additive_mask(w, index, query, window, tree)]
+
+        if unless is None:
+            mask = build()[0]
+        else:
+            nothing = w.const(np.zeros((1, 1, 1, 1), np.float32))
+            kind = [onnx.TensorType(onnx.DataType.FLOAT)]
+            mask = w.branch(unless, kind, lambda: [w.op("Identity", nothing)], build)[0]
+        w.memo[key] = mask, count
+    return w.memo[key]
+
+
+def _related(w: GraphWriter, parents: Value) -> onnx.Value:
+    """bool [B, T, T]: whether token j is t or an ancestor of it: the parent relation, squared until it is closed."""
+    key = ("related", parents)
+    if key not in w.memo:
+        found = w.need(parents)
+        steps = w.op("Range", w.const(np.array(0)), w.op("Squeeze", w.size(found, 1)), w.const(np.array(1)))
+        direct = w.op("Equal", w.op("Unsqueeze", found, w.ints(2)), steps)
+        itself = w.op("Equal", w.op("Unsqueeze", steps, w.ints(1)), steps)
+        reach = w.op("Cast", w.op("Or", direct, itself), to=onnx.DataType.FLOAT)
+        for _ in range(max(w.module.dims["T"].high - 1, 1).bit_length()):
+            reach = w.op("Min", w.op("MatMul", reach, reach), w.const(np.float32(1)))
+        w.memo[key] = w.op("Greater", reach, w.const(np.float32(0.5)))
+    return w.memo[key]
+
+
+# -- standard Attention ---------------------------------------------------------------------------------
+def _attend(w: GraphWriter, node: Node, q: onnx.Value, k: onnx.Value, v: onnx.Value, mask: onnx.Value,
+            sinks: Value | None) -> onnx.Value:
+    """Standard Attention over [B, H, T, D]; a sink is one more key of zeros whose mask entry is the sink's logit."""
+    attrs = attrs_of(node)
+    if sinks is not None:
+        k, v, mask = _with_sinks(w, q, k, v, mask, sinks)
+    cap = float(attrs["softcap"]) or None
+    return w.op("Attention", q, k, v, mask, scale=float(attrs["scale"]), softcap=cap)
+
+
+def _with_sinks(w: GraphWriter, q: onnx.Value, k: onnx.Value, v: onnx.Value, mask: onnx.Value,
+                sinks: Value) -> tuple[onnx.Value, onnx.Value, onnx.Value]:
+    def padded(x: onnx.Value) -> onnx.Value:
+        return w.op("Pad", x, w.ints(0, 1), None, w.ints(2))
+
+    heads = w.op("Shape", q, start=0, end=3)
+    wide = w.op("Expand", mask, w.op("Concat", heads, w.op("Shape", mask, start=3, end=4), axis=0))
+    logits = w.op("Unsqueeze", w.need(sinks), w.ints(0, 2, 3))
+    column = w.op("Expand", logits, w.op("Concat", heads, w.ints(1), axis=0))
+    return padded(k), padded(v), w.op("Concat", wide, column, axis=3)
+
+
+def standard_attention(w: GraphWriter, cached: Cached) -> None:
+    """Lower an ``attention`` over states that are written already."""
+    node = cached.node
+    mask, count = _mask(w, cached)
+    k, v = (live(w, w.need(_operand(r, 0)), _operand(r, 0), count) for r in cached.reads)
+    w.bind(node.result, _attend(w, node, w.need(_operand(node, 0)), k, v, mask, node.operands[5]))
+
+
+def latent_attention(w: GraphWriter, cached: Cached) -> None:
+    """Lower ``mla`` in its absorbed form: one KV head whose keys are [latent; rope key] and whose values are the latent."""
+    node = cached.node
+    mask, count = _mask(w, cached)
+    latent, turned = (w.op("Unsqueeze", live(w, w.need(_operand(r, 0)), _operand(r, 0), count), w.ints(1)) for r in cached.reads)
+    w_k, w_v = _operand(node, 4), _operand(node, 5)
+    query = w.op("Concat", w.op("MatMul", w.need(_operand(node, 0)), w.need(w_k)), w.need(_operand(node, 1)), axis=3)
+    key = w.op("Concat", latent, turned, axis=3)
+    mixed = _attend(w, node, query, key, latent, mask, None)
+    values = w.transposed(w_v) if w_v.weight else w.op("Transpose", w.need(w_v), perm=[0, 2, 1])
+    w.bind(node.result, w.op("MatMul", mixed, values))
+
+
+# -- GroupQueryAttention --------------------------------------------------------------------------------
+def _fits(w: GraphWriter, cached: Cached) -> tuple[onnx.Value, onnx.Value, onnx.Value]:
+    """(bool: the fused operator can take this call, i32[B] index of the last token, i32: tokens at most)."""
+    q_index = _operand(cached.node, 3)
+    slots = slots_of(_operand(cached.writes[0], 0))
+    key = ("fits", q_index, cached.length, slots)
+    if key not in w.memo:
+        one, index = w.ints(1), w.need(q_index)
+        batch, tokens = w.size(index, 0), w.size(index, 1)
+        single = w.op("Or", w.op("Equal", batch, one), w.op("Equal", tokens, one))
+        full = w.op("Equal", w.op("ReduceMin", w.need(cached.length), keepdims=1), tokens)
+        ends = w.op("Add", w.need(cached.start), tokens)
+        last = w.op("Cast", w.op("Sub", ends, one), to=onnx.DataType.INT32)
+        # A total of more than T keeps the operator off its first-prompt form, which reads only the first position.
+        most = w.op("Max", w.op("ReduceMax", ends, keepdims=1), w.op("Add", tokens, one))
+        total = w.op("Cast", w.op("Squeeze", w.op("Min", most, w.ints(slots))), to=onnx.DataType.INT32)
+        w.memo[key] = w.op("Squeeze", w.op("And", single, full)), last, total
+    return w.memo[key]
+
+
+def _sizes(fused: Fused) -> tuple[int, int, int]:
+    """(query heads, KV heads, head size)."""
+    q, k = _operand(fused.cached.node, 0), _operand(fused.cached.writes[0], 0)
+    return int(str(q.type.shape[1])), int(str(k.type.shape[1])), int(str(k.type.shape[3]))
+
+
+def _normed(w: GraphWriter, part: Heads, heads: int, size: int) -> onnx.Value:
+    """[B, T, heads * D] after the norm of each head, if there is one."""
+    x = w.need(part.source)
+    if part.norm is None:
+        return x
+    split = w.op("Reshape", x, w.ints(0, 0, heads, size))
+    weight = part.norm.operands[1]
+    scale = w.const(np.ones(size, np.float32)) if weight is None else w.need(weight)
+    normed = w.op("RMSNormalization", split, scale, axis=-1, epsilon=float(attrs_of(part.norm)["eps"]))
+    return w.op("Reshape", normed, w.ints(0, 0, heads * size))
+
+
+def fused_attention(w: GraphWriter, fused: Fused) -> None:
+    """Lower projections, norms, rotation, cache writes and attention as one operator, with its general form beside it."""
+    cached = fused.cached
+    heads, kv_heads, size = _sizes(fused)
+    fits, last, total = _fits(w, cached)
+    mask, count = _mask(w, cached, unless=fits)
+    states = [_operand(c, 0) for c in cached.writes]
+    for state in states:
+        prepare_write(w, state, cached.start, cached.length, w.need(_operand(cached.node, 3)), 1)
+    packed: onnx.Value | None = None
+    parts: list[onnx.Value] = []
+    if fused.linears is not None:
+        weights = tuple(_operand(n, 1) for n in fused.linears)
+        packed = project(w, w.need(_operand(fused.linears[0], 0)), weights, tuple(n.operands[2] for n in fused.linears))
+    else:
+        parts = [_normed(w, fused.q, heads, size), _normed(w, fused.k, kv_heads, size), w.need(fused.v.source)]
+    turn = fused.q.rope
+    tables = rope_inputs(w, turn) if turn is not None else (None, None, None)
+
+    def by_group() -> Sequence[onnx.Value]:
+        attrs = attrs_of(cached.node)
+        inputs = [packed, None, None] if packed is not None else parts
+        sinks = w.get(cached.node.operands[5])
+        return w.emit(
+            "GroupQueryAttention", *inputs, *(w.need(s) for s in states), last, total, *tables[:2], tables[2], None, sinks,
+            outputs=3, domain=MICROSOFT, num_heads=heads, kv_num_heads=kv_heads, scale=float(attrs["scale"]),
+            do_rotary=int(turn is not None), rotary_interleaved=int(turn is not None and bool(attrs_of(turn)["interleaved"])),
+            local_window_size=int(attrs["window"]) or -1, softcap=float(attrs["softcap"]),
+        )
+
+    def in_general() -> Sequence[onnx.Value]:
+        q, k, v = parts or w.emit("Split", packed, w.ints(heads * size, kv_heads * size, kv_heads * size), outputs=3, axis=2)
+        q, k, v = (w.op("Transpose", w.op("Reshape", x, w.ints(0, 0, n, size)), perm=[0, 2, 1, 3])
+                   for x, n in ((q, heads), (k, kv_heads), (v, kv_heads)))
+        if turn is not None:
+            q, k = rotate(w, q, turn, None), rotate(w, k, turn, None)
+        after = [write_tokens(w, s, x, cached.start, cached.length) for s, x in zip(states, (k, v), strict=True)]
+        seen = [live(w, x, s, count) for x, s in zip(after, states, strict=True)]
+        mixed = _attend(w, cached.node, q, seen[0], seen[1], mask, cached.node.operands[5])
+        return [w.op("Reshape", w.op("Transpose", mixed, perm=[0, 2, 1, 3]), w.ints(0, 0, heads * size)), *after]
+
+    kind = onnx.TensorType(onnx.DataType.FLOAT)
+    results = w.branch(fits, [kind] * 3, by_group, in_general)
+    for value, found in zip((fused.merge[1].result, cached.writes[0].result, cached.writes[1].result), results, strict=True):
+        w.bind(value, found)

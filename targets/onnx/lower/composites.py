@@ -1,0 +1,168 @@
+"""Composites with an operator of their own: products, norms, activations, rope, heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as onnx
+
+from omnic.ir.graph import Node, Value
+from omnic.ir.ops.rope import rope_tables
+from omnic.targets.onnx.writer import MICROSOFT, GraphWriter, attrs_of
+
+__all__ = ["TABLE", "activation", "position_limit", "project", "rope_inputs", "rotate", "skip_norm"]
+
+Lowering = Callable[[GraphWriter, Node], None]
+
+#: positions a table covers where the module does not say how far its tokens reach
+POSITIONS = 4096
+
+
+def project(w: GraphWriter, x: onnx.Value, weights: tuple[Value, ...], biases: tuple[Value | None, ...]) -> onnx.Value:
+    """Return x [..., K] times the rows of several weights [N_i, K] side by side, plus their biases."""
+    if not all(v.weight for v in weights):
+        (only,), (bias,) = weights, biases
+        y = w.op("MatMul", x, w.op("Transpose", w.need(only), perm=[1, 0]))
+        return y if bias is None else w.op("Add", y, w.need(bias))
+    y = w.op("MatMul", x, w.transposed(*weights))
+    present = tuple(b for b in biases if b is not None)
+    if not present:
+        return y
+    if not all(b.weight for b in present):
+        return w.op("Add", y, w.need(present[0]))
+    return w.op("Add", y, w.joined(*present))
+
+
+def _linear(w: GraphWriter, node: Node) -> None:
+    x, weight, bias = node.operands
+    assert weight is not None
+    w.bind(node.result, project(w, w.need(x), (weight,), (bias,)))
+
+
+def _embedding(w: GraphWriter, node: Node) -> None:
+    table, tokens = node.operands
+    w.bind(node.result, w.op("Gather", w.need(table), w.need(tokens), axis=0))
+
+
+def activation(w: GraphWriter, x: onnx.Value, kind: str) -> onnx.Value:
+    """Return act(x) (docs/ir.md, op ``act``)."""
+    if kind == "silu":
+        if w.profile == "fused":
+            return w.op("QuickGelu", x, domain=MICROSOFT, alpha=1.0)
+        return w.op("Mul", x, w.op("Sigmoid", x))
+    if kind in ("gelu", "gelu_tanh"):
+        return w.op("Gelu", x, approximate="none" if kind == "gelu" else "tanh")
+    rectified = w.op("Relu", x)
+    return rectified if kind == "relu" else w.op("Mul", rectified, rectified)
+
+
+def _act(w: GraphWriter, node: Node) -> None:
+    w.bind(node.result, activation(w, w.need(node.operands[0]), attrs_of(node)["kind"]))
+
+
+def _gated_act(w: GraphWriter, node: Node) -> None:
+    gate, up = node.operands
+    w.bind(node.result, w.op("Mul", activation(w, w.need(gate), attrs_of(node)["kind"]), w.need(up)))
+
+
+def _scale(w: GraphWriter, value: Value | None, size: Any) -> onnx.Value:
+    """The weight of a norm; ones where it has none (the operators need one)."""
+    return w.const(np.ones(int(size), np.float32)) if value is None else w.need(value)
+
+
+def _rms_norm(w: GraphWriter, node: Node) -> None:
+    x, weight = node.operands
+    scale = _scale(w, weight, node.result.type.shape[-1])
+    w.bind(node.result, w.op("RMSNormalization", w.need(x), scale, axis=-1, epsilon=float(attrs_of(node)["eps"])))
+
+
+def _layer_norm(w: GraphWriter, node: Node) -> None:
+    x, weight, bias = node.operands
+    scale = _scale(w, weight, node.result.type.shape[-1])
+    w.bind(node.result, w.op("LayerNormalization", w.need(x), scale, w.get(bias), axis=-1, epsilon=float(attrs_of(node)["eps"])))
+
+
+def skip_norm(w: GraphWriter, add: Node, norm: Node) -> None:
+    """Lower ``norm(add)`` as one SkipSimplifiedLayerNormalization that gives the sum too."""
+    weight = norm.operands[1]
+    with w.at(norm, add):
+        found = w.emit("SkipSimplifiedLayerNormalization", *(w.need(v) for v in add.operands), w.need(weight), outputs=4,
+                       domain=MICROSOFT, epsilon=float(attrs_of(norm)["eps"]))
+    w.bind(add.result, found[3])
+    w.bind(norm.result, found[0])
+
+
+def position_limit(w: GraphWriter) -> int:
+    """Return how many positions the rotary tables cover: every token a state can hold, or the trained context."""
+    known = [int(str(w.module.meta[k])) for k in ("capacity", "context") if k in w.module.meta]
+    return max(known) if known else POSITIONS
+
+
+def rope_inputs(w: GraphWriter, node: Node) -> tuple[onnx.Value, onnx.Value, onnx.Value]:
+    """Return (cos, sin, positions) of a ``rope`` node: tables f32 [P, dims/2] and i64 [B, T] within them.
+
+    The angles are computed in f64 and rounded once.  Positions of tokens beyond ``length`` may lie past
+    the table and are clipped; sessions refuse such positions of valid tokens.
+    """
+    attrs = attrs_of(node)
+    limit = position_limit(w)
+    key = ("rope", tuple(sorted((k, v) for k, v in attrs.items() if k != "interleaved" and v is not None)))
+    if key not in w.memo:
+        number = sum(isinstance(k, tuple) and k[0] == "rope" for k in w.memo)
+        cos, sin = rope_tables(np.arange(limit), dict(attrs))
+        name = f"rope.{w.function.name}.{number}"
+        w.memo[key] = tuple(w.numbers(f"{name}.{part}", t.astype(np.float32)) for part, t in (("cos", cos), ("sin", sin)))
+    cos, sin = w.memo[key]
+    positions = node.operands[1]
+    place = ("positions", positions)
+    if place not in w.memo:
+        w.memo[place] = w.op("Clip", w.need(positions), w.const(np.array(0)), w.const(np.array(limit - 1)))
+    return cos, sin, w.memo[place]
+
+
+def rotate(w: GraphWriter, x: onnx.Value, node: Node, heads: int | None) -> onnx.Value:
+    """Rotate x [B, H, T, R], or [B, T, heads * R]."""
+    attrs, source = attrs_of(node), node.operands[0]
+    assert source is not None
+    dims = int(attrs["dims"])
+    partial = dims if dims != source.type.shape[-1] else 0
+    return w.op("RotaryEmbedding", x, *rope_inputs(w, node), interleaved=int(attrs["interleaved"]), num_heads=heads,
+                rotary_embedding_dim=partial)
+
+
+def _rope(w: GraphWriter, node: Node) -> None:
+    x = node.operands[0]
+    assert x is not None
+    w.bind(node.result, rotate(w, w.need(x), node, 1 if x.type.rank == 3 else None))
+
+
+def _lm_head(w: GraphWriter, node: Node) -> None:
+    """Only the wanted rows; Gemm reads the weight as it lies, so a tied table is stored once."""
+    x, weight, rows, bias = node.operands
+    assert weight is not None
+    vocab, width = weight.type.shape
+    cap = float(attrs_of(node)["softcap"])
+    wanted = w.need(x)
+    if rows is not None:
+        key = ("rows", x, rows)
+        if key not in w.memo:
+            w.memo[key] = w.op("GatherND", wanted, w.op("Unsqueeze", w.need(rows), w.ints(2)), batch_dims=1)
+        wanted = w.memo[key]
+    flat = ("flat", wanted)
+    if flat not in w.memo:
+        w.memo[flat] = w.op("Reshape", wanted, w.ints(-1, int(str(width))))
+    shape = w.op("Concat", w.op("Shape", wanted, start=0, end=2), w.ints(int(str(vocab))), axis=0)
+    y = w.op("Gemm", w.memo[flat], w.need(weight), w.get(bias), transB=1)
+    y = w.op("Reshape", y, shape)
+    if cap:
+        scale = w.const(np.float32(cap))
+        y = w.op("Mul", w.op("Tanh", w.op("Div", y, scale)), scale)
+    w.bind(node.result, y)
+
+
+TABLE: dict[str, Lowering] = {
+    "linear": _linear, "embedding": _embedding, "act": _act, "gated_act": _gated_act, "rms_norm": _rms_norm,
+    "layer_norm": _layer_norm, "rope": _rope, "lm_head": _lm_head,
+}

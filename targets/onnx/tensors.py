@@ -1,0 +1,230 @@
+"""The tensors of a program: how each is laid out from weights of the IR, written and read back in slices.
+
+ONNX Runtime wants some weights in another order than the IR keeps them: MatMul reads [K, N] where a
+``linear`` has [N, K], one packed product stands for three, an expert is a matrix of its own.  A
+:class:`Layout` says which part of which weight lies where, so that the writer can fill a tensor from row
+slices and the reader can give every weight back from the program's own bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnic.errors import BundleError, InternalError
+from omnic.ir.weights import WeightStore
+
+__all__ = ["ALIGNMENT", "DATA_FILE", "Layout", "Piece", "ProgramSource", "TensorTable"]
+
+DATA_FILE = "weights.bin"
+#: page size of the systems we run on: ONNX Runtime maps tensors only at such offsets
+ALIGNMENT = 4096
+#: bytes of f32 that are in memory at a time while a tensor is written
+SLICE_BYTES = 64 << 20
+
+Array = NDArray[Any]
+Box = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One weight (or one expert of it) inside a tensor.
+
+    Attributes:
+        weight: name in the IR.
+        shape: of the weight in the IR.
+        expert: which entry of dim 0 alone, None for the whole weight.
+        swap: whether its last two dims are exchanged.
+        axis: dim of the tensor along which it lies.
+        offset: where it begins along ``axis``.
+        stride: distance of its entries along ``axis``; 2 interleaves two weights.
+    """
+
+    weight: str
+    shape: tuple[int, ...]
+    expert: int | None = None
+    swap: bool = False
+    axis: int = 0
+    offset: int = 0
+    stride: int = 1
+
+    def placed(self) -> tuple[int, ...]:
+        """Return its shape inside the tensor."""
+        shape = self.shape if self.expert is None else self.shape[1:]
+        return (*shape[:-2], shape[-1], shape[-2]) if self.swap else shape
+
+    def region(self, rank: int) -> tuple[slice, ...]:
+        """Return the slices of a tensor of ``rank`` dims that hold it."""
+        size = self.placed()[self.axis]
+        part = slice(self.offset, self.offset + (size - 1) * self.stride + 1, self.stride)
+        return tuple(part if a == self.axis else slice(None) for a in range(rank))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One f32 tensor: its name and shape, and either the pieces that fill it or its numbers."""
+
+    name: str
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...] = ()
+    numbers: Array | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def bytes(self) -> int:
+        """Its size in the data file."""
+        return 4 * int(np.prod(self.shape, dtype=np.int64))
+
+
+class TensorTable:
+    """The tensors of all programs of one bundle and their places in the data file."""
+
+    def __init__(self) -> None:
+        self.layouts: dict[str, Layout] = {}
+        self.offsets: dict[str, int] = {}
+        self._end = 0
+
+    def add(self, layout: Layout) -> int:
+        """Return the offset of a tensor, giving it a place if it is new."""
+        known = self.layouts.get(layout.name)
+        if known is None:
+            self.layouts[layout.name] = layout
+            self.offsets[layout.name] = self._end
+            self._end += -(-max(layout.bytes, 1) // ALIGNMENT) * ALIGNMENT
+        elif known != layout:
+            raise InternalError(f"two tensors are called {layout.name}")
+        return self.offsets[layout.name]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the data file."""
+        return self._end
+
+    def copies(self) -> dict[str, int]:
+        """Return how often each weight (or expert) lies in the file, where that is more than once."""
+        seen: dict[str, int] = {}
+        for layout in self.layouts.values():
+            for piece in layout.pieces:
+                key = piece.weight if piece.expert is None else f"{piece.weight}[{piece.expert}]"
+                seen[key] = seen.get(key, 0) + 1
+        return {name: count for name, count in seen.items() if count > 1}
+
+    def write(self, path: Path, weights: WeightStore, progress: Callable[[str, float], None]) -> None:
+        """Write the data file tensor by tensor, from slices of the weights.
+
+        Raises:
+            BundleError: the weights are damaged.
+            OSError: the disk refused a write.
+        """
+        with path.open("wb") as file:
+            for name, layout in self.layouts.items():
+                progress("write weights", self.offsets[name] / max(self._end, 1))
+                _write(file, self.offsets[name], layout, weights)
+            file.truncate(self._end)
+
+    def record(self) -> dict[str, Any]:
+        """Return the table as JSON data, for :class:`ProgramSource`."""
+        tensors: list[dict[str, Any]] = []
+        for name, layout in self.layouts.items():
+            pieces = [{"weight": p.weight, "shape": p.shape, "expert": p.expert, "swap": p.swap, "axis": p.axis,
+                       "offset": p.offset, "stride": p.stride} for p in layout.pieces]
+            if pieces:
+                tensors.append({"name": name, "shape": layout.shape, "at": self.offsets[name], "pieces": pieces})
+        return {"schema_version": 1, "file": DATA_FILE, "tensors": tensors}
+
+
+def _write(file: IO[bytes], base: int, layout: Layout, weights: WeightStore) -> None:
+    if layout.numbers is not None:
+        file.seek(base)
+        file.write(np.ascontiguousarray(layout.numbers, np.float32).data)
+        return
+    for piece in layout.pieces:
+        for at, part in _parts(piece, weights):
+            _place(file, base, layout.shape, piece, at, part)
+
+
+def _parts(piece: Piece, weights: WeightStore) -> Iterator[tuple[int, Array]]:
+    """Yield (first row in the weight's own order, numbers) of consecutive rows of a piece."""
+    if piece.expert is not None:
+        yield 0, weights.array(piece.weight, (piece.expert, piece.expert + 1))[0]
+        return
+    for start, _, part in weights.slices(piece.weight, SLICE_BYTES):
+        yield start, part
+
+
+def _place(file: IO[bytes], base: int, shape: tuple[int, ...], piece: Piece, at: int, part: Array) -> None:
+    """Write the rows ``at``.. of a piece: runs of bytes that lie together in the tensor."""
+    part = np.asarray(part, np.float32)
+    if piece.swap:
+        part = np.swapaxes(part, -1, -2)
+    part = np.ascontiguousarray(part)
+    rank = len(shape)
+    # dim of the tensor along which the slice's rows lie: the exchanged one for a matrix
+    rows = 1 if piece.swap and rank == 2 else 0
+    step = [piece.stride if a == piece.axis else 1 for a in range(rank)]
+    strides = [4 * int(np.prod(shape[a + 1 :], dtype=np.int64)) for a in range(rank)]
+    begin = base + sum(strides[a] * ((piece.offset if a == piece.axis else 0) + (at * step[a] if a == rows else 0)) for a in range(rank))
+    # Dims from `run` on lie together in the file: all but the first of them are filled completely.
+    run, filled = rank, True
+    while run > 0 and filled and step[run - 1] == 1:
+        run -= 1
+        filled = part.shape[run] == shape[run]
+    if run == rank:
+        raise InternalError(f"a tensor of {rank} dims cannot be interleaved along its last one")
+    for index in np.ndindex(*part.shape[:run]):
+        file.seek(begin + sum(i * step[a] * strides[a] for a, i in enumerate(index)))
+        file.write(part[index].data)
+
+
+class ProgramSource:
+    """The weights of the IR, read back from a program's data file.
+
+    Args:
+        folder: of the bundle.
+        record: what :meth:`TensorTable.record` gave.
+    """
+
+    def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:
+        self.path = folder / str(record["file"])
+        self.description = str(self.path)
+        if not self.path.is_file():
+            raise BundleError(f"{self.path}: the program's data file is missing", "copy the bundle again, or compile it again")
+        self._at: dict[str, list[tuple[Piece, int, tuple[int, ...]]]] = {}
+        end = 0
+        for tensor in record["tensors"]:
+            shape = tuple(int(d) for d in tensor["shape"])
+            end = max(end, int(tensor["at"]) + 4 * int(np.prod(shape, dtype=np.int64)))
+            for entry in tensor["pieces"]:
+                piece = Piece(**{**entry, "shape": tuple(entry["shape"])})
+                self._at.setdefault(piece.weight, []).append((piece, int(tensor["at"]), shape))
+        if os.path.getsize(self.path) < end:
+            raise BundleError(f"{self.path} is truncated: its tensors end at byte {end}, the file has {os.path.getsize(self.path)}",
+                              "copy the bundle again, or compile it again")
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the weights."""
+        return tuple(self._at)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a weight in the IR."""
+        return self._at[name][0][0].shape
+
+    def read(self, name: str, box: Box) -> Array:
+        """Return the part of a weight inside ``box``, a view of the file where it can be."""
+        entries = self._at[name]
+        whole = next((e for e in entries if e[0].expert is None), None)
+        if whole is not None:
+            return self._view(*whole)[tuple(slice(a, b) for a, b in box)]
+        experts = {e[0].expert: e for e in entries}
+        inner = tuple(slice(a, b) for a, b in box[1:])
+        return np.stack([self._view(*experts[i])[inner] for i in range(*box[0])])
+
+    def _view(self, piece: Piece, at: int, shape: tuple[int, ...]) -> Array:
+        tensor = np.memmap(self.path, np.float32, "r", at, shape)
+        part = tensor[piece.region(len(shape))]
+        return np.swapaxes(part, -1, -2) if piece.swap else part

@@ -1,0 +1,305 @@
+"""Writing one function as an ONNX graph: values by their IR names, constants once, dims when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx_ir as onnx
+from numpy.typing import NDArray
+
+from omnic.errors import InternalError
+from omnic.ir.dims import Atom, Dim, Expr
+from omnic.ir.graph import Function, Module, Node, Value, Weight
+from omnic.ir.op import find_op
+from omnic.ir.types import DType, Storage, TensorType
+from omnic.targets.onnx.tensors import DATA_FILE, Layout, Piece, TensorTable
+
+__all__ = ["IR_VERSION", "MICROSOFT", "GraphWriter", "attrs_of", "element_type", "weight_shape"]
+
+MICROSOFT = "com.microsoft"
+OPSETS = {"": 24, MICROSOFT: 1}
+IR_VERSION = 11
+
+_ELEMENTS = {
+    DType.F32: onnx.DataType.FLOAT, DType.F16: onnx.DataType.FLOAT, DType.BF16: onnx.DataType.FLOAT,
+    DType.I64: onnx.DataType.INT64, DType.I32: onnx.DataType.INT32, DType.I8: onnx.DataType.INT8,
+    DType.U8: onnx.DataType.UINT8, DType.BOOL: onnx.DataType.BOOL,
+}
+
+#: ops that only move or shape numbers: they stand for no op of the IR by themselves
+GLUE = frozenset({"Reshape", "Transpose", "Shape", "Unsqueeze", "Squeeze", "Concat", "Slice", "Cast", "Identity", "Range", "Split",
+                  "Expand", "ConstantOfShape"})
+
+
+def element_type(type: TensorType, state: bool = False) -> onnx.DataType:
+    """Return the ONNX element type of a value: 16-bit floats are computed in f32 and kept as f16 in states only."""
+    if isinstance(type.element, Storage):
+        raise InternalError(f"a value of type {type} in a float program")
+    if state and type.element == DType.F16:
+        return onnx.DataType.FLOAT16
+    return _ELEMENTS[type.element]
+
+
+class GraphWriter:
+    """One function under construction.
+
+    Attributes:
+        module: the module it belongs to.
+        function: the function.
+        profile: ``fused`` or ``plain``.
+        memo: values shared by several nodes (masks, tables), by a key of the lowering's choice.
+        nodes: name of an ONNX node -> the IR ops it stands for.
+    """
+
+    def __init__(self, module: Module, function: Function, tensors: TensorTable, profile: str) -> None:
+        self.module, self.function, self.tensors, self.profile = module, function, tensors, profile
+        domains = OPSETS if profile == "fused" else {"": OPSETS[""]}
+        self.graph = onnx.Graph([], [], nodes=[], opset_imports=dict(domains), name=function.name)
+        self.memo: dict[Any, Any] = {}
+        self.nodes: dict[str, tuple[str, ...]] = {}
+        self._into = self.graph
+        self._values: dict[Value, onnx.Value] = {}
+        self._named: set[onnx.Value] = set()
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], onnx.Value] = {}
+        self._initializers: dict[str, onnx.Value] = {}
+        self._counts: dict[str, int] = {}
+        self._prefix, self._stands = function.name, ()
+
+    # -- values -------------------------------------------------------------------------------------
+    def param(self, value: Value, state: bool) -> onnx.Value:
+        """Add an input of the graph."""
+        found = onnx.Value(name=value.name, type=onnx.TensorType(element_type(value.type, state)), shape=_shape(value.type))
+        self.graph.inputs.append(found)
+        self._values[value] = found
+        return found
+
+    def get(self, value: Value | None) -> onnx.Value | None:
+        """Return the ONNX value of an IR value (a weight becomes an initializer as it is)."""
+        if value is None:
+            return None
+        if value.weight:
+            return self.weight(value)
+        if value not in self._values:
+            raise InternalError(f"@{self.function.name}: {value} was read before it was lowered")
+        return self._values[value]
+
+    def need(self, value: Value | None) -> onnx.Value:
+        """Return the ONNX value of an IR value that must be present."""
+        found = self.get(value)
+        if found is None:
+            raise InternalError(f"@{self.function.name}: an operand is missing")
+        return found
+
+    def bind(self, value: Value, found: onnx.Value, dtype: onnx.DataType | None = None) -> None:
+        """Say that ``found`` is the IR value: it gets its name (``dtype`` where it is not the usual one of the type)."""
+        if found.producer() is None or found in self._named or found.graph is not self.graph:
+            found = self.op("Identity", found)
+        self._named.add(found)
+        found.name = value.name
+        found.type = onnx.TensorType(dtype or element_type(value.type))
+        found.shape = _shape(value.type)
+        self._values[value] = found
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Names of the IR values that exist in the graph, in order of definition."""
+        return tuple(v.name for v in self.function.values() if v in self._values)
+
+    # -- constants and weights ----------------------------------------------------------------------
+    def const(self, numbers: Any, dtype: Any = None) -> onnx.Value:
+        """Return a small constant, made once."""
+        array = np.asarray(numbers, dtype or (np.int64 if np.asarray(numbers).dtype.kind in "iu" else None))
+        if array.dtype == np.float64:
+            array = array.astype(np.float32)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = f"const.{len(self._constants)}"
+            found = onnx.Value(name=name, const_value=onnx.tensor(np.array(array), name=name))
+            found.type, found.shape = onnx.TensorType(found.const_value.dtype), found.const_value.shape  # type: ignore[union-attr]
+            self.graph.register_initializer(found)
+            self._constants[key] = found
+        return self._constants[key]
+
+    def ints(self, *numbers: int) -> onnx.Value:
+        """Return the constant i64 vector of ``numbers``."""
+        return self.const(np.array(numbers, np.int64))
+
+    def tensor(self, layout: Layout) -> onnx.Value:
+        """Return an initializer in the data file."""
+        if layout.name not in self._initializers:
+            offset = self.tensors.add(layout)
+            data = onnx.ExternalTensor(DATA_FILE, offset, layout.bytes, onnx.DataType.FLOAT, shape=onnx.Shape(layout.shape),
+                                       name=layout.name, base_dir="")
+            found = onnx.Value(name=layout.name, const_value=data, type=onnx.TensorType(onnx.DataType.FLOAT),
+                               shape=onnx.Shape(layout.shape))
+            self.graph.register_initializer(found)
+            self._initializers[layout.name] = found
+        return self._initializers[layout.name]
+
+    def weight(self, value: Value) -> onnx.Value:
+        """Return a weight in the IR's own layout."""
+        shape = weight_shape(self.module.weights[value.name])
+        return self.tensor(Layout(f"@{value.name}", shape, (Piece(value.name, shape),)))
+
+    def transposed(self, *values: Value) -> onnx.Value:
+        """Return weights [N_i, K] as one matrix [K, sum of N_i], or one stack of matrices with its last two dims exchanged."""
+        shapes = [weight_shape(self.module.weights[v.name]) for v in values]
+        axis = len(shapes[0]) - 1
+        pieces, offset = [], 0
+        for value, shape in zip(values, shapes, strict=True):
+            pieces.append(Piece(value.name, shape, swap=True, axis=axis, offset=offset))
+            offset += shape[-2]
+        first = pieces[0].placed()
+        return self.tensor(Layout("@" + "+".join(v.name for v in values) + ":T", (*first[:-1], offset), tuple(pieces)))
+
+    def joined(self, *values: Value) -> onnx.Value:
+        """Return vectors [N_i] as one [sum of N_i]."""
+        pieces, offset = [], 0
+        for value in values:
+            shape = weight_shape(self.module.weights[value.name])
+            pieces.append(Piece(value.name, shape, offset=offset))
+            offset += shape[0]
+        return self.tensor(Layout("@" + "+".join(v.name for v in values), (offset,), tuple(pieces)))
+
+    def numbers(self, name: str, array: NDArray[Any]) -> onnx.Value:
+        """Return computed numbers (a table) as an initializer in the data file."""
+        return self.tensor(Layout(name, array.shape, numbers=array))
+
+    # -- nodes --------------------------------------------------------------------------------------
+    @contextmanager
+    def at(self, node: Node, *others: Node) -> Generator[None]:
+        """Name what is made inside after ``node``; the ONNX nodes stand for it and ``others``."""
+        before = self._prefix, self._stands
+        self._prefix, self._stands = node.name, (*(o.op for o in others), node.op)
+        try:
+            yield
+        finally:
+            self._prefix, self._stands = before
+
+    def emit(self, kind: str, *inputs: onnx.Value | None, outputs: int = 1, domain: str = "", **attrs: Any) -> Sequence[onnx.Value]:
+        """Append an ONNX node and return its results."""
+        base = f"{self._prefix}/{kind}"
+        count = self._counts.get(base, 0)
+        self._counts[base] = count + 1
+        name = f"{base}.{count}"
+        given = {k: v for k, v in attrs.items() if v is not None}
+        node = onnx.node(kind, list(inputs), attributes=given, domain=domain, num_outputs=outputs, name=name)
+        for index, result in enumerate(node.outputs):
+            result.name = f"{name}:{index}"
+        self._into.append(node)
+        if kind not in GLUE and self._stands:
+            self.nodes[name] = self._stands
+        return node.outputs
+
+    def op(self, kind: str, *inputs: onnx.Value | None, domain: str = "", **attrs: Any) -> onnx.Value:
+        """Append an ONNX node with one result and return it."""
+        return self.emit(kind, *inputs, domain=domain, **attrs)[0]
+
+    def branch(self, condition: onnx.Value, types: Sequence[onnx.TypeProtocol], yes: Callable[[], Sequence[onnx.Value]],
+               no: Callable[[], Sequence[onnx.Value]]) -> Sequence[onnx.Value]:
+        """Append an ``If`` whose branches are what ``yes`` and ``no`` build; types of its results in ``types``.
+
+        What the branches read from outside must have been made before.
+        """
+        graphs: dict[str, onnx.Graph] = {}
+        for role, build in (("then_branch", yes), ("else_branch", no)):
+            graph = onnx.Graph([], [], nodes=[], name=f"{self._prefix}/{role}")
+            outside, self._into = self._into, graph
+            results = [r if r.graph is graph else self.op("Identity", r) for r in build()]
+            for result, type in zip(results, types, strict=True):
+                result.type = type
+            graph.outputs.extend(results)
+            self._into = outside
+            graphs[role] = graph
+        return self.emit("If", condition, outputs=len(types), **graphs)
+
+    # -- dims ---------------------------------------------------------------------------------------
+    def size(self, value: onnx.Value, axis: int) -> onnx.Value:
+        """Return the size of one dim as i64[1]."""
+        key = ("size", value, axis, self._into)
+        if key not in self.memo:
+            self.memo[key] = self.op("Shape", value, start=axis, end=axis + 1)
+        return self.memo[key]
+
+    def dim(self, dim: Dim) -> onnx.Value:
+        """Return a dim expression as i64[1]."""
+        if isinstance(dim, int):
+            return self.ints(dim)
+        total: onnx.Value | None = None
+        for monomial, coefficient in dim.terms:
+            term: onnx.Value | None = None if coefficient == 1 and monomial else self.ints(coefficient)
+            for atom in monomial:
+                factor = self._atom(atom)
+                term = factor if term is None else self.op("Mul", term, factor)
+            assert term is not None
+            total = term if total is None else self.op("Add", total, term)
+        assert total is not None
+        return total
+
+    def _atom(self, atom: Atom) -> onnx.Value:
+        if atom.kind == "sym":
+            return self._symbol(atom.name)
+        args = [self.dim(a) for a in atom.args]
+        if atom.kind in ("min", "max"):
+            return self.op(atom.kind.capitalize(), *args)
+        if atom.kind == "ceildiv":
+            args[0] = self.op("Sub", self.op("Add", args[0], args[1]), self.ints(1))
+        return self.op("Div", *args)
+
+    def _symbol(self, name: str) -> onnx.Value:
+        """Return the size of a symbol, read from the first parameter that has it as a dim."""
+        key = ("symbol", name)
+        if key in self.memo:
+            return self.memo[key]
+        bounds = self.module.dims.get(name)
+        if bounds is not None and bounds.low == bounds.high:
+            return self.ints(bounds.low)
+        for param in self.function.params:
+            for axis, dim in enumerate(param.value.type.shape):
+                if isinstance(dim, Expr) and str(dim) == name:
+                    outside, self._into = self._into, self.graph
+                    found = self.op("Shape", self._values[param.value], start=axis, end=axis + 1)
+                    self._into = outside
+                    found.name = f"dim.{name}"
+                    self.memo[key] = found
+                    return found
+        raise InternalError(f"no parameter of @{self.function.name} gives {name}")
+
+    def dims(self, dims: Sequence[Dim]) -> onnx.Value:
+        """Return dims as an i64 vector."""
+        if all(isinstance(d, int) for d in dims):
+            return self.const(np.array(dims, np.int64))
+        parts = [self.dim(d) for d in dims]
+        return parts[0] if len(parts) == 1 else self.op("Concat", *parts, axis=0)
+
+    def reshape(self, x: onnx.Value, before: Sequence[Dim] | None, shape: Sequence[Dim]) -> onnx.Value:
+        """Reshape ``x`` (of IR shape ``before``) to dims; kept dims and one unknown one need no arithmetic."""
+        wanted: list[int | None] = []
+        for axis, dim in enumerate(shape):
+            if isinstance(dim, int):
+                wanted.append(dim)
+            elif before is not None and axis < len(before) and before[axis] == dim:
+                wanted.append(0)
+            else:
+                wanted.append(None)
+        if 0 not in shape and wanted.count(None) <= 1:
+            return self.op("Reshape", x, self.ints(*(-1 if w is None else w for w in wanted)))
+        return self.op("Reshape", x, self.dims(shape))
+
+
+def weight_shape(weight: Weight) -> tuple[int, ...]:
+    """Return the shape of a weight, all its dims fixed."""
+    return tuple(d for d in weight.type.shape if isinstance(d, int))
+
+
+def attrs_of(node: Node) -> Mapping[str, Any]:
+    """Return every attribute of a node, defaults filled in."""
+    return find_op(node.op).bind(node.attrs)
+
+
+def _shape(type: TensorType) -> onnx.Shape:
+    return onnx.Shape([d if isinstance(d, int) else str(d) for d in type.shape])
+
