@@ -23,9 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from omnic.errors import BundleError, InputError, InternalError, MissingExtraError, nearest
+from omnic.ir.dims import evaluate
 from omnic.ir.executor import Outputs
 
 if TYPE_CHECKING:
+    from omnic.ir.graph import Module
     from omnic.runtime.bundle import Bundle
 
 __all__ = ["EXECUTABLES", "Call", "Ints", "Outputs", "Session", "SessionBase", "SessionInfo", "SessionOptions",
@@ -35,7 +37,6 @@ Ints = npt.NDArray[np.int64]
 
 # Executable kind -> "module:callable".  A backend that is not installed costs nothing until asked for.
 EXECUTABLES: dict[str, str] = {
-    "reference": "omnic.targets.reference.session:load",
     "torch": "omnic.targets.torch.session:load",
     "onnx": "omnic.targets.onnx.session:load",
 }
@@ -90,6 +91,32 @@ class SessionInfo:
     embeds: bool = False
     numeric_class: str = "f32"
     batch_invariant: bool = False
+
+    @staticmethod
+    def of(module: Module, kind: str, numeric_class: str = "f32", batch_invariant: bool = False) -> SessionInfo:
+        """Return what a program that implements all of ``@forward`` of ``module`` can do."""
+        function = module.function()
+        results = {result.name: result.value.type for result in function.results if result.state is None}
+        states = [module.states[param.state] for param in function.params if param.state]
+        highs = {name: dims.high for name, dims in module.dims.items()}
+        slots = [(evaluate(state.type.shape[-2], highs), state.ring) for state in states]
+        capacity = module.meta.get("capacity")
+        return SessionInfo(
+            kind=kind,
+            vocab=evaluate(results["logits"].shape[-1], highs),
+            capacity=capacity if isinstance(capacity, int) else min(size for size, ring in slots if not ring),
+            chunk=highs["T"],
+            max_batch=highs["B"],
+            ring=min((size for size, ring in slots if ring), default=None),
+            rollback=all(state.rollback == "positional" for state in states),
+            hidden="hidden" in results,
+            mtp_depth=evaluate(results["mtp"].shape[2], highs) if "mtp" in results else 0,
+            verifier="verifier" in results,
+            parents=function.param("parents") is not None,
+            embeds=function.param("embeds") is not None,
+            numeric_class=numeric_class,
+            batch_invariant=batch_invariant,
+        )
 
 
 @runtime_checkable
