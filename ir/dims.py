@@ -280,7 +280,7 @@ def _atom_bounds(atom: Atom, ranges: Mapping[str, DimRange]) -> tuple[int, int]:
 
 _TOKEN = re.compile(r"\s*(?:(\d+)|([A-Za-z_]\w*)|(\*|\+|-|\(|\)|,))", re.ASCII)
 # What a text may ask for; far beyond any model, and small enough to be quick.
-_MAX_DEPTH, _MAX_TERMS, _MAX_NUMBER = 32, 64, 2**63
+_MAX_DEPTH, _MAX_TERMS, _MAX_NUMBER = 32, 64, 2**64
 
 
 def parse_dim(text: str) -> Dim:
