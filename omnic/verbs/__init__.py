@@ -62,7 +62,7 @@ def catalogue() -> dict[str, str]:
 
 def names() -> list[str]:
     """Return the names of all verbs."""
-    return list(_files())
+    return [*_files()]  # a verb file named list.py shadows the builtin in this package
 
 
 def load(name: str) -> ModuleType:
