@@ -50,10 +50,17 @@ def measure(bundle: Bundle, text: str, say: Console) -> dict[str, Any]:
     answer = model.generate(prompt, max_new=NEW_TOKENS, greedy=True)
     started = time.monotonic()
     bits = score_text(model.session, model.needed_tokenizer, text)
-    say.print(f"  {bundle.path.name}: {len(text):,} characters scored in {time.monotonic() - started:.0f} s", style="dim")
+    say.print(
+        f"  {bundle.path.name}: {len(text):,} characters scored in {time.monotonic() - started:.0f} s", style="dim"
+    )
     return {
-        "key": bundle.manifest.key, "text": answer.text, "tokens_per_s": answer.stats.tokens_per_s, "ttft_s": answer.stats.ttft_s,
-        "prompt_tokens": answer.stats.prompt_tokens, "state_bytes": answer.stats.state_bytes, "bits_per_byte": bits,
+        "key": bundle.manifest.key,
+        "text": answer.text,
+        "tokens_per_s": answer.stats.tokens_per_s,
+        "ttft_s": answer.stats.ttft_s,
+        "prompt_tokens": answer.stats.prompt_tokens,
+        "state_bytes": answer.stats.state_bytes,
+        "bits_per_byte": bits,
     }
 
 
@@ -72,7 +79,7 @@ def main() -> int:
         for target in TARGETS:
             name = f"{model}-{target}"
             say.print(f"[bold]{name}[/bold]: compile and prove")
-            bundle = compile_model(model, target, out / name, force=True if args.again else False)
+            bundle = compile_model(model, target, out / name, force=args.again)
             bundles.append(bundle)
             fresh = known.get(name, {})
             figures[name] = fresh if fresh.get("key") == bundle.manifest.key else measure(bundle, text, say)
@@ -84,8 +91,10 @@ def main() -> int:
         say.print(Syntax(prompt + answer, "python", theme="ansi_light", highlight_lines={prompt.count(chr(10)) + 1}))
     say.print(_table(figures, bundles, xz))
     page = out / "report.html"
-    lead = (f"Two small models, trained on the Python standard library, compiled from one spec each for two targets. "
-            f"{cores()} cores. xz -9e needs {xz:.3f} bits per byte of the same text.")
+    lead = (
+        f"Two small models, trained on the Python standard library, compiled from one spec each for two targets. "
+        f"{cores()} cores. xz -9e needs {xz:.3f} bits per byte of the same text."
+    )
     write_atomic(page, render_many("omnic demo", lead, _html(figures, bundles, xz, prompt), bundles).encode())
     say.print(f"report: {page}   ({time.monotonic() - began:.0f} s)")
     return 0 if all(b.parity and b.parity["ok"] for b in bundles) else 1
@@ -95,12 +104,18 @@ def _rows(figures: dict[str, dict[str, Any]], bundles: list[Bundle], xz: float) 
     rows: list[tuple[str, ...]] = []
     for bundle in bundles:
         one, parity = figures[bundle.path.name], bundle.parity or {}
-        rows.append((
-            bundle.path.name, f"{one['tokens_per_s']:,.0f}", f"{1e3 * one['ttft_s']:,.0f} ms",
-            human_bytes(bundle.bytes()), human_bytes(one["state_bytes"]),
-            f"{one['bits_per_byte']:.3f}", f"{one['bits_per_byte'] / xz:.2f}x",
-            f"{parity.get('ratio', float('nan')):.1e} {'ok' if parity.get('ok') else 'MISSED'}",
-        ))
+        rows.append(
+            (
+                bundle.path.name,
+                f"{one['tokens_per_s']:,.0f}",
+                f"{1e3 * one['ttft_s']:,.0f} ms",
+                human_bytes(bundle.bytes()),
+                human_bytes(one["state_bytes"]),
+                f"{one['bits_per_byte']:.3f}",
+                f"{one['bits_per_byte'] / xz:.2f}x",
+                f"{parity.get('ratio', float('nan')):.1e} {'ok' if parity.get('ok') else 'MISSED'}",
+            )
+        )
     return rows
 
 
@@ -108,7 +123,9 @@ HEADINGS = ("bundle", "tokens/s", "first token", "bundle size", "cache", "bits/b
 
 
 def _table(figures: dict[str, dict[str, Any]], bundles: list[Bundle], xz: float) -> Table:
-    table = Table(title=f"greedy, batch 1, {NEW_TOKENS} new tokens; bits per byte of the held-out text, xz -9e: {xz:.3f}")
+    table = Table(
+        title=f"greedy, batch 1, {NEW_TOKENS} new tokens; bits per byte of the held-out text, xz -9e: {xz:.3f}"
+    )
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "bundle" else "right")
     for row in _rows(figures, bundles, xz):
@@ -118,11 +135,14 @@ def _table(figures: dict[str, dict[str, Any]], bundles: list[Bundle], xz: float)
 
 def _html(figures: dict[str, dict[str, Any]], bundles: list[Bundle], xz: float, prompt: str) -> str:
     head = "".join(f"<th{'' if i == 0 else ' class=n'}>{escape(h)}</th>" for i, h in enumerate(HEADINGS))
-    body = "".join("<tr>" + "".join(f"<td{'' if i == 0 else ' class=n'}>{escape(c)}</td>" for i, c in enumerate(row)) + "</tr>"
-                   for row in _rows(figures, bundles, xz))
+    body = "".join(
+        "<tr>" + "".join(f"<td{'' if i == 0 else ' class=n'}>{escape(c)}</td>" for i, c in enumerate(row)) + "</tr>"
+        for row in _rows(figures, bundles, xz)
+    )
     answers = "".join(
         f"<h2>{escape(model)} continues held-out code</h2><pre><span style='color:var(--dim)'>{escape(prompt)}</span>"
-        f"<b>{escape(figures[f'{model}-torch']['text'])}</b></pre>" for model in MODELS
+        f"<b>{escape(figures[f'{model}-torch']['text'])}</b></pre>"
+        for model in MODELS
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{answers}"
 

@@ -31,11 +31,16 @@ def _rope(ctx: Context, x: Value, rope: Rope | None, dims: int, hint: str) -> Va
     extra: dict[str, object] = {}
     if scaling is not None:
         extra = {
-            "scaling": scaling.kind, "factor": float(scaling.factor), "original_context": scaling.original_context,
-            "beta_fast": float(scaling.beta_fast), "beta_slow": float(scaling.beta_slow),
+            "scaling": scaling.kind,
+            "factor": float(scaling.factor),
+            "original_context": scaling.original_context,
+            "beta_fast": float(scaling.beta_fast),
+            "beta_slow": float(scaling.beta_slow),
             "attention_factor": scaling.attention_factor,
         }
-    return ctx.f.op("rope", x, ctx.positions, base=float(rope.base), dims=dims, interleaved=rope.interleaved, hint=hint, **extra)
+    return ctx.f.op(
+        "rope", x, ctx.positions, base=float(rope.base), dims=dims, interleaved=rope.interleaved, hint=hint, **extra
+    )
 
 
 def grouped_attention(ctx: Context, x: Value, layer: Layer, group: int, prefix: str) -> Value:
@@ -45,9 +50,15 @@ def grouped_attention(ctx: Context, x: Value, layer: Layer, group: int, prefix: 
     """
     attention = layer.attention
     size, eps = attention.head_dim, layer.norm.eps
-    q = _heads(ctx, ctx.linear(x, f"{prefix}.q", attention.heads * size, bias=attention.bias), attention.heads, size, "q")
-    k = _heads(ctx, ctx.linear(x, f"{prefix}.k", attention.kv_heads * size, bias=attention.bias), attention.kv_heads, size, "k")
-    v = _heads(ctx, ctx.linear(x, f"{prefix}.v", attention.kv_heads * size, bias=attention.bias), attention.kv_heads, size, "v")
+    q = _heads(
+        ctx, ctx.linear(x, f"{prefix}.q", attention.heads * size, bias=attention.bias), attention.heads, size, "q"
+    )
+    k = _heads(
+        ctx, ctx.linear(x, f"{prefix}.k", attention.kv_heads * size, bias=attention.bias), attention.kv_heads, size, "k"
+    )
+    v = _heads(
+        ctx, ctx.linear(x, f"{prefix}.v", attention.kv_heads * size, bias=attention.bias), attention.kv_heads, size, "v"
+    )
     if attention.qk_norm:
         q = ctx.f.op("rms_norm", q, ctx.weight(f"{prefix}.q_norm", size, fill=1.0), eps=eps, hint="q_normed")
         k = ctx.f.op("rms_norm", k, ctx.weight(f"{prefix}.k_norm", size, fill=1.0), eps=eps, hint="k_normed")
@@ -57,10 +68,23 @@ def grouped_attention(ctx: Context, x: Value, layer: Layer, group: int, prefix: 
     values, _ = ctx.cached("v", group, v, attention.window)
     sinks = ctx.weight(f"{prefix}.sinks", attention.heads, fill=0.0) if attention.sinks else None
     mixed = ctx.f.op(
-        "attention", q, keys, values, ctx.q_index, index, sinks, ctx.parents, ctx.tree_start,
-        scale=_scale(attention, size), window=attention.window or 0, softcap=float(attention.softcap or 0.0), hint="mixed",
+        "attention",
+        q,
+        keys,
+        values,
+        ctx.q_index,
+        index,
+        sinks,
+        ctx.parents,
+        ctx.tree_start,
+        scale=_scale(attention, size),
+        window=attention.window or 0,
+        softcap=float(attention.softcap or 0.0),
+        hint="mixed",
     )
-    return ctx.linear(_merge(ctx, mixed), f"{prefix}.o", layer.width, bias=attention.bias, residual=True, hint="attn_out")
+    return ctx.linear(
+        _merge(ctx, mixed), f"{prefix}.o", layer.width, bias=attention.bias, residual=True, hint="attn_out"
+    )
 
 
 def latent_attention(ctx: Context, x: Value, layer: Layer, group: int, prefix: str) -> Value:
@@ -74,30 +98,52 @@ def latent_attention(ctx: Context, x: Value, layer: Layer, group: int, prefix: s
     attention = layer.attention
     for name, on in (("qk_norm", attention.qk_norm), ("sinks", attention.sinks)):
         if on:
-            raise InputError(f"{name} is not defined for mla attention ({layer.place[0]}:{layer.place[1]}:{layer.place[2]})",
-                             "the latent has its own norm: remove the key or use gqa")
+            raise InputError(
+                f"{name} is not defined for mla attention ({layer.place[0]}:{layer.place[1]}:{layer.place[2]})",
+                "the latent has its own norm: remove the key or use gqa",
+            )
     latent, nope, rotated = attention.latent, attention.nope_dim, attention.rope_dim
     width, eps = attention.heads * (nope + rotated), layer.norm.eps
     if attention.q_latent:
         low = ctx.linear(x, f"{prefix}.q_a", attention.q_latent, bias=attention.bias)
-        low = ctx.f.op("rms_norm", low, ctx.weight(f"{prefix}.q_a_norm", attention.q_latent, fill=1.0), eps=eps, hint="q_latent")
+        low = ctx.f.op(
+            "rms_norm", low, ctx.weight(f"{prefix}.q_a_norm", attention.q_latent, fill=1.0), eps=eps, hint="q_latent"
+        )
         q = ctx.linear(low, f"{prefix}.q_b", width, hint="q")
     else:
         q = ctx.linear(x, f"{prefix}.q", width)
-    q_nope, q_rope = ctx.f.emit("split", _heads(ctx, q, attention.heads, nope + rotated, "q"), axis=-1, sizes=(nope, rotated))
+    q_nope, q_rope = ctx.f.emit(
+        "split", _heads(ctx, q, attention.heads, nope + rotated, "q"), axis=-1, sizes=(nope, rotated)
+    )
     compressed = ctx.linear(x, f"{prefix}.kv_a", latent + rotated, bias=attention.bias)
     c, k_rope = ctx.f.emit("split", compressed, axis=-1, sizes=(latent, rotated), hint="kv")
     c = ctx.f.op("rms_norm", c, ctx.weight(f"{prefix}.kv_norm", latent, fill=1.0), eps=eps, hint="latent")
-    q_rope, k_rope = _rope(ctx, q_rope, attention.rope, rotated, "q_rot"), _rope(ctx, k_rope, attention.rope, rotated, "k_rot")
+    q_rope, k_rope = (
+        _rope(ctx, q_rope, attention.rope, rotated, "q_rot"),
+        _rope(ctx, k_rope, attention.rope, rotated, "k_rot"),
+    )
     latents, index = ctx.cached("latent", group, c, attention.window)
     rope_keys, _ = ctx.cached("rope_k", group, k_rope, attention.window)
     mixed = ctx.f.op(
-        "mla", q_nope, q_rope, latents, rope_keys,
-        ctx.weight(f"{prefix}.w_k", attention.heads, nope, latent), ctx.weight(f"{prefix}.w_v", attention.heads, attention.v_dim, latent),
-        ctx.q_index, index, ctx.parents, ctx.tree_start,
-        scale=_scale(attention, nope + rotated), window=attention.window or 0, softcap=float(attention.softcap or 0.0), hint="mixed",
+        "mla",
+        q_nope,
+        q_rope,
+        latents,
+        rope_keys,
+        ctx.weight(f"{prefix}.w_k", attention.heads, nope, latent),
+        ctx.weight(f"{prefix}.w_v", attention.heads, attention.v_dim, latent),
+        ctx.q_index,
+        index,
+        ctx.parents,
+        ctx.tree_start,
+        scale=_scale(attention, nope + rotated),
+        window=attention.window or 0,
+        softcap=float(attention.softcap or 0.0),
+        hint="mixed",
     )
-    return ctx.linear(_merge(ctx, mixed), f"{prefix}.o", layer.width, bias=attention.bias, residual=True, hint="attn_out")
+    return ctx.linear(
+        _merge(ctx, mixed), f"{prefix}.o", layer.width, bias=attention.bias, residual=True, hint="attn_out"
+    )
 
 
 def _scale(attention: Attention, size: int) -> float:

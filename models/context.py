@@ -50,10 +50,14 @@ class Context:
         if fill is None:
             recipe = Recipe("normal", {"std": float(self.spec.init.std if std is None else std)})
         else:
-            recipe = Recipe("ones" if fill == 1 else "zeros" if fill == 0 else "full", {} if fill in (0, 1) else {"value": fill})
+            recipe = Recipe(
+                "ones" if fill == 1 else "zeros" if fill == 0 else "full", {} if fill in (0, 1) else {"value": fill}
+            )
         return self.module.weight(name, TensorType(DType(self.spec.dtype), shape), recipe)
 
-    def linear(self, x: Value, name: str, outputs: int, *, bias: bool = False, residual: bool = False, hint: str = "") -> Value:
+    def linear(
+        self, x: Value, name: str, outputs: int, *, bias: bool = False, residual: bool = False, hint: str = ""
+    ) -> Value:
         """Apply the projection ``name`` [outputs, K] (and ``name_bias``) to x [..., K]."""
         inner = x.type.shape[-1]
         assert isinstance(inner, int)
@@ -81,8 +85,16 @@ class Context:
         capacity = window + self.spec.chunk - 1 if ring and window is not None else self.spec.capacity
         shape: tuple[Dim, ...] = (*x.type.shape[:-2], capacity, x.type.shape[-1])
         name = f"kv.{group}.{role}"
-        state = self.module.state(State(name, TensorType(DType(self.spec.kv_dtype), shape), role, group,
-                                        ring=ring, window=window if ring and window is not None else 0))
+        state = self.module.state(
+            State(
+                name,
+                TensorType(DType(self.spec.kv_dtype), shape),
+                role,
+                group,
+                ring=ring,
+                window=window if ring and window is not None else 0,
+            )
+        )
         before = self.f.param(name, state.type, state=name)
         after = self.f.op("cache_write", before, x, self.start, self.length, ring=ring, hint=f"{role}_state")
         self.f.result(name, after, state=name)

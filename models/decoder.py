@@ -50,8 +50,9 @@ def build(spec: Spec, *, tree: bool = False) -> Module:
     return module.build()
 
 
-def _start(module: ModuleBuilder, spec: Spec, name: str, inputs: tuple[tuple[str, TensorType], ...], layers: int,
-           tree: bool) -> tuple[Context, list[Value], Value]:
+def _start(
+    module: ModuleBuilder, spec: Spec, name: str, inputs: tuple[tuple[str, TensorType], ...], layers: int, tree: bool
+) -> tuple[Context, list[Value], Value]:
     """Begin a function: its own inputs, then positions, start, length, rows; returns rows last."""
     f = module.function(name)
     own = [f.param(n, t) for n, t in inputs]
@@ -66,13 +67,15 @@ def _start(module: ModuleBuilder, spec: Spec, name: str, inputs: tuple[tuple[str
 
 
 def _logical_index(f: FunctionBuilder, start: Value) -> Value:
-    """start [B] -> i64[B, T]: the logical index of every new token."""
+    """Start [B] -> i64[B, T]: the logical index of every new token."""
     with f.scope("index"):
         return f.op("add", f.reshape(start, B, 1), f.op("iota", size=(T,)), hint="q_index")
 
 
 def _forward(module: ModuleBuilder, spec: Spec, layers: tuple[Layer, ...], tree: bool) -> None:
-    ctx, (tokens,), rows = _start(module, spec, "forward", (("tokens", TensorType(DType.I64, (B, T))),), len(layers), tree)
+    ctx, (tokens,), rows = _start(
+        module, spec, "forward", (("tokens", TensorType(DType.I64, (B, T))),), len(layers), tree
+    )
     f = ctx.f
     with f.scope("embed", loc_of(spec.place("vocab"))):
         x = f.op("embedding", heads.embedding_weight(ctx), tokens, hint="x")

@@ -10,8 +10,13 @@ __all__ = ["dense", "mixture"]
 
 #: activation of the spec -> (kind of the act op, gated)
 ACTIVATIONS = {
-    "swiglu": ("silu", True), "geglu": ("gelu", True), "gelu": ("gelu", False), "gelu_tanh": ("gelu_tanh", False),
-    "relu": ("relu", False), "relu2": ("relu2", False), "silu": ("silu", False),
+    "swiglu": ("silu", True),
+    "geglu": ("gelu", True),
+    "gelu": ("gelu", False),
+    "gelu_tanh": ("gelu_tanh", False),
+    "relu": ("relu", False),
+    "relu2": ("relu2", False),
+    "silu": ("silu", False),
 }
 
 
@@ -45,11 +50,18 @@ def mixture(ctx: Context, x: Value, layer: Layer, prefix: str) -> Value:
     kind, gated = ACTIVATIONS[ffn.activation]
     experts, hidden, width, groups = ffn.routed_experts, ffn.routed_hidden, layer.width, ffn.routed_groups
     indices, gates, _ = ctx.f.emit(
-        "router", x, ctx.weight(f"{prefix}.router", experts, width),
+        "router",
+        x,
+        ctx.weight(f"{prefix}.router", experts, width),
         ctx.weight(f"{prefix}.group_router", len(groups), width) if groups and ffn.group_gate else None,
         ctx.weight(f"{prefix}.select_bias", experts, fill=0.0) if ffn.select_bias else None,
-        top_k=ffn.routed_top_k, groups=groups, top_groups=ffn.top_groups, score=ffn.score,
-        renormalise=ffn.renormalise, scale=float(ffn.gate_scale), hint="route",
+        top_k=ffn.routed_top_k,
+        groups=groups,
+        top_groups=ffn.top_groups,
+        score=ffn.score,
+        renormalise=ffn.renormalise,
+        scale=float(ffn.gate_scale),
+        hint="route",
     )
     up = ctx.weight(f"{prefix}.experts.up", experts, hidden, width)
     down = ctx.weight(f"{prefix}.experts.down", experts, width, hidden, std=ctx.residual_std)

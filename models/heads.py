@@ -34,7 +34,9 @@ def linear_mtp(ctx: Context, normed: Value, rows: Value, depth: int) -> Value:
 
 def verifier_head(ctx: Context, normed: Value, rows: Value) -> Value:
     """A second head that estimates acceptance of drafts; f32[B, R, V]."""
-    return ctx.f.op("lm_head", normed, ctx.weight("verifier", ctx.spec.vocab.size, ctx.spec.width), rows, hint="verifier")
+    return ctx.f.op(
+        "lm_head", normed, ctx.weight("verifier", ctx.spec.vocab.size, ctx.spec.width), rows, hint="verifier"
+    )
 
 
 def mtp_input(ctx: Context, hidden: Value, next_tokens: Value, prefix: str, kind: str, eps: float) -> Value:

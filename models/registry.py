@@ -22,7 +22,10 @@ AttentionBuilder = Callable[[Context, Value, Layer, int, str], Value]
 FfnBuilder = Callable[[Context, Value, Layer, str], Value]
 
 ATTENTION: dict[str, AttentionBuilder] = {
-    "mha": grouped_attention, "gqa": grouped_attention, "mqa": grouped_attention, "mla": latent_attention,
+    "mha": grouped_attention,
+    "gqa": grouped_attention,
+    "mqa": grouped_attention,
+    "mla": latent_attention,
 }
 FFN: dict[str, FfnBuilder] = {"dense": dense, "moe": mixture}
 
@@ -52,4 +55,6 @@ def _registered(room: str, kind: str, known: list[str]) -> Callable[..., Value]:
         return found[f"{room}.{kind}"].load()
     names = known + [name.removeprefix(f"{room}.") for name in found]
     near = nearest(kind, names)
-    raise InputError(f"unknown {room} kind '{kind}'", f"did you mean '{near}'?" if near else f"known: {', '.join(names)}")
+    raise InputError(
+        f"unknown {room} kind '{kind}'", f"did you mean '{near}'?" if near else f"known: {', '.join(names)}"
+    )

@@ -15,9 +15,18 @@ if TYPE_CHECKING:
 __all__ = ["compile", "load"]
 
 
-def compile(spec: str | Path | Spec, target: str, out: str | Path | None = None, *, weights: str | Path | None = None,
-            seed: int | None = None, options: Mapping[str, Any] | None = None, force: bool = False, parity: str = "auto",
-            threads: int | None = None) -> Bundle:
+def compile(
+    spec: str | Path | Spec,
+    target: str,
+    out: str | Path | None = None,
+    *,
+    weights: str | Path | None = None,
+    seed: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    force: bool = False,
+    parity: str = "auto",
+    threads: int | None = None,
+) -> Bundle:
     """Compile a spec for one target and measure what came out.
 
     Args:
@@ -44,10 +53,19 @@ def compile(spec: str | Path | Spec, target: str, out: str | Path | None = None,
     from omnic.spec import Spec, load_spec
 
     loaded = spec if isinstance(spec, Spec) else load_spec(str(spec))
-    return compile_spec(CompileRequest(
-        loaded, target, Path(out) if out is not None else None, Path(weights) if weights is not None else None, seed,
-        options or {}, force, parity, threads,
-    ))
+    return compile_spec(
+        CompileRequest(
+            loaded,
+            target,
+            Path(out) if out is not None else None,
+            Path(weights) if weights is not None else None,
+            seed,
+            options or {},
+            force,
+            parity,
+            threads,
+        )
+    )
 
 
 def load(

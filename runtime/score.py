@@ -29,8 +29,16 @@ def windows(count: int, length: int = 256, stride: int = 128) -> list[tuple[int,
     return cut
 
 
-def score_text(session: Session, tokenizer: Tokenizer, text: str, *, length: int = 256, stride: int = 128, batch: int = 8,
-               progress: Callable[[float], None] | None = None) -> float:
+def score_text(
+    session: Session,
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    length: int = 256,
+    stride: int = 128,
+    batch: int = 8,
+    progress: Callable[[float], None] | None = None,
+) -> float:
     """Return bits per byte: the sum of -log2 p over all tokens / the UTF-8 bytes of ``text``.
 
     Windows of ``length`` tokens with ``stride``, each token scored once; one token that starts a text
@@ -43,7 +51,9 @@ def score_text(session: Session, tokenizer: Tokenizer, text: str, *, length: int
     if len(ids) < 2:
         raise InputError("bits per byte of an empty text do not exist")
     if length > min(session.info.chunk, session.info.capacity):
-        raise InputError(f"windows of {length} tokens; the session takes {min(session.info.chunk, session.info.capacity)} a call")
+        raise InputError(
+            f"windows of {length} tokens; the session takes {min(session.info.chunk, session.info.capacity)} a call"
+        )
     cut, nats, done = windows(len(ids) - 1, length, stride), 0.0, 0
     same = [w for w in cut if w[1] - w[0] == length]
     groups = [same[i : i + batch] for i in range(0, len(same), batch)] + [[w] for w in cut if w[1] - w[0] != length]

@@ -88,16 +88,18 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def capture(self, bundle: Path, inputs: Mapping[str, NDArray[Any]], names: Sequence[str],
-                function: str = "forward") -> dict[str, NDArray[np.float32]]:
+    def capture(
+        self, bundle: Path, inputs: Mapping[str, NDArray[Any]], names: Sequence[str], function: str = "forward"
+    ) -> dict[str, NDArray[np.float32]]:
         """Run the saved program once from empty states and return the values called ``names``.
 
         ``inputs`` are the parameters of ``function`` without its states.
         """
 
     @abstractmethod
-    def capture_part(self, bundle: Path, inputs: Mapping[str, NDArray[Any]], names: Sequence[str],
-                     function: str = "forward") -> dict[str, NDArray[np.float32]]:
+    def capture_part(
+        self, bundle: Path, inputs: Mapping[str, NDArray[Any]], names: Sequence[str], function: str = "forward"
+    ) -> dict[str, NDArray[np.float32]]:
         """Run only the part of the saved program between the values ``inputs`` and the values ``names``.
 
         ``inputs`` names any values (states included) that together determine ``names``; only the

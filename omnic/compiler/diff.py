@@ -147,12 +147,16 @@ def diff(a: str, b: str) -> Divergence:
 def _check_same_model(left: _Side, right: _Side) -> None:
     for key in ("vocab",):
         if left.module.meta.get(key) != right.module.meta.get(key):
-            raise InputError(f"{left.name} has {key} {left.module.meta.get(key)}, {right.name} has {right.module.meta.get(key)}",
-                             "compare two programs of one model")
+            raise InputError(
+                f"{left.name} has {key} {left.module.meta.get(key)}, {right.name} has {right.module.meta.get(key)}",
+                "compare two programs of one model",
+            )
     have, want = ({p.value.name: str(p.value.type) for p in s.module.function("forward").params} for s in (left, right))
     if have != want:
-        raise InputError(f"{left.name} and {right.name} are of different models: their inputs and states differ",
-                         "compare two programs of one model")
+        raise InputError(
+            f"{left.name} and {right.name} are of different models: their inputs and states differ",
+            "compare two programs of one model",
+        )
 
 
 def _inputs(bundle: Bundle) -> dict[str, NDArray[Any]]:
@@ -162,7 +166,13 @@ def _inputs(bundle: Bundle) -> dict[str, NDArray[Any]]:
     module = bundle.module
     ids, _ = sample_tokens(int(str(module.meta["vocab"])), min(TOKENS, module.dims["T"].high), tokenizer)
     steps = np.arange(len(ids))[None]
-    return {"tokens": ids[None], "positions": steps, "start": np.zeros(1, np.int64), "length": np.full(1, len(ids)), "rows": steps}
+    return {
+        "tokens": ids[None],
+        "positions": steps,
+        "start": np.zeros(1, np.int64),
+        "length": np.full(1, len(ids)),
+        "rows": steps,
+    }
 
 
 def _common(one: Function, other: Function) -> list[str]:
@@ -172,8 +182,13 @@ def _common(one: Function, other: Function) -> list[str]:
     return [v.name for v in one.values() if v not in states and v.type.is_float and theirs.get(v.name) == str(v.type)]
 
 
-def _compare(function: Function, names: list[str], first: Mapping[str, NDArray[Any]], second: Mapping[str, NDArray[Any]],
-             bound: float) -> Divergence:
+def _compare(
+    function: Function,
+    names: list[str],
+    first: Mapping[str, NDArray[Any]],
+    second: Mapping[str, NDArray[Any]],
+    bound: float,
+) -> Divergence:
     makers = {v.name: n for n in function.nodes for v in n.results}
     values: list[Difference] = []
     for name in names:

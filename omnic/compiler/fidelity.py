@@ -48,9 +48,10 @@ def measure_fidelity(front: Module, lossy: Module, weights: WeightStore, tokeniz
     return {**compare_logits(before, after, ids[1:], unit_bytes), "tokens": len(ids) - 1, "text": text}
 
 
-def compare_logits(before: NDArray[np.float64], after: NDArray[np.float64], targets: NDArray[np.int64],
-                   unit_bytes: int | None) -> dict[str, Any]:
-    """Compare two sets of logits [N, V] that predict ``targets`` [N]; ``unit_bytes``: the bytes of the targets' text."""
+def compare_logits(
+    before: NDArray[np.float64], after: NDArray[np.float64], targets: NDArray[np.int64], unit_bytes: int | None
+) -> dict[str, Any]:
+    """Compare two sets of logits [N, V] that predict ``targets`` [N], whose text has ``unit_bytes`` bytes."""
     p, q = _log_softmax(before), _log_softmax(after)
     steps = np.arange(len(targets))
     bits = [float(-x[steps, targets].sum() / np.log(2) / (unit_bytes or len(targets))) for x in (p, q)]
@@ -81,6 +82,11 @@ def _logits(module: Module, weights: WeightStore, ids: NDArray[np.int64]) -> NDA
     count = len(ids)
     interpreter = Interpreter(module, weights, np.float64 if whole_model(module) else np.float32, cache_bytes=0)
     steps = np.arange(count)[None]
-    inputs = {"tokens": ids[None], "positions": steps, "start": np.zeros(1, np.int64),
-              "length": np.full(1, count), "rows": steps}
+    inputs = {
+        "tokens": ids[None],
+        "positions": steps,
+        "start": np.zeros(1, np.int64),
+        "length": np.full(1, count),
+        "rows": steps,
+    }
     return np.asarray(interpreter.run(inputs)["logits"][0], np.float64)

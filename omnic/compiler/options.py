@@ -30,13 +30,19 @@ def key_values(items: Sequence[str]) -> dict[str, Any]:
         try:
             found[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise InputError(f"'{item}': the value cannot be read", "quote it, or use a plain word or number") from error
+            raise InputError(
+                f"'{item}': the value cannot be read", "quote it, or use a plain word or number"
+            ) from error
     return found
 
 
 def with_budget(spec: Spec, budget: str | None) -> Spec:
     """Return ``spec`` with ``budget.memory`` replaced."""
-    return spec if budget is None else _edited(spec, {"budget": {**_plain(spec).get("budget", {}), "memory": budget}}, "--budget")
+    return (
+        spec
+        if budget is None
+        else _edited(spec, {"budget": {**_plain(spec).get("budget", {}), "memory": budget}}, "--budget")
+    )
 
 
 def with_passes(spec: Spec, passes: Sequence[str]) -> Spec:

@@ -35,8 +35,18 @@ TOKENS, TOKENS_LARGE = 300, 48
 SMALL = 30_000_000
 
 
-def measure_parity(bundle: Bundle, target: Target, module: Module, weights: WeightStore, tokenizer: Tokenizer | None, *,
-                   origin: dict[str, Any], full: bool, threads: int | None, progress: Progress) -> records.Parity:
+def measure_parity(
+    bundle: Bundle,
+    target: Target,
+    module: Module,
+    weights: WeightStore,
+    tokenizer: Tokenizer | None,
+    *,
+    origin: dict[str, Any],
+    full: bool,
+    threads: int | None,
+    progress: Progress,
+) -> records.Parity:
     """Measure the parity of an unfinished bundle.
 
     Args:
@@ -65,11 +75,27 @@ def measure_parity(bundle: Bundle, target: Target, module: Module, weights: Weig
 def record(target: str, kind: NumericClass, reference: str, model: str, cases: tuple[Case, ...]) -> records.Parity:
     """Return the contents of ``parity.json``."""
     return records.Parity(
-        target=target, numeric_class=kind.name, reference=reference, model_sha256=model,
-        cases=tuple(records.Case(name=c.name, max_abs=c.max_abs, logit_rms=c.logit_rms, ratio=c.ratio,
-                                 ambiguous=c.ambiguous, positions=c.positions, ok=c.ok, problem=c.problem) for c in cases),
-        max_abs=max(c.max_abs for c in cases), ratio=max(c.ratio for c in cases),
-        bound=kind.bound if kind.bound is not None else 0.0, ok=all(c.ok for c in cases),
+        target=target,
+        numeric_class=kind.name,
+        reference=reference,
+        model_sha256=model,
+        cases=tuple(
+            records.Case(
+                name=c.name,
+                max_abs=c.max_abs,
+                logit_rms=c.logit_rms,
+                ratio=c.ratio,
+                ambiguous=c.ambiguous,
+                positions=c.positions,
+                ok=c.ok,
+                problem=c.problem,
+            )
+            for c in cases
+        ),
+        max_abs=max(c.max_abs for c in cases),
+        ratio=max(c.ratio for c in cases),
+        bound=kind.bound if kind.bound is not None else 0.0,
+        ok=all(c.ok for c in cases),
     )
 
 
@@ -81,19 +107,30 @@ class _Reference:
         self.watch = RouterWatch(module, kind, self.interpreter)
         self.chunk = module.dims["T"].high
 
-    def __call__(self, tokens: NDArray[np.int64], length: NDArray[np.int64],
-                 routing: Any = None) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
+    def __call__(
+        self, tokens: NDArray[np.int64], length: NDArray[np.int64], routing: Any = None
+    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
         batch, count = tokens.shape
         steps = np.arange(count)[None].repeat(batch, 0)
         self.watch.begin(batch, count)
         out = self.interpreter.run(
             {"tokens": tokens, "positions": steps, "start": np.zeros(batch, np.int64), "length": length, "rows": steps},
-            trace=self.watch, routing=routing)
+            trace=self.watch,
+            routing=routing,
+        )
         return out, self.watch.undecided()
 
 
-def whole_model_cases(bundle: Bundle, target: Target, module: Module, weights: WeightStore, tokenizer: Tokenizer | None,
-                      kind: NumericClass, threads: int | None, progress: Progress) -> Iterator[Case]:
+def whole_model_cases(
+    bundle: Bundle,
+    target: Target,
+    module: Module,
+    weights: WeightStore,
+    tokenizer: Tokenizer | None,
+    kind: NumericClass,
+    threads: int | None,
+    progress: Progress,
+) -> Iterator[Case]:
     """Run the whole model in every way a session is used and yield one case each."""
     session = open_session(bundle, SessionOptions(threads=threads))
     count = TOKENS if module.parameters() < SMALL else TOKENS_LARGE
@@ -122,8 +159,14 @@ def whole_model_cases(bundle: Bundle, target: Target, module: Module, weights: W
         yield _mtp(bundle, target, module, reference, ids, wanted["hidden"], undecided, kind)
 
 
-def _judge(name: str, found: NDArray[Any], wanted: NDArray[Any], undecided: NDArray[np.bool_], kind: NumericClass,
-           forced: Callable[[], NDArray[Any]]) -> Case:
+def _judge(
+    name: str,
+    found: NDArray[Any],
+    wanted: NDArray[Any],
+    undecided: NDArray[np.bool_],
+    kind: NumericClass,
+    forced: Callable[[], NDArray[Any]],
+) -> Case:
     """Compare; where a router was undecided and the result differs, compare again under the program's routing."""
     case = compare(name, found, wanted, kind, undecided)
     if case.ok or not undecided.any():
@@ -176,13 +219,20 @@ def _ragged(session: Session, reference: _Reference, ids: NDArray[np.int64], kin
     session.reset(3)
     found = session.forward(tokens, length=length).logits
     valid = np.arange(count)[None] < length[:, None]
-    case = compare("ragged batch of 3", np.asarray(found)[valid], np.asarray(wanted["logits"])[valid], kind, undecided[valid])
+    case = compare(
+        "ragged batch of 3", np.asarray(found)[valid], np.asarray(wanted["logits"])[valid], kind, undecided[valid]
+    )
     session.reset(1)
     return case
 
 
-def _other_heads(session: Session, ids: NDArray[np.int64], wanted: dict[str, NDArray[Any]], undecided: NDArray[np.bool_],
-                 kind: NumericClass) -> Iterator[Case]:
+def _other_heads(
+    session: Session,
+    ids: NDArray[np.int64],
+    wanted: dict[str, NDArray[Any]],
+    undecided: NDArray[np.bool_],
+    kind: NumericClass,
+) -> Iterator[Case]:
     heads = [name for name in ("mtp", "verifier") if name in wanted]
     if not heads:
         return
@@ -195,13 +245,27 @@ def _other_heads(session: Session, ids: NDArray[np.int64], wanted: dict[str, NDA
         yield compare(f"{name} head", np.asarray(found[0]), wanted[name][0], kind, unsure)
 
 
-def _mtp(bundle: Bundle, target: Target, module: Module, reference: _Reference, ids: NDArray[np.int64],
-         hidden: NDArray[Any], undecided: NDArray[np.bool_], kind: NumericClass) -> Case:
+def _mtp(
+    bundle: Bundle,
+    target: Target,
+    module: Module,
+    reference: _Reference,
+    ids: NDArray[np.int64],
+    hidden: NDArray[Any],
+    undecided: NDArray[np.bool_],
+    kind: NumericClass,
+) -> Case:
     """The block over the shifted tokens, on the reference's hidden states."""
     count = len(ids) - 1
     steps = np.arange(count)[None]
-    inputs = {"hidden": np.asarray(hidden[:, :count], np.float32), "next_tokens": ids[None, 1:], "positions": steps,
-              "start": np.zeros(1, np.int64), "length": np.full(1, count), "rows": steps}
+    inputs = {
+        "hidden": np.asarray(hidden[:, :count], np.float32),
+        "next_tokens": ids[None, 1:],
+        "positions": steps,
+        "start": np.zeros(1, np.int64),
+        "length": np.full(1, count),
+        "rows": steps,
+    }
     wanted = reference.interpreter.run(inputs, "mtp")["logits"][0]
     value = next(r.value.name for r in module.function("mtp").results if r.name == "logits")
     found = target.capture(bundle.path, inputs, [value], "mtp")[value][0]

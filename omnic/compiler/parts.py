@@ -63,7 +63,9 @@ def parts_of(function: Function) -> tuple[Part, ...]:
         needed = dict.fromkeys(v for n in nodes for v in n.inputs() if v not in made and not v.weight)
         read_later = {v for other, rest in runs.items() if other != name for n in rest for v in n.inputs()}
         given = tuple(v for n in nodes for v in n.results if v in read_later or v in returned)
-        kind = "; ".join(f"{n.op} {sorted(n.attrs.items(), key=str)} {[str(v.type) for v in n.inputs()]}" for n in nodes)
+        kind = "; ".join(
+            f"{n.op} {sorted(n.attrs.items(), key=str)} {[str(v.type) for v in n.inputs()]}" for n in nodes
+        )
         parts.append(Part(name, kind, tuple(nodes), tuple(needed), given))
     return tuple(parts)
 
@@ -77,7 +79,9 @@ def chosen_parts(parts: Sequence[Part]) -> tuple[Part, ...]:
     return tuple(p for p in parts if p.name in wanted and p.name != "index")
 
 
-def parity_of_parts(bundle: Bundle, origin: Mapping[str, Any], threads: int | None, progress: Progress) -> tuple[Case, ...]:
+def parity_of_parts(
+    bundle: Bundle, origin: Mapping[str, Any], threads: int | None, progress: Progress
+) -> tuple[Case, ...]:
     """Check an unfinished bundle in a child process.
 
     Args:
@@ -98,7 +102,9 @@ def parity_of_parts(bundle: Bundle, origin: Mapping[str, Any], threads: int | No
     try:
         while True:
             if not ours.poll(TIME_BOX):
-                raise InputError(f"checking parity took more than {TIME_BOX:.0f} s for one part", "compile with --parity off")
+                raise InputError(
+                    f"checking parity took more than {TIME_BOX:.0f} s for one part", "compile with --parity off"
+                )
             kind, value = ours.recv()
             if kind == "progress":
                 progress(*value)
@@ -108,8 +114,10 @@ def parity_of_parts(bundle: Bundle, origin: Mapping[str, Any], threads: int | No
                 return value
     except EOFError:
         child.join()
-        raise InputError(f"the parity check was killed (exit {child.exitcode})",
-                         "it needs about 2.5 GB of memory: free some, or compile with --parity off") from None
+        raise InputError(
+            f"the parity check was killed (exit {child.exitcode})",
+            "it needs about 2.5 GB of memory: free some, or compile with --parity off",
+        ) from None
     finally:
         child.kill()
         child.join()
@@ -118,7 +126,9 @@ def parity_of_parts(bundle: Bundle, origin: Mapping[str, Any], threads: int | No
 
 def _child(pipe: Any, folder: str, origin: dict[str, Any], threads: int | None) -> None:
     try:
-        cases = _check(open_bundle(folder, unfinished=True), origin, lambda what, share: pipe.send(("progress", (what, share))))
+        cases = _check(
+            open_bundle(folder, unfinished=True), origin, lambda what, share: pipe.send(("progress", (what, share)))
+        )
     except OmnicError as error:
         pipe.send(("error", error))
     else:
@@ -129,7 +139,11 @@ def _child(pipe: Any, folder: str, origin: dict[str, Any], threads: int | None) 
 
 def _check(bundle: Bundle, origin: Mapping[str, Any], progress: Progress) -> tuple[Case, ...]:
     module, target = bundle.module, get_target(bundle.manifest.target)
-    store = WeightStore.load(module, Path(origin["path"])) if "path" in origin else WeightStore.random(module, int(origin["seed"]))
+    store = (
+        WeightStore.load(module, Path(origin["path"]))
+        if "path" in origin
+        else WeightStore.random(module, int(origin["seed"]))
+    )
     kind = find_class(bundle.manifest.numeric_class)
     cases: list[Case] = []
     for name in (n for n in ("forward", "mtp") if n in module.functions):
@@ -151,8 +165,12 @@ def _inputs(module: Module, function: Function) -> dict[str, NDArray[Any]]:
     vocab = int(str(module.meta["vocab"]))
     ids, _ = sample_tokens(vocab, TOKENS + 1, None)
     known: dict[str, NDArray[Any]] = {
-        "tokens": ids[None, :-1], "next_tokens": ids[None, 1:], "positions": steps, "start": np.zeros(1, np.int64),
-        "length": np.full(1, TOKENS), "rows": steps,
+        "tokens": ids[None, :-1],
+        "next_tokens": ids[None, 1:],
+        "positions": steps,
+        "start": np.zeros(1, np.int64),
+        "length": np.full(1, TOKENS),
+        "rows": steps,
     }
     hidden = function.param("hidden")
     if hidden is not None:
@@ -162,8 +180,14 @@ def _inputs(module: Module, function: Function) -> dict[str, NDArray[Any]]:
     return {p.value.name: known[p.value.name] for p in function.params if p.state is None}
 
 
-def _stream(module: Module, store: WeightStore, function: Function, inputs: Mapping[str, NDArray[Any]], parts: Sequence[Part],
-            progress: Progress) -> dict[Value, NDArray[Any]]:
+def _stream(
+    module: Module,
+    store: WeightStore,
+    function: Function,
+    inputs: Mapping[str, NDArray[Any]],
+    parts: Sequence[Part],
+    progress: Progress,
+) -> dict[Value, NDArray[Any]]:
     """Evaluate ``function`` and keep the values that cross the borders of ``parts``."""
     interpreter = Interpreter(module, store, cache_bytes=0)
     wanted = {v for part in parts for v in (*part.inputs, *part.outputs)}
@@ -196,8 +220,13 @@ def empty_states_of(module: Module, function: Function) -> dict[str, NDArray[Any
     return found
 
 
-def _cases(function: str, part: Part, found: Mapping[str, NDArray[Any]], wanted: Mapping[Value, NDArray[Any]],
-           kind: NumericClass) -> list[Case]:
+def _cases(
+    function: str,
+    part: Part,
+    found: Mapping[str, NDArray[Any]],
+    wanted: Mapping[Value, NDArray[Any]],
+    kind: NumericClass,
+) -> list[Case]:
     cases: list[Case] = []
     for value in part.outputs:
         if value.name not in found:

@@ -17,17 +17,26 @@ from omnic.compiler.fidelity import measure_fidelity
 from omnic.compiler.parity import measure_parity
 from omnic.compiler.progress import Progress, silent
 from omnic.errors import BundleError, InputError
+from omnic.ir.caps import Caps
 from omnic.ir.graph import Module
 from omnic.ir.text import print_module
 from omnic.ir.verify import verify
-from omnic.ir.caps import Caps
 from omnic.ir.weights import WeightStore
 from omnic.models import build
+from omnic.report import write_report
 from omnic.runtime.bundle import MANIFEST, Bundle, open_bundle
 from omnic.runtime.bundle_write import BundleWriter, check_destination
 from omnic.runtime.files import sha256_file
-from omnic.runtime.manifest import Executable, Manifest, PassRecord, Program, Remark, SpecText, StateEntry, TokenizerEntry
-from omnic.report import write_report
+from omnic.runtime.manifest import (
+    Executable,
+    Manifest,
+    PassRecord,
+    Program,
+    Remark,
+    SpecText,
+    StateEntry,
+    TokenizerEntry,
+)
 from omnic.runtime.tokenizer import Tokenizer
 from omnic.spec import Spec, to_yaml
 from omnic.targets import get_target
@@ -89,15 +98,26 @@ def lower(spec: Spec) -> Lowered:
         from omnic.passes.base import run_pipeline
 
         lossy, records = run_pipeline(front, spec.passes)
-        return Lowered(front, lossy, tuple(
-            PassRecord(name=r.name, stage=r.stage, options=dict(r.options), changed=r.changed,
-                       remarks=tuple(Remark(rule=m.rule, node=m.node, message=m.message) for m in r.remarks))
-            for r in records
-        ))
+        return Lowered(
+            front,
+            lossy,
+            tuple(
+                PassRecord(
+                    name=r.name,
+                    stage=r.stage,
+                    options=dict(r.options),
+                    changed=r.changed,
+                    remarks=tuple(Remark(rule=m.rule, node=m.node, message=m.message) for m in r.remarks),
+                )
+                for r in records
+            ),
+        )
     return Lowered(front, front, ())
 
 
-def open_weights(module: Module, spec: Spec, weights: Path | None, seed: int | None) -> tuple[WeightStore, dict[str, Any]]:
+def open_weights(
+    module: Module, spec: Spec, weights: Path | None, seed: int | None
+) -> tuple[WeightStore, dict[str, Any]]:
     """Return the numbers of ``module`` and where they come from: ``path`` and ``sha256``, or ``seed``.
 
     Raises:
@@ -109,7 +129,9 @@ def open_weights(module: Module, spec: Spec, weights: Path | None, seed: int | N
     if weights is None and seed is None:
         weights = spec.resolve("weights")
     if weights is None and seed is None:
-        raise InputError(f"{spec.model} has no weights", "train it, or give --weights FILE, or --seed N for random ones")
+        raise InputError(
+            f"{spec.model} has no weights", "train it, or give --weights FILE, or --seed N for random ones"
+        )
     if weights is None:
         return WeightStore.random(module, seed or 0), {"seed": seed}
     store = WeightStore.load(module, weights)
@@ -150,8 +172,16 @@ def compile_spec(request: CompileRequest, progress: Progress = silent) -> Bundle
         manifest = manifest.model_copy(update={"fidelity": fidelity})
         if request.parity != "off":
             parity = measure_parity(
-                writer.preview(manifest), target, emitted.module, weights.with_module(emitted.module), tokenizer, origin=origin,
-                full=request.parity == "full", threads=request.threads, progress=progress)
+                writer.preview(manifest),
+                target,
+                emitted.module,
+                weights.with_module(emitted.module),
+                tokenizer,
+                origin=origin,
+                full=request.parity == "full",
+                threads=request.threads,
+                progress=progress,
+            )
             writer.json("parity.json", parity.model_dump(mode="json", by_alias=True))
         write_report(writer.preview(manifest), writer.path("report.html"))
         progress("write", 1.0)
@@ -170,8 +200,14 @@ def finished_bundle(out: Path, key: str) -> Bundle | None:
 
 
 def _key(spec: Spec, target: str, options: Mapping[str, Any], origin: Mapping[str, Any], parity: str) -> str:
-    parts = {"omnic": __version__, "spec": to_yaml(spec), "target": target, "options": dict(options), "weights": origin.get("sha256", origin),
-             "parity": parity}
+    parts = {
+        "omnic": __version__,
+        "spec": to_yaml(spec),
+        "target": target,
+        "options": dict(options),
+        "weights": origin.get("sha256", origin),
+        "parity": parity,
+    }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -183,22 +219,35 @@ def _tokenizer(spec: Spec) -> Tokenizer | None:
         raise InputError(f"{path}: the tokenizer of {spec.model} is not there", "build it: omnic tokenizer build")
     tokenizer = Tokenizer.load(path)
     if tokenizer.size > spec.vocab.size:
-        raise InputError(f"{path}: {tokenizer.size} tokens, the model has a vocabulary of {spec.vocab.size}",
-                         f"use the tokenizer the model was trained with, or set vocab.size: {tokenizer.size}")
+        raise InputError(
+            f"{path}: {tokenizer.size} tokens, the model has a vocabulary of {spec.vocab.size}",
+            f"use the tokenizer the model was trained with, or set vocab.size: {tokenizer.size}",
+        )
     return tokenizer
 
 
-def _manifest(spec: Spec, target: Target, options: Mapping[str, Any], lowered: Lowered, emitted: Emitted, text: str,
-              origin: Mapping[str, Any], tokenizer: Tokenizer | None) -> Manifest:
+def _manifest(
+    spec: Spec,
+    target: Target,
+    options: Mapping[str, Any],
+    lowered: Lowered,
+    emitted: Emitted,
+    text: str,
+    origin: Mapping[str, Any],
+    tokenizer: Tokenizer | None,
+) -> Manifest:
     module = emitted.module
     functions = {role: role for role in emitted.programs}
     states = tuple(
-        StateEntry(name=s.name, type=str(s.type), role=s.role, group=s.group, rollback=s.rollback, ring=s.ring, window=s.window)
+        StateEntry(
+            name=s.name, type=str(s.type), role=s.role, group=s.group, rollback=s.rollback, ring=s.ring, window=s.window
+        )
         for s in module.states.values()
     )
     programs = tuple(
         Program(
-            function=functions[role], file=file,
+            function=functions[role],
+            file=file,
             dims={name: (r.low, r.high) for name, r in module.dims.items()},
             inputs=tuple(p.value.name for p in module.functions[role].params) if role in module.functions else (),
             outputs=tuple(r.name for r in module.functions[role].results) if role in module.functions else (),
@@ -207,23 +256,37 @@ def _manifest(spec: Spec, target: Target, options: Mapping[str, Any], lowered: L
         for role, file in emitted.programs.items()
     )
     return Manifest(
-        omnic=__version__, model=spec.model, target=target.name, profile=str(options.get("profile", "")),
+        omnic=__version__,
+        model=spec.model,
+        target=target.name,
+        profile=str(options.get("profile", "")),
         spec=SpecText(file="spec.yaml", text=to_yaml(spec)),
-        executable=Executable(kind=emitted.kind, entry=next(iter(emitted.programs.values())),
-                              options={**options, **dict(emitted.interface)}),
+        executable=Executable(
+            kind=emitted.kind,
+            entry=next(iter(emitted.programs.values())),
+            options={**options, **dict(emitted.interface)},
+        ),
         model_sha256=hashlib.sha256(f"{text}\n{origin.get('sha256', origin)}".encode()).hexdigest(),
         numeric_class="f16" if spec.kv_dtype != "f32" else "f32",
-        caps=caps_summary(target.caps), passes=lowered.passes, programs=programs, states=states,
+        caps=caps_summary(target.caps),
+        passes=lowered.passes,
+        programs=programs,
+        states=states,
         tokenizer=TokenizerEntry(files=("tokenizer.json",), vocab=tokenizer.size) if tokenizer else None,
         fallbacks=emitted.remarks,
     )
 
 
-
 def caps_summary(caps: Caps) -> dict[str, Any]:
     """Return what a manifest says of a target's capabilities: the facts, not their sources."""
     return {
-        "programs": caps.programs, "state": caps.state, "host": caps.host, "opset": dict(caps.opset),
-        "dynamic": sorted(caps.dynamic), "elements": sorted(str(e) for e in caps.elements), "limits": dict(caps.limits),
-        "batch_invariant": caps.batch_invariant, "shared_weights": caps.shared_weights,
+        "programs": caps.programs,
+        "state": caps.state,
+        "host": caps.host,
+        "opset": dict(caps.opset),
+        "dynamic": sorted(caps.dynamic),
+        "elements": sorted(str(e) for e in caps.elements),
+        "limits": dict(caps.limits),
+        "batch_invariant": caps.batch_invariant,
+        "shared_weights": caps.shared_weights,
     }

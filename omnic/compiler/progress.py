@@ -44,7 +44,11 @@ class Bar(AbstractContextManager["Bar"]):
             self._redraw(share, now)
         elif not self.live and (new or now - self.shown > 10):
             left = self._left(share, now)
-            print(f"{self.title}: {what}" + (f" {100 * share:.0f} %{left}" if share > 0 else ""), file=self.file, flush=True)
+            print(
+                f"{self.title}: {what}" + (f" {100 * share:.0f} %{left}" if share > 0 else ""),
+                file=self.file,
+                flush=True,
+            )
             self.shown = now
 
     def _left(self, share: float, now: float) -> str:
@@ -62,7 +66,9 @@ class Bar(AbstractContextManager["Bar"]):
         if self.live and self.step:
             self.file.write(f"\r\x1b[2K{self.title}  {self.step}  {now - self.step_began:.1f} s\n")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Leave the terminal clean."""
         if self.live and self.step:
             self.file.write("\r\x1b[2K")

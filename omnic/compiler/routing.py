@@ -37,7 +37,11 @@ class RouterWatch:
         bias = node.operands[3]
         logits = np.asarray(results[2], np.float64)
         margin = router_margin(
-            logits, int(attrs["top_k"]), attrs["groups"], int(attrs["top_groups"]), str(attrs["score"]),  # type: ignore[arg-type]
+            logits,
+            int(attrs["top_k"]),
+            attrs["groups"],
+            int(attrs["top_groups"]),
+            str(attrs["score"]),  # type: ignore[arg-type]
             self.interpreter.weight(bias.name) if bias is not None else None,
         )
         self._undecided |= router_ties(margin, logits, self.kind)
@@ -46,15 +50,25 @@ class RouterWatch:
         """Return [batch, count]: whether a router was undecided here or at an earlier token of the row."""
         return np.logical_or.accumulate(self._undecided, axis=1)
 
-    def captured(self, target: Target, bundle: Path, ids: NDArray[np.int64]) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+    def captured(
+        self, target: Target, bundle: Path, ids: NDArray[np.int64]
+    ) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
         """Return the (indices, gates) that the program's routers choose for one row, by node name."""
         count = len(ids)
         steps = np.arange(count)[None]
-        inputs = {"tokens": ids[None], "positions": steps, "start": np.zeros(1, np.int64), "length": np.full(1, count),
-                  "rows": steps}
+        inputs = {
+            "tokens": ids[None],
+            "positions": steps,
+            "start": np.zeros(1, np.int64),
+            "length": np.full(1, count),
+            "rows": steps,
+        }
         names = [value.name for node in self.routers for value in node.results[:2]]
         found = target.capture(bundle, inputs, names)
         return {
-            node.name: (np.rint(found[node.results[0].name]).astype(np.int64), np.asarray(found[node.results[1].name], np.float64))
+            node.name: (
+                np.rint(found[node.results[0].name]).astype(np.int64),
+                np.asarray(found[node.results[1].name], np.float64),
+            )
             for node in self.routers
         }

@@ -13,12 +13,18 @@ def bundle_summary(bundle: Bundle) -> dict[str, Any]:
     """Return the figures of one bundle."""
     manifest, parity, fidelity = bundle.manifest, bundle.parity, bundle.fidelity
     return {
-        "bundle": str(bundle.path), "model": manifest.model, "target": manifest.target, "profile": manifest.profile,
-        "bytes": bundle.bytes(), "class": manifest.numeric_class,
-        "parity": None if parity is None else parity["ratio"], "parity_bound": None if parity is None else parity["bound"],
+        "bundle": str(bundle.path),
+        "model": manifest.model,
+        "target": manifest.target,
+        "profile": manifest.profile,
+        "bytes": bundle.bytes(),
+        "class": manifest.numeric_class,
+        "parity": None if parity is None else parity["ratio"],
+        "parity_bound": None if parity is None else parity["bound"],
         "parity_ok": None if parity is None else parity["ok"],
         "parity_cases": [] if parity is None else parity["cases"],
-        "fidelity": fidelity, "fallbacks": list(manifest.fallbacks),
+        "fidelity": fidelity,
+        "fallbacks": list(manifest.fallbacks),
     }
 
 
@@ -28,20 +34,26 @@ def print_summary(summary: dict[str, Any]) -> None:
 
     console = Console(highlight=False)
     profile = f" ({summary['profile']})" if summary["profile"] else ""
-    console.print(f"[bold]{summary['bundle']}[/bold]  {summary['model']} for {summary['target']}{profile}, "
-                  f"{summary['bytes'] / 1e6:,.1f} MB")
+    console.print(
+        f"[bold]{summary['bundle']}[/bold]  {summary['model']} for {summary['target']}{profile}, "
+        f"{summary['bytes'] / 1e6:,.1f} MB"
+    )
     if summary["parity"] is None:
         console.print("  parity    not measured (--parity off)")
     else:
         verdict = "[green]ok[/green]" if summary["parity_ok"] else "[red]MISSED[/red]"
-        console.print(f"  parity    {summary['parity']:.1e} of the logit rms, bound {summary['parity_bound']:.0e} "
-                      f"({summary['class']}): {verdict}")
+        console.print(
+            f"  parity    {summary['parity']:.1e} of the logit rms, bound {summary['parity_bound']:.0e} "
+            f"({summary['class']}): {verdict}"
+        )
         for case in summary["parity_cases"]:
             if not case["ok"]:
                 console.print(f"            {case['name']}: {case['problem']}")
     fidelity = summary["fidelity"]
     if fidelity:
-        console.print(f"  fidelity  KL {fidelity['kl']:.1e} nats a token, {fidelity['delta_percent']:+.2f} % bits per "
-                      f"{fidelity['unit']} over {fidelity['tokens']} tokens ({fidelity['text']})")
+        console.print(
+            f"  fidelity  KL {fidelity['kl']:.1e} nats a token, {fidelity['delta_percent']:+.2f} % bits per "
+            f"{fidelity['unit']} over {fidelity['tokens']} tokens ({fidelity['text']})"
+        )
     for note in summary["fallbacks"]:
         console.print(f"  note      {note}")

@@ -13,8 +13,17 @@ __all__ = ["PALETTE", "byte_bar", "layer_picture", "parity_picture", "time_pictu
 
 #: colour of each kind; chosen to stay apart for colour-blind readers (Okabe and Ito)
 PALETTE = {
-    "attention": "#0072b2", "feed-forward": "#e69f00", "experts": "#d55e00", "shared experts": "#f0c26b", "embedding": "#009e73",
-    "head": "#56b4e9", "mtp": "#cc79a7", "verifier": "#a89cc8", "norms": "#8c8c8c", "routers": "#7f5539", "other": "#b0b0b0",
+    "attention": "#0072b2",
+    "feed-forward": "#e69f00",
+    "experts": "#d55e00",
+    "shared experts": "#f0c26b",
+    "embedding": "#009e73",
+    "head": "#56b4e9",
+    "mtp": "#cc79a7",
+    "verifier": "#a89cc8",
+    "norms": "#8c8c8c",
+    "routers": "#7f5539",
+    "other": "#b0b0b0",
     "state": "#4d9078",
 }
 _WIDTH = 920
@@ -25,12 +34,16 @@ def _text(x: float, y: float, words: str, css: str = "", anchor: str = "start") 
 
 
 def _box(x: float, y: float, w: float, h: float, colour: str, title: str) -> str:
-    return (f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(w, 1):.1f}" height="{h:.1f}" rx="3" fill="{colour}">'
-            f"<title>{escape(title)}</title></rect>")
+    return (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(w, 1):.1f}" height="{h:.1f}" rx="3" fill="{colour}">'
+        f"<title>{escape(title)}</title></rect>"
+    )
 
 
 def _svg(height: float, parts: Sequence[str], label: str) -> str:
-    return (f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">' + "".join(parts) + "</svg>")
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">' + "".join(parts) + "</svg>"
+    )
 
 
 def layer_picture(rows: Sequence[LayerRow]) -> str:
@@ -39,8 +52,11 @@ def layer_picture(rows: Sequence[LayerRow]) -> str:
     widest = max((r.attention_bytes + r.ffn_bytes for r in rows), default=1) or 1
     deepest = max((r.state_bytes for r in rows), default=0) or 1
     step, left, room, cache_at = 30, 400, 330, 775
-    parts += [_text(46, 14, "what it is", "dim"), _text(left, 14, f"weights (full bar: {human_bytes(widest)})", "dim"),
-              _text(cache_at, 14, f"cache ({human_bytes(deepest)})", "dim")]
+    parts += [
+        _text(46, 14, "what it is", "dim"),
+        _text(left, 14, f"weights (full bar: {human_bytes(widest)})", "dim"),
+        _text(cache_at, 14, f"cache ({human_bytes(deepest)})", "dim"),
+    ]
     for index, row in enumerate(rows):
         y = 24 + index * step
         kind = {"embed": "embedding"}.get(row.name, row.name)
@@ -49,12 +65,22 @@ def layer_picture(rows: Sequence[LayerRow]) -> str:
         words = f"{row.attention}  ·  {row.ffn}" if row.ffn else row.attention
         parts.append(_text(46, y + 16, words, "words"))
         first = room * row.attention_bytes / widest
-        parts.append(_box(left, y + 3, first, step - 10, colour, f"{row.attention}: {human_bytes(row.attention_bytes)}"))
+        parts.append(
+            _box(left, y + 3, first, step - 10, colour, f"{row.attention}: {human_bytes(row.attention_bytes)}")
+        )
         if row.ffn_bytes:
             parts.append(_expert_boxes(row, left + first + 2, y + 3, room * row.ffn_bytes / widest, step - 10))
         if row.state_bytes:
-            parts.append(_box(cache_at, y + 3, 135 * row.state_bytes / deepest, step - 10, PALETTE["state"],
-                              f"cache of layer {row.name}: {human_bytes(row.state_bytes)}"))
+            parts.append(
+                _box(
+                    cache_at,
+                    y + 3,
+                    135 * row.state_bytes / deepest,
+                    step - 10,
+                    PALETTE["state"],
+                    f"cache of layer {row.name}: {human_bytes(row.state_bytes)}",
+                )
+            )
     return _svg(30 + len(rows) * step, parts, "the model layer by layer")
 
 
@@ -66,9 +92,12 @@ def _expert_boxes(row: LayerRow, x: float, y: float, width: float, height: float
     count, chosen = row.experts
     cell = width / count
     gap = min(1.5, cell / 3)
-    cells = [f'<rect x="{x + i * cell:.1f}" y="{y:.1f}" width="{max(cell - gap, 0.6):.1f}" height="{height}" rx="1.5" '
-             f'fill="{PALETTE["experts"]}" opacity="{1 if i < chosen else 0.35}"><title>{escape(title)}; a token uses {chosen} '
-             f"of {count}</title></rect>" for i in range(count)]
+    cells = [
+        f'<rect x="{x + i * cell:.1f}" y="{y:.1f}" width="{max(cell - gap, 0.6):.1f}" height="{height}" rx="1.5" '
+        f'fill="{PALETTE["experts"]}" opacity="{1 if i < chosen else 0.35}">'
+        f"<title>{escape(title)}; a token uses {chosen} of {count}</title></rect>"
+        for i in range(count)
+    ]
     return "".join(cells)
 
 
@@ -79,7 +108,16 @@ def byte_bar(kinds: Sequence[tuple[str, int, int]]) -> str:
     x = 0.0
     for name, count, size in kinds:
         width = _WIDTH * size / total
-        parts.append(_box(x, 4, width - 1.5, 40, PALETTE.get(name, PALETTE["other"]), f"{name}: {human_bytes(size)}, {count:,} numbers"))
+        parts.append(
+            _box(
+                x,
+                4,
+                width - 1.5,
+                40,
+                PALETTE.get(name, PALETTE["other"]),
+                f"{name}: {human_bytes(size)}, {count:,} numbers",
+            )
+        )
         if width > 90:
             parts.append(_text(x + 8, 29, f"{name} {100 * size / total:.0f} %", "on"))
         x += width
@@ -102,8 +140,16 @@ def time_picture(profile: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> 
         x = 0.0
         for name, seconds in shares:
             width = _WIDTH * seconds / total
-            parts.append(_box(x, y + 20, width - 1.5, 34, PALETTE.get(name, PALETTE["other"]),
-                              f"{name}: {1e3 * seconds:.3f} ms, {100 * seconds / total:.1f} %"))
+            parts.append(
+                _box(
+                    x,
+                    y + 20,
+                    width - 1.5,
+                    34,
+                    PALETTE.get(name, PALETTE["other"]),
+                    f"{name}: {1e3 * seconds:.3f} ms, {100 * seconds / total:.1f} %",
+                )
+            )
             if width > 100:
                 parts.append(_text(x + 8, y + 42, f"{name} {100 * seconds / total:.0f} %", "on"))
             x += width
@@ -123,8 +169,10 @@ def parity_picture(cases: Sequence[tuple[str, float, bool]], bound: float) -> st
         return left + room * (min(max(math.log10(max(ratio, 1e-12)), low), high) - low) / (high - low)
 
     height = 34 + step * len(cases)
-    parts = [f'<line x1="{at(bound):.1f}" y1="18" x2="{at(bound):.1f}" y2="{height - 6}" class="bound"/>',
-             _text(at(bound), 12, f"bound {bound:.0e}", "dim", "middle")]
+    parts = [
+        f'<line x1="{at(bound):.1f}" y1="18" x2="{at(bound):.1f}" y2="{height - 6}" class="bound"/>',
+        _text(at(bound), 12, f"bound {bound:.0e}", "dim", "middle"),
+    ]
     for power in range(int(low), int(high) + 1, 2):
         x = at(10.0**power)
         parts.append(f'<line x1="{x:.1f}" y1="18" x2="{x:.1f}" y2="{height - 6}" class="grid"/>')
@@ -134,5 +182,8 @@ def parity_picture(cases: Sequence[tuple[str, float, bool]], bound: float) -> st
         y = 34 + index * step
         parts.append(_text(left - 12, y + 4, name, "words", "end"))
         colour = "#009e73" if ok else "#d33"
-        parts.append(f'<circle cx="{at(ratio):.1f}" cy="{y}" r="5.5" fill="{colour}"><title>{escape(name)}: {ratio:.2e}</title></circle>')
+        parts.append(
+            f'<circle cx="{at(ratio):.1f}" cy="{y}" r="5.5" fill="{colour}">'
+            f"<title>{escape(name)}: {ratio:.2e}</title></circle>"
+        )
     return _svg(height, parts, "parity of every case against its bound")

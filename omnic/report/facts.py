@@ -57,7 +57,9 @@ def gather(bundle: Bundle) -> Facts:
     """Read what the page needs; the bundle may be unfinished."""
     module = bundle.module
     summary = summarise(module)
-    kinds = tuple(sorted(((k, summary.by_kind[k], b) for k, b in summary.bytes_by_kind.items()), key=lambda row: -row[2]))
+    kinds = tuple(
+        sorted(((k, summary.by_kind[k], b) for k, b in summary.bytes_by_kind.items()), key=lambda row: -row[2])
+    )
     elements: dict[str, int] = {}
     for weight in module.weights.values():
         name = str(weight.type.element)
@@ -67,15 +69,23 @@ def gather(bundle: Bundle) -> Facts:
         for node in function.nodes:
             ops[node.op] = ops.get(node.op, 0) + 1
     profile = bundle.json("profile.json") if (bundle.path / "profile.json").is_file() else None
-    return Facts(bundle, summary, _layers(bundle, module), kinds, tuple(sorted(elements.items(), key=lambda e: -e[1])), profile,
-                 dict(sorted(ops.items(), key=lambda item: -item[1])))
+    return Facts(
+        bundle,
+        summary,
+        _layers(bundle, module),
+        kinds,
+        tuple(sorted(elements.items(), key=lambda e: -e[1])),
+        profile,
+        dict(sorted(ops.items(), key=lambda item: -item[1])),
+    )
 
 
 def _layers(bundle: Bundle, module: Module) -> tuple[LayerRow, ...]:
     rows: dict[str, LayerRow] = {}
     for layer in bundle.spec.layers():
-        rows[str(layer.index)] = LayerRow(str(layer.index), _attention_words(layer.attention), _ffn_words(layer.ffn),
-                                          experts=_experts(layer.ffn))
+        rows[str(layer.index)] = LayerRow(
+            str(layer.index), _attention_words(layer.attention), _ffn_words(layer.ffn), experts=_experts(layer.ffn)
+        )
     ends: dict[str, LayerRow] = {}
     for weight in module.weights.values():
         size = weight.type.bytes()

@@ -15,9 +15,11 @@ from omnic.runtime.files import human_bytes
 __all__ = ["render", "render_many", "write_report"]
 
 _STYLE = """
-:root { --ink: #1c2430; --paper: #ffffff; --dim: #5b6675; --rule: #dfe4ea; --tile: #f5f7fa; --good: #0a7d55; --bad: #c62828; }
+:root { --ink: #1c2430; --paper: #ffffff; --dim: #5b6675; --rule: #dfe4ea; --tile: #f5f7fa; --good: #0a7d55;
+        --bad: #c62828; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6eaf0; --paper: #14181f; --dim: #97a3b4; --rule: #2c3440; --tile: #1c222c; --good: #4cc38a; --bad: #ff6b6b; }
+  :root { --ink: #e6eaf0; --paper: #14181f; --dim: #97a3b4; --rule: #2c3440; --tile: #1c222c; --good: #4cc38a;
+          --bad: #ff6b6b; }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1000px; padding: 32px 24px 64px; background: var(--paper); color: var(--ink);
@@ -34,8 +36,10 @@ svg .grid { stroke: var(--rule); } svg .bound { stroke: var(--bad); stroke-width
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; }
 th, td { text-align: left; padding: 5px 10px 5px 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
 th { color: var(--dim); font-weight: 500; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-pre { background: var(--tile); border-radius: 10px; padding: 14px 16px; overflow-x: auto; font-size: 12.5px; white-space: pre-wrap; }
-details summary { cursor: pointer; color: var(--dim); } .mono { font-family: ui-monospace, monospace; font-size: 12.5px; }
+pre { background: var(--tile); border-radius: 10px; padding: 14px 16px; overflow-x: auto; font-size: 12.5px;
+      white-space: pre-wrap; }
+details summary { cursor: pointer; color: var(--dim); }
+.mono { font-family: ui-monospace, monospace; font-size: 12.5px; }
 """
 
 
@@ -54,27 +58,44 @@ def render(bundle: Bundle) -> str:
 def render_many(title: str, lead: str, extra: str, bundles: Sequence[Bundle]) -> str:
     """Return one page of several bundles, ``extra`` (HTML) first."""
     sections = [f"<h1>{escape(title)}</h1><p class=lead>{escape(lead)}</p>{extra}"]
-    sections += [f"<hr style='border:0;border-top:2px solid var(--rule);margin:56px 0 32px'>{_body(gather(b))}" for b in bundles]
+    sections += [
+        f"<hr style='border:0;border-top:2px solid var(--rule);margin:56px 0 32px'>{_body(gather(b))}" for b in bundles
+    ]
     return _page(title, "".join(sections))
 
 
 def _page(title: str, body: str) -> str:
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-            f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>{body}</body></html>\n')
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>{body}</body></html>\n'
+    )
 
 
 def _body(facts: Facts) -> str:
-    parts = [_heading(facts), _tiles(facts), "<h2>The model, layer by layer</h2>", layer_picture(facts.layers),
-             "<h2>Where the bytes are</h2>", byte_bar(facts.kinds)]
+    parts = [
+        _heading(facts),
+        _tiles(facts),
+        "<h2>The model, layer by layer</h2>",
+        layer_picture(facts.layers),
+        "<h2>Where the bytes are</h2>",
+        byte_bar(facts.kinds),
+    ]
     if facts.profile:
         phases = [(p["phase"], [(s["part"], s["seconds"]) for s in p["parts"]]) for p in facts.profile["phases"]]
-        parts += [f"<h2>Where the time goes</h2><p class=lead>{escape(facts.profile['conditions'])}</p>", time_picture(phases)]
+        parts += [
+            f"<h2>Where the time goes</h2><p class=lead>{escape(facts.profile['conditions'])}</p>",
+            time_picture(phases),
+        ]
     parity = facts.bundle.parity
     if parity:
         cases = [(c["name"], c["ratio"], c["ok"]) for c in parity["cases"]]
-        parts += ["<h2>Parity: the device program against the reference</h2>",
-                  f"<p class=lead>Largest error relative to the rms of the logits. Reference: {escape(parity['reference'])}.</p>",
-                  parity_picture(cases, parity["bound"] or 1e-3), _cases(parity)]
+        parts += [
+            "<h2>Parity: the device program against the reference</h2>",
+            "<p class=lead>Largest error relative to the rms of the logits. "
+            f"Reference: {escape(parity['reference'])}.</p>",
+            parity_picture(cases, parity["bound"] or 1e-3),
+            _cases(parity),
+        ]
     parts += [_fidelity(facts), _passes(facts), _states(facts), _programs(facts), _files(facts), _spec(facts)]
     return "".join(parts)
 
@@ -82,8 +103,10 @@ def _body(facts: Facts) -> str:
 def _heading(facts: Facts) -> str:
     manifest = facts.bundle.manifest
     profile = f", {manifest.profile} profile" if manifest.profile else ""
-    return (f"<h1>{escape(manifest.model)}</h1><p class=lead>compiled for <b>{escape(manifest.target)}</b>{escape(profile)}, "
-            f"numeric class {escape(manifest.numeric_class)}, by omnic {escape(manifest.omnic)}</p>")
+    return (
+        f"<h1>{escape(manifest.model)}</h1><p class=lead>compiled for "
+        f"<b>{escape(manifest.target)}</b>{escape(profile)}, numeric class {escape(manifest.numeric_class)}, by omnic {escape(manifest.omnic)}</p>"
+    )
 
 
 def _tile(value: str, label: str, css: str = "") -> str:
@@ -98,24 +121,42 @@ def _tiles(facts: Facts) -> str:
         _tile(human_bytes(summary.state_bytes), f"cache at capacity; {summary.kv_bytes_per_token:,} bytes a token"),
     ]
     if parity:
-        tiles.append(_tile(f"{parity['ratio']:.1e}", f"parity, bound {parity['bound']:.0e}", "good" if parity["ok"] else "bad"))
+        tiles.append(
+            _tile(f"{parity['ratio']:.1e}", f"parity, bound {parity['bound']:.0e}", "good" if parity["ok"] else "bad")
+        )
     if fidelity:
-        tiles.append(_tile(f"{fidelity['delta_percent']:+.2f} %", f"fidelity: bits per {fidelity['unit']} against the spec's model"))
+        tiles.append(
+            _tile(
+                f"{fidelity['delta_percent']:+.2f} %", f"fidelity: bits per {fidelity['unit']} against the spec's model"
+            )
+        )
     return f"<div class=tiles>{''.join(tiles)}</div>"
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Sequence[int] = ()) -> str:
     head = "".join(f"<th{' class=n' if i in numbers else ''}>{escape(h)}</th>" for i, h in enumerate(headings))
     body = "".join(
-        "<tr>" + "".join(f"<td{' class=n' if i in numbers else ''}>{escape(str(c))}</td>" for i, c in enumerate(row)) + "</tr>"
+        "<tr>"
+        + "".join(f"<td{' class=n' if i in numbers else ''}>{escape(str(c))}</td>" for i, c in enumerate(row))
+        + "</tr>"
         for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _cases(parity: dict[str, Any]) -> str:
-    rows = [(c["name"], f"{c['max_abs']:.2e}", f"{c['logit_rms']:.3f}", f"{c['ratio']:.2e}", c["ambiguous"], c["positions"],
-             "ok" if c["ok"] else c["problem"]) for c in parity["cases"]]
+    rows = [
+        (
+            c["name"],
+            f"{c['max_abs']:.2e}",
+            f"{c['logit_rms']:.3f}",
+            f"{c['ratio']:.2e}",
+            c["ambiguous"],
+            c["positions"],
+            "ok" if c["ok"] else c["problem"],
+        )
+        for c in parity["cases"]
+    ]
     table = _table(("case", "max abs", "logit rms", "ratio", "ambiguous", "positions", ""), rows, (1, 2, 3, 4, 5))
     return f"<details><summary>every figure</summary>{table}</details>"
 
@@ -130,14 +171,20 @@ def _fidelity(facts: Facts) -> str:
 
 def _passes(facts: Facts) -> str:
     manifest = facts.bundle.manifest
-    rows = [(p.name, p.stage, "changed" if p.changed else "nothing to do", "; ".join(r.message for r in p.remarks)) for p in manifest.passes]
+    rows = [
+        (p.name, p.stage, "changed" if p.changed else "nothing to do", "; ".join(r.message for r in p.remarks))
+        for p in manifest.passes
+    ]
     notes = "".join(f"<li>{escape(n)}</li>" for n in manifest.fallbacks)
     table = _table(("pass", "stage", "result", "remarks"), rows) if rows else "<p class=lead>No pass was asked for.</p>"
     return f"<h2>Passes and remarks</h2>{table}" + (f"<ul>{notes}</ul>" if notes else "")
 
 
 def _states(facts: Facts) -> str:
-    rows = [(s.name, s.type, s.role, s.rollback, f"ring, window {s.window}" if s.ring else "linear") for s in facts.bundle.manifest.states]
+    rows = [
+        (s.name, s.type, s.role, s.rollback, f"ring, window {s.window}" if s.ring else "linear")
+        for s in facts.bundle.manifest.states
+    ]
     return "<h2>States</h2>" + _table(("state", "type", "role", "rollback", "slots"), rows)
 
 
@@ -145,11 +192,16 @@ def _programs(facts: Facts) -> str:
     parts: list[str] = ["<h2>Programs</h2>"]
     for program in facts.bundle.manifest.programs:
         dims = ", ".join(f"{n} in {low}..{high}" for n, (low, high) in program.dims.items())
-        parts.append(f"<p><b>{escape(program.function)}</b> in <span class=mono>{escape(program.file)}</span>, {escape(dims)}</p>")
+        parts.append(
+            f"<p><b>{escape(program.function)}</b> in <span class=mono>{escape(program.file)}</span>, "
+            f"{escape(dims)}</p>"
+        )
         if program.nodes:
             rows = [(node, made) for node, made in program.nodes.items()]
-            parts.append(f"<details><summary>{len(rows)} fused nodes and the ops they stand for</summary>"
-                         f"{_table(('node', 'ops'), rows)}</details>")
+            parts.append(
+                f"<details><summary>{len(rows)} fused nodes and the ops they stand for</summary>"
+                f"{_table(('node', 'ops'), rows)}</details>"
+            )
     ops = ", ".join(f"{n} {op}" for op, n in facts.ops.items())
     parts.append(f"<p class=lead>Ops of the module: {escape(ops)}.</p>")
     return "".join(parts)

@@ -11,19 +11,42 @@ HELP = "compile a spec for one or more targets, with measured parity"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("spec", metavar="SPEC", help="a spec file or the name of a preset")
-    parser.add_argument("--target", required=True, metavar="T[,T]", help="targets, separated by commas (see: omnic list targets)")
-    parser.add_argument("-o", "--out", metavar="DIR", help="the bundle; with several targets, the folder they go into "
-                                                           "(default build/<model>-<target>)")
+    parser.add_argument(
+        "--target", required=True, metavar="T[,T]", help="targets, separated by commas (see: omnic list targets)"
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        metavar="DIR",
+        help="the bundle; with several targets, the folder they go into (default build/<model>-<target>)",
+    )
     parser.add_argument("--weights", metavar="FILE", help="a safetensors file (default: the one the spec names)")
     parser.add_argument("--seed", type=int, metavar="N", help="random weights instead of trained ones")
     parser.add_argument("--budget", metavar="SIZE", help="memory the model may take, such as 4GB (default: the spec's)")
-    parser.add_argument("--pass", dest="passes", action="append", default=[], metavar="NAME{opt=val}",
-                        help="run this pass; may be repeated")
-    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE",
-                        help="an option of the target, over the spec's; may be repeated")
-    parser.add_argument("--parity", choices=("auto", "full", "off"), default="auto",
-                        help="auto: the whole model below 300 M parameters, its parts above")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads for checking (default: the cores this process has)")
+    parser.add_argument(
+        "--pass",
+        dest="passes",
+        action="append",
+        default=[],
+        metavar="NAME{opt=val}",
+        help="run this pass; may be repeated",
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the target, over the spec's; may be repeated",
+    )
+    parser.add_argument(
+        "--parity",
+        choices=("auto", "full", "off"),
+        default="auto",
+        help="auto: the whole model below 300 M parameters, its parts above",
+    )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads for checking (default: the cores this process has)"
+    )
     parser.add_argument("--force", action="store_true", help="replace a bundle of other content")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -50,10 +73,23 @@ def run(args: argparse.Namespace) -> int:
     spec = with_passes(with_budget(load_spec(args.spec), args.budget), args.passes)
     summaries: list[dict[str, object]] = []
     for target in targets:
-        out = None if args.out is None else Path(args.out) if len(targets) == 1 else Path(args.out) / default_out(spec, target).name
+        out = (
+            None
+            if args.out is None
+            else Path(args.out)
+            if len(targets) == 1
+            else Path(args.out) / default_out(spec, target).name
+        )
         request = CompileRequest(
-            spec, target, out, Path(args.weights) if args.weights else None, args.seed, key_values(args.option),
-            args.force, args.parity, args.threads,
+            spec,
+            target,
+            out,
+            Path(args.weights) if args.weights else None,
+            args.seed,
+            key_values(args.option),
+            args.force,
+            args.parity,
+            args.threads,
         )
         with Bar(f"{spec.model} → {target}") as bar:
             bundle = compile_spec(request, bar)

@@ -35,16 +35,27 @@ def run(args: argparse.Namespace) -> int:
         for heading in ("value", "op", "scope", "max abs", "ratio"):
             table.add_column(heading, justify="right" if heading in ("max abs", "ratio") else "left")
         for value in result.values:
-            table.add_row(value.value, value.op, value.scope, f"{value.max_abs:.1e}", f"{value.ratio:.1e}",
-                          style=None if value.ok else "red")
+            table.add_row(
+                value.value,
+                value.op,
+                value.scope,
+                f"{value.max_abs:.1e}",
+                f"{value.ratio:.1e}",
+                style=None if value.ok else "red",
+            )
         console.print(table)
     if result.first is None:
         worst = max((v.ratio for v in result.values), default=0.0)
-        console.print(f"{args.a} and {args.b} agree: {len(result.values)} values, worst {worst:.1e} of its rms, bound {result.bound:.0e}")
+        console.print(
+            f"{args.a} and {args.b} agree: {len(result.values)} values, "
+            f"worst {worst:.1e} of its rms, bound {result.bound:.0e}"
+        )
     else:
         first = result.first
-        console.print(f"first divergence: [bold]{first.value}[/bold] = {first.op} in {first.scope}" +
-                      (f" ({first.place})" if first.place else ""))
+        console.print(
+            f"first divergence: [bold]{first.value}[/bold] = {first.op} in {first.scope}"
+            + (f" ({first.place})" if first.place else "")
+        )
         console.print(f"  off by {first.max_abs:.2e}, {first.ratio:.1e} of its rms; the bound is {result.bound:.0e}")
         console.print(f"  the cause lies in: {', '.join(result.span)}")
     if result.missing:

@@ -31,18 +31,35 @@ def run(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     console = Console()
-    table = Table(title=f"{summary.model}: {summary.parameters / 1e6:,.1f} M parameters, "
-                        f"{summary.active / 1e6:,.1f} M active a token", title_justify="left")
+    table = Table(
+        title=f"{summary.model}: {summary.parameters / 1e6:,.1f} M parameters, "
+        f"{summary.active / 1e6:,.1f} M active a token",
+        title_justify="left",
+    )
     for heading in ("weights", "parameters", "share", "bytes"):
         table.add_column(heading, justify="left" if heading == "weights" else "right")
     for kind, count in sorted(summary.by_kind.items(), key=lambda item: -item[1]):
-        table.add_row(kind, f"{count:,}", f"{100 * count / summary.parameters:.1f} %", f"{summary.bytes_by_kind[kind]:,}")
+        table.add_row(
+            kind, f"{count:,}", f"{100 * count / summary.parameters:.1f} %", f"{summary.bytes_by_kind[kind]:,}"
+        )
     table.add_row("total", f"{summary.parameters:,}", "", f"{summary.weight_bytes:,}", style="bold")
     console.print(table)
     rows = (
-        ("KV cache", f"{summary.kv_bytes_per_token:,} bytes a token; {summary.state_bytes / 1e6:,.1f} MB for {spec.capacity:,} tokens"),
-        ("FLOPs a token", f"{summary.flops_per_token / 1e6:,.1f} M with weights, up to {summary.attention_flops_per_token / 1e6:,.1f} M with the cache"),
-        ("bytes read a token", f"{summary.weight_bytes_per_token / 1e6:,.1f} MB of weights, up to {summary.state_bytes_per_token / 1e6:,.1f} MB of cache"),
+        (
+            "KV cache",
+            f"{summary.kv_bytes_per_token:,} bytes a token; "
+            f"{summary.state_bytes / 1e6:,.1f} MB for {spec.capacity:,} tokens",
+        ),
+        (
+            "FLOPs a token",
+            f"{summary.flops_per_token / 1e6:,.1f} M with weights, "
+            f"up to {summary.attention_flops_per_token / 1e6:,.1f} M with the cache",
+        ),
+        (
+            "bytes read a token",
+            f"{summary.weight_bytes_per_token / 1e6:,.1f} MB of weights, "
+            f"up to {summary.state_bytes_per_token / 1e6:,.1f} MB of cache",
+        ),
     )
     for name, text in rows:
         console.print(f"{name:>20}  {text}", highlight=False)

@@ -11,7 +11,9 @@ HELP = "write the HTML report of a bundle"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("bundle", metavar="BUNDLE", help="a folder that omnic compile wrote")
-    parser.add_argument("-o", "--out", metavar="FILE", help="where to write it (default <bundle name>.html in the current folder)")
+    parser.add_argument(
+        "-o", "--out", metavar="FILE", help="where to write it (default <bundle name>.html in the current folder)"
+    )
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
     parser.add_argument("--json", action="store_true", help="print every figure as one JSON object instead")
 
@@ -30,7 +32,11 @@ def run(args: argparse.Namespace) -> int:
     bundle = open_bundle(args.bundle)
     if args.json:
         facts = gather(bundle)
-        print(json.dumps({**bundle_summary(bundle), "summary": facts.summary.as_dict(), "profile": facts.profile}, indent=2))
+        print(
+            json.dumps(
+                {**bundle_summary(bundle), "summary": facts.summary.as_dict(), "profile": facts.profile}, indent=2
+            )
+        )
         return 0
     out = Path(args.out) if args.out else Path(f"{bundle.path.name}.html")
     if out.exists() and not args.force:

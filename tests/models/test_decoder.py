@@ -26,20 +26,32 @@ class Runner:
         verify(self.module)
         rng = np.random.default_rng(7)
         store = WeightStore.random(self.module, seed=3)
-        weights = {name: store.array(name) + 0.05 * rng.standard_normal(store.array(name).shape) for name in self.module.weights}
+        weights = {
+            name: store.array(name) + 0.05 * rng.standard_normal(store.array(name).shape)
+            for name in self.module.weights
+        }
         self.run = Interpreter(self.module, weights).run
 
     def tokens(self, batch: int = 1, count: int = TOKENS) -> np.ndarray:
         return np.random.default_rng(1).integers(0, self.spec.vocab.size, (batch, count))
 
-    def call(self, tokens: np.ndarray, start: list[int], states: dict[str, Any] | None = None, length: list[int] | None = None,
-             **more: Any) -> dict[str, Any]:
+    def call(
+        self,
+        tokens: np.ndarray,
+        start: list[int],
+        states: dict[str, Any] | None = None,
+        length: list[int] | None = None,
+        **more: Any,
+    ) -> dict[str, Any]:
         batch, count = tokens.shape
         begin = np.asarray(start)
         inputs = {
-            "tokens": tokens, "positions": begin[:, None] + np.arange(count), "start": begin,
+            "tokens": tokens,
+            "positions": begin[:, None] + np.arange(count),
+            "start": begin,
             "length": np.full(batch, count) if length is None else np.asarray(length),
-            "rows": np.tile(np.arange(count), (batch, 1)), **more,
+            "rows": np.tile(np.arange(count), (batch, 1)),
+            **more,
         }
         return self.run(inputs, states=states)
 
@@ -111,8 +123,18 @@ def test_the_mtp_block_over_chunks_is_the_mtp_block_at_once() -> None:
 
     def call(at: int, count: int, states: dict[str, Any] | None) -> dict[str, Any]:
         steps = np.arange(count)[None]
-        return runner.run({"hidden": hidden[:, at : at + count], "next_tokens": tokens[:, at : at + count], "positions": at + steps,
-                           "start": np.array([at]), "length": np.array([count]), "rows": steps}, "mtp", states)
+        return runner.run(
+            {
+                "hidden": hidden[:, at : at + count],
+                "next_tokens": tokens[:, at : at + count],
+                "positions": at + steps,
+                "start": np.array([at]),
+                "length": np.array([count]),
+                "rows": steps,
+            },
+            "mtp",
+            states,
+        )
 
     whole = call(0, TOKENS, None)
     first = call(0, 29, None)
@@ -127,47 +149,63 @@ context: 64
 chunk: 16
 """
 
+MHA, GQA = "kind: mha, heads: 4", "kind: gqa, heads: 4, kv_heads: 2"
+MLA = "kind: mla, heads: 4, latent: 12, nope_dim: 8, rope_dim: 4, v_dim: 6"
+SWIGLU = "kind: dense, hidden: 64, activation: swiglu"
+MOE = "kind: moe, hidden: 32, experts: 6, top_k: 2"
+
+
+def dense(activation: str) -> str:
+    return f"kind: dense, hidden: 64, activation: {activation}"
+
+
+def model(attention: str, ffn: str, extra: str = "", repeat: int = 1, width: int = 32) -> str:
+    block = f"repeat: {repeat}, width: {width}, attention: {{{attention}}}, ffn: {{{ffn}}}"
+    return f"{HEAD}{extra}blocks:\n  - {{{block}}}\n"
+
+
 VARIANTS = {
-    "mqa": "blocks: [{width: 48, attention: {kind: mqa, heads: 6, head_dim: 8}, ffn: {kind: dense, hidden: 40, activation: geglu}}]",
-    "layer norm, biases": "bias: true\nnorm: {kind: layer}\n"
-    "blocks: [{width: 32, attention: {kind: mha, heads: 4}, ffn: {kind: dense, hidden: 64, activation: gelu}}]",
-    "post norm": "norm: {place: post}\nblocks: [{repeat: 2, width: 32, attention: {kind: mha, heads: 4}, ffn: {kind: dense, hidden: 64, activation: relu}}]",
-    "both norms": "norm: {place: both}\nblocks: [{width: 32, attention: {kind: mha, heads: 4}, ffn: {kind: dense, hidden: 64, activation: silu}}]",
-    "sinks, softcap, qk_norm": "qk_norm: true\nsinks: true\nsoftcap: {attention: 8.0, logits: 12.0}\n"
-    "blocks: [{width: 32, attention: {kind: gqa, heads: 4, kv_heads: 2, window: 9}, ffn: {kind: dense, hidden: 64, activation: relu2}}]",
-    "pattern": "blocks: [{repeat: 4, width: 32, attention: {kind: gqa, heads: 4, kv_heads: 2, window: 5, pattern: [local, local, global]}, "
-    "ffn: {kind: dense, hidden: 64, activation: swiglu}}]",
-    "yarn": "blocks: [{width: 32, attention: {kind: mha, heads: 4, rope: {base: 10000, scaling: {kind: yarn, factor: 4}}}, "
-    "ffn: {kind: dense, hidden: 64, activation: swiglu}}]\nbudget: {context: 256}",
-    "q latent": "blocks: [{width: 32, attention: {kind: mla, heads: 4, latent: 12, q_latent: 20, nope_dim: 8, rope_dim: 4, v_dim: 6, window: 7}, "
-    "ffn: {kind: dense, hidden: 64, activation: swiglu}}]",
-    "groups, split, bias": "blocks: [{width: 32, attention: {kind: mha, heads: 4}, ffn: {kind: moe, hidden: 32, experts: 6, top_k: 2, shared: 1, "
-    "groups: [2, 4], split: 2, select_bias: true, activation: swiglu}}]",
-    "group gate": "blocks: [{width: 32, attention: {kind: mha, heads: 4}, ffn: {kind: moe, hidden: 32, experts: 6, top_k: 2, "
-    "groups: [3, 3], group_gate: true, score: sigmoid, activation: gelu}}]",
-    "several kinds": "blocks:\n  - {repeat: 2, width: 32, attention: {kind: mha, heads: 4}, ffn: {kind: dense, hidden: 64, activation: swiglu}}\n"
-    "  - {width: 32, attention: {kind: mla, heads: 4, latent: 12, nope_dim: 8, rope_dim: 4, v_dim: 6}, "
-    "ffn: {kind: moe, hidden: 32, experts: 4, top_k: 2, activation: gelu}}\nheads: {mtp: {kind: linear, depth: 2}, verifier: true}",
+    "mqa": model("kind: mqa, heads: 6, head_dim: 8", dense("geglu"), width=48),
+    "layer norm, biases": model(MHA, dense("gelu"), "bias: true\nnorm: {kind: layer}\n"),
+    "post norm": model(MHA, dense("relu"), "norm: {place: post}\n", repeat=2),
+    "both norms": model(MHA, dense("silu"), "norm: {place: both}\n"),
+    "sinks, softcap, qk_norm": model(
+        f"{GQA}, window: 9", dense("relu2"), "qk_norm: true\nsinks: true\nsoftcap: {attention: 8.0, logits: 12.0}\n"
+    ),
+    "pattern": model(f"{GQA}, window: 5, pattern: [local, local, global]", SWIGLU, repeat=4),
+    "yarn": model(
+        f"{MHA}, rope: {{base: 10000, scaling: {{kind: yarn, factor: 4}}}}", SWIGLU, "budget: {context: 256}\n"
+    ),
+    "q latent": model(f"{MLA}, q_latent: 20, window: 7", SWIGLU),
+    "groups, split, bias": model(
+        MHA, f"{MOE}, shared: 1, groups: [2, 4], split: 2, select_bias: true, activation: swiglu"
+    ),
+    "group gate": model(MHA, f"{MOE}, groups: [3, 3], group_gate: true, score: sigmoid, activation: gelu"),
+    "several kinds": model(MHA, SWIGLU, repeat=2)
+    + f"  - {{width: 32, attention: {{{MLA}}},"
+    + " ffn: {kind: moe, hidden: 32, experts: 4, top_k: 2, activation: gelu}}\n"
+    + "heads: {mtp: {kind: linear, depth: 2}, verifier: true}\n",
 }
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_decodes_as_it_prefills(name: str) -> None:
-    runner = Runner(parse_spec(HEAD + VARIANTS[name] + "\n", "variant.yaml"))
+    runner = Runner(parse_spec(VARIANTS[name], "variant.yaml"))
     tokens = runner.tokens(2, 44)
     whole = runner.chunked(tokens, [16, 16, 12])
     close(runner.chunked(tokens, [1] * 20 + [11, 3, 10]), whole)
 
 
 def test_linear_heads_and_the_verifier_come_out_per_row() -> None:
-    runner = Runner(parse_spec(HEAD + VARIANTS["several kinds"] + "\n", "variant.yaml"))
+    runner = Runner(parse_spec(VARIANTS["several kinds"], "variant.yaml"))
     out = runner.call(runner.tokens(2, 9), [0, 0], rows=np.array([[8], [3]]))
-    assert out["logits"].shape == (2, 1, 97) and out["mtp"].shape == (2, 1, 2, 97) and out["verifier"].shape == (2, 1, 97)
+    assert (
+        out["logits"].shape == (2, 1, 97) and out["mtp"].shape == (2, 1, 2, 97) and out["verifier"].shape == (2, 1, 97)
+    )
 
 
 def test_a_window_forgets_what_lies_before_it() -> None:
-    text = HEAD + "blocks: [{width: 32, attention: {kind: mha, heads: 4, window: 6}, ffn: {kind: dense, hidden: 64, activation: swiglu}}]\n"
-    runner = Runner(parse_spec(text, "window.yaml"))
+    runner = Runner(parse_spec(model(f"{MHA}, window: 6", SWIGLU), "window.yaml"))
     tokens = runner.tokens(1, 40)
     changed = tokens.copy()
     changed[0, 10] = (changed[0, 10] + 1) % 97
@@ -184,7 +222,25 @@ def _names(module: Module) -> set[str]:
 
 def test_weight_names_are_the_training_names() -> None:
     assert _names(build(load_spec("tiny"))) == {
-        "embed", "final_norm", "mtp.hidden_norm", "mtp.embed_norm", "mtp.proj", "mtp.final_norm",
-        *(f"{prefix}.{part}" for prefix in ("blocks.0", "blocks.1", "blocks.2", "mtp.block")
-          for part in ("attn_norm", "attn.q", "attn.k", "attn.v", "attn.o", "ffn_norm", "ffn.gate", "ffn.up", "ffn.down")),
+        "embed",
+        "final_norm",
+        "mtp.hidden_norm",
+        "mtp.embed_norm",
+        "mtp.proj",
+        "mtp.final_norm",
+        *(
+            f"{prefix}.{part}"
+            for prefix in ("blocks.0", "blocks.1", "blocks.2", "mtp.block")
+            for part in (
+                "attn_norm",
+                "attn.q",
+                "attn.k",
+                "attn.v",
+                "attn.o",
+                "ffn_norm",
+                "ffn.gate",
+                "ffn.up",
+                "ffn.down",
+            )
+        ),
     }

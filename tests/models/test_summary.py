@@ -10,10 +10,20 @@ from omnic.spec import load_spec
 
 #: preset -> (total, active with the main head), in millions, as docs/spec.md lists them
 TABLE = {
-    "mobile_4gb": (1371.5, 271.6), "mobile_2gb": (361.2, 111.9), "mobile_4gb_moe16": (1440.7, 340.8), "mobile_2gb_moe16": (587.7, 137.1),
-    "draft_30m": (31.2, 31.2), "draft_60m": (50.2, 50.2), "draft_150m": (125.3, 125.3), "draft_1b": (1034.5, 1034.5),
-    "draft_2b": (2048.6, 2048.6), "draft_3b": (2913.3, 2913.3), "nano_125m": (123.6, 123.6), "nano_560m": (367.6, 334.8),
-    "tiny": (3.54, 2.82), "tiny_moe": (3.88, 2.19),
+    "mobile_4gb": (1371.5, 271.6),
+    "mobile_2gb": (361.2, 111.9),
+    "mobile_4gb_moe16": (1440.7, 340.8),
+    "mobile_2gb_moe16": (587.7, 137.1),
+    "draft_30m": (31.2, 31.2),
+    "draft_60m": (50.2, 50.2),
+    "draft_150m": (125.3, 125.3),
+    "draft_1b": (1034.5, 1034.5),
+    "draft_2b": (2048.6, 2048.6),
+    "draft_3b": (2913.3, 2913.3),
+    "nano_125m": (123.6, 123.6),
+    "nano_560m": (367.6, 334.8),
+    "tiny": (3.54, 2.82),
+    "tiny_moe": (3.88, 2.19),
 }
 
 
@@ -44,6 +54,14 @@ def test_flops_are_two_per_active_weight_of_a_product() -> None:
 
 
 def test_kinds_of_weights() -> None:
-    names = {"embed": "embedding", "blocks.1.attn.q": "attention", "blocks.1.ffn.experts.up": "experts", "blocks.1.ffn_norm": "norms",
-             "blocks.0.ffn.shared.up": "shared experts", "blocks.0.ffn.router": "routers", "mtp.block.attn.q": "mtp", "verifier": "verifier"}
+    names = {
+        "embed": "embedding",
+        "blocks.1.attn.q": "attention",
+        "blocks.1.ffn.experts.up": "experts",
+        "blocks.1.ffn_norm": "norms",
+        "blocks.0.ffn.shared.up": "shared experts",
+        "blocks.0.ffn.router": "routers",
+        "mtp.block.attn.q": "mtp",
+        "verifier": "verifier",
+    }
     assert {n: kind_of(n) for n in names} == names

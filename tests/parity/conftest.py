@@ -1,0 +1,76 @@
+"""Bundles of every preset's scaled copy for every backend, compiled once a test session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from omnic.api import compile as compile_model
+from omnic.ir.numeric import NumericClass, find_class
+from omnic.runtime.bundle import Bundle
+from omnic.runtime.session import Session, SessionOptions, open_session
+from omnic.spec import load_spec, scale
+
+TOLERANCES: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("tolerances.yaml").read_text())
+BACKENDS = tuple(TOLERANCES)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run a model, and how far it may be off."""
+
+    name: str
+    target: str
+    options: dict[str, Any]
+    kind: NumericClass
+    bitwise: bool
+    causality: float
+
+
+def backend_of(name: str) -> Backend:
+    """Return the backend that ``tolerances.yaml`` calls ``name``."""
+    target, _, profile = name.partition(" ")
+    row = TOLERANCES[name]
+    return Backend(
+        name,
+        target,
+        {"profile": profile} if profile else {},
+        find_class(row["class"]),
+        row["bitwise"],
+        row["causality"],
+    )
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Backend], Bundle]:
+    """Return a function that compiles a preset's scaled copy for a backend, once."""
+    known: dict[tuple[str, str], Bundle] = {}
+    folder = tmp_path_factory.mktemp("parity")
+
+    def get(preset: str, backend: Backend) -> Bundle:
+        key = (preset, backend.name)
+        if key not in known:
+            out = folder / f"{preset}-{backend.name.replace(' ', '-')}"
+            known[key] = compile_model(
+                scale(load_spec(preset)), backend.target, out, seed=11, options=backend.options, threads=1
+            )
+        return known[key]
+
+    return get
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each backend in turn."""
+    return backend_of(request.param)
+
+
+@pytest.fixture
+def session_of(compiled: Callable[[str, Backend], Bundle]) -> Callable[[str, Backend], Session]:
+    """Return a function that opens a fresh session of a preset on a backend."""
+    return lambda preset, backend: open_session(compiled(preset, backend), SessionOptions(threads=1))
