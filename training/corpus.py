@@ -8,8 +8,8 @@ by path and shared blocks of lines are cut out (:mod:`omnic.training.heldout`).
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,11 +52,6 @@ class Corpus:
     size: int
     dropped: int
     cut: int
-
-    def split(self, part: Iterable[str]) -> Iterator[Document]:
-        """Yield the documents whose first path component is in ``part``."""
-        wanted = frozenset(part)
-        return (d for d in self.documents if d.path.split("/", 1)[0] in wanted)
 
 
 def load_corpus(source: str = "stdlib") -> Corpus:
@@ -111,18 +106,11 @@ def _read(source: str, root: Path, skip: frozenset[str], suffixes: frozenset[str
 
 
 def _files(root: Path, skip: frozenset[str], suffixes: frozenset[str]) -> list[Path]:
-    found = []
-    for folder, folders, files in root.walk() if hasattr(root, "walk") else _walk(root):
-        folders[:] = sorted(f for f in folders if f not in skip)
-        found += [folder / f for f in files if Path(f).suffix in suffixes]
-    return sorted(found, key=lambda p: p.relative_to(root).as_posix())
-
-
-def _walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    import os
-
+    found: list[Path] = []
     for folder, folders, files in os.walk(root):
-        yield Path(folder), folders, files
+        folders[:] = [f for f in folders if f not in skip]
+        found += [Path(folder, f) for f in files if Path(f).suffix in suffixes]
+    return sorted(found, key=lambda p: p.relative_to(root).as_posix())
 
 
 def _decode(data: bytes) -> str | None:

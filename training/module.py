@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,10 +29,8 @@ def parameter_counts(front: Module) -> tuple[int, int]:
 
     matrices = rest = 0
     for name, weight in front.weights.items():
-        shape = tuple(int(d) for d in weight.type.shape)
-        count = 1
-        for dim in shape:
-            count *= dim
+        shape = tuple(d for d in weight.type.shape if isinstance(d, int))
+        count = math.prod(shape)
         if is_matrix(name, shape):
             matrices += count
         else:

@@ -145,7 +145,8 @@ class Phase:
                     self._lower(clock, (clock.seconds - began) / (here - first), progress)
                 entry = self._one(clock)
                 log.write(json.dumps(entry) + "\n")
-                smooth = entry["loss"] if smooth is None else 0.95 * smooth + 0.05 * entry["loss"]
+                loss: float = entry["loss"]
+                smooth = loss if smooth is None else 0.95 * smooth + 0.05 * loss
                 self._show(progress, clock, marks, smooth)
                 if self.evaluate is not None and self.state.step in evaluated_at:
                     value = self.evaluate()
