@@ -176,11 +176,13 @@ class _Builder:
     def setting(self, mapping: Node, tree: Tree[Token]) -> None:
         (key,) = _tokens(tree)
         value, *extra = _trees(tree)
-        node = self.keyed(key, value)
+        if key.value == "passes" and value.data == "list":
+            span = self.span(key)
+            node = self.node([self.one_pass(item, span) for item in _trees(value)], span, span)
+        else:
+            node = self.keyed(key, value)
         if key.value == "vocab" and not isinstance(node.value, dict):
             node = self.node({"size": self.node(node.value, node.span, self.span(key))}, node.span, self.span(key))
-        if key.value == "passes" and isinstance(node.value, list):
-            node.value = [self.one_pass(entry) for entry in node.value]
         for clause in extra:
             (inner,) = _tokens(clause)
             if not isinstance(node.value, dict):
@@ -189,13 +191,13 @@ class _Builder:
             self.put(node, inner.value, self.keyed(inner, _trees(clause)[0]))
         self.put(mapping, key.value, node)
 
-    def one_pass(self, entry: Node) -> Node:
-        """Return {name: options} for a pass with options, which is written as a call."""
-        if not isinstance(entry.value, dict) or "kind" not in entry.value:
-            return entry
-        options = dict(entry.value)
-        name = str(options.pop("kind").value)
-        return self.node({name: self.node(options, entry.span, entry.span)}, entry.span)
+    def one_pass(self, tree: Tree[Token], near: Span) -> Node:
+        """Return a pass: its name, or {name: options} where it is called with options."""
+        if tree.data != "call":
+            return self.value(tree, near)
+        (name,) = _tokens(tree)
+        options = self.fill(self.node({}, self.span(name), self.span(name)), _trees(tree)[0])
+        return self.node({name.value: options}, self.span(name))
 
     def block(self, root: Node, tree: Tree[Token]) -> None:
         assert isinstance(root.value, dict)

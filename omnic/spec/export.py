@@ -48,7 +48,8 @@ def _readable(spec: Spec) -> dict[str, Any]:
     budget = data.get("budget")
     for key in ("memory", "disk"):
         if budget and budget.get(key) is not None:
-            budget[key] = bytes_text(budget[key])
+            text = bytes_text(budget[key])
+            budget[key] = int(text) if text.isdigit() else text
     return data
 
 

@@ -133,7 +133,7 @@ def _text_beside(name: str, folder: FilePath | None) -> Text:
     if name in preset_names() or folder is None:
         return _text_named(name)
     path = folder / name
-    return read_file(path, path.as_posix())
+    return read_file(path) if path.suffix or path.exists() else _text_named(name)
 
 
 def _draft(name: str, folder: FilePath | None) -> Spec:
@@ -148,8 +148,8 @@ def _validated(tree: Node, file: str, folder: FilePath | None, *, drafts: bool) 
         spec = _rest(tree, dropped)
     if spec is not None:
         _bind(spec, tree, file, folder)
-        found = check_rules(spec, _draft if drafts and whole else None)
-        problems += [problem for problem in found if not _touches(problem.path, dropped)]
+        found = check_rules(spec, whole, _draft if drafts and whole else None)
+        problems += [item for item in found if not any(_touches(path, dropped) for path in (item.path, *item.reads))]
     if problems:
         raise DiagnosticError(_in_order(tree, problems))
     assert spec is not None

@@ -21,7 +21,8 @@ class Problem:
     """A thing wrong at a path of the spec.
 
     ``at_key`` puts the caret under the key instead of the value.  ``drop`` is the path to leave out
-    so that the rest can still be checked.
+    so that the rest can still be checked.  ``reads`` are other paths the problem depends on: where
+    one of them is wrong itself, this problem is not reported.
     """
 
     path: Path
@@ -29,6 +30,7 @@ class Problem:
     hint: str | None = None
     at_key: bool = False
     drop: Path | None = None
+    reads: tuple[Path, ...] = ()
 
 
 def diagnostic(tree: Node, problem: Problem) -> Diagnostic:
@@ -56,12 +58,20 @@ def flatten(errors: Iterable[Mapping[str, Any]], above: Path = ()) -> Iterator[t
             yield path, error
 
 
-def problem_of(root: type[BaseModel], tree: Node, path: Path, error: Mapping[str, Any]) -> Problem:
-    """Return the problem that a flattened pydantic error stands for."""
+def problem_of(root: type[BaseModel], tree: Node, path: Path, error: Mapping[str, Any], above: Path = ()) -> Problem:
+    """Return the problem that a flattened pydantic error stands for.
+
+    Args:
+        root: the model that was validated.
+        tree: what it was validated from.
+        path: the flattened path below ``tree``.
+        error: the error.
+        above: where ``tree`` lies in the spec, for the words of the message.
+    """
     kind, value, ctx = error["type"], error.get("input"), error.get("ctx", {})
     name = str(path[-1]) if path else "the spec"
-    what = path_text(path) or "the spec"
-    parent = path_text(path[:-1]) or "the spec"
+    what = path_text((*above, *path)) or "the spec"
+    parent = path_text((*above, *path)[:-1]) or "the spec"
     match kind:
         case "extra_forbidden":
             keys = _keys(root, tree, path[:-1])

@@ -30,17 +30,18 @@ MAX_LAYERS = 4096
 DraftReader = Callable[[str, FilePath | None], "Spec"]
 
 
-def check_rules(spec: Spec, draft: DraftReader | None) -> list[Problem]:
+def check_rules(spec: Spec, whole: bool, draft: DraftReader | None) -> list[Problem]:
     """Return what is wrong between values of a spec whose keys are right.
 
     Args:
         spec: the spec, bound to its tree.
+        whole: nothing of it was left out as wrong; if not, rules over the whole model are not asked.
         draft: reads the spec that ``draft:`` names; None leaves files (draft, tokenizer) alone.
     """
     problems = [*_model(spec), *_heads(spec)]
     for number, block in enumerate(spec.blocks):
         problems += _block(spec, block, ("blocks", number))
-    if not problems:
+    if whole and not problems:
         problems += _capacity(spec)
     if not problems and draft is not None:
         problems += [*_tokenizer(spec), *_draft(spec, draft)]
@@ -100,7 +101,8 @@ def _pattern(block: BlockModel, attention: AttentionModel, path: Path) -> Iterat
     if attention.pattern is None:
         for name, value in (("local", attention.local), ("global", attention.global_)):
             if value is not None:
-                yield Problem((*path, name), f"'{name}' needs a pattern", "add 'pattern: [local, global]'", at_key=True)
+                hint, reads = "add 'pattern: [local, global]'", ((*path, "pattern"),)
+                yield Problem((*path, name), f"'{name}' needs a pattern", hint, at_key=True, reads=reads)
         return
     for name, value in (("local", attention.local), ("global", attention.global_)):
         if value is not None and name not in attention.pattern:
@@ -110,7 +112,8 @@ def _pattern(block: BlockModel, attention: AttentionModel, path: Path) -> Iterat
         yield Problem((*path, "pattern"), message, at_key=True)
     local = variant(attention, "local")
     if "local" in attention.pattern and local.get("window") is None:
-        yield Problem((*path, "pattern"), "local layers need a window", "add 'window: TOKENS'", at_key=True)
+        hint, reads = "add 'window: TOKENS'", ((*path, "window"), (*path, "local"))
+        yield Problem((*path, "pattern"), "local layers need a window", hint, at_key=True, reads=reads)
 
 
 def _variant(
@@ -127,7 +130,7 @@ def _variant(
             type(attention).model_validate(variant(attention, name))
         except ValidationError as error:
             for steps, item in flatten(error.errors(include_url=False)):
-                found = problem_of(type(attention), spec.tree, steps, item)
+                found = problem_of(type(attention), spec.tree.nearest(path), steps, item, (*path, name))
                 yield Problem(at(*(str(step) for step in found.path)), found.message, found.hint, found.at_key)
             return
     attention = type(attention).model_validate(variant(attention, name))
@@ -161,7 +164,7 @@ def _head_rules(spec: Spec, block: BlockModel, attention: AttentionModel, at: Ca
             yield Problem(where, message, f"divisors of {heads}: {divisors}" if heads <= 512 else None)
     if attention.head_dim is None and spec.head_dim is None and block.width % heads:
         message = f"heads {heads} does not divide width {block.width}"
-        yield Problem(at("heads"), message, "or write head_dim")
+        yield Problem(at("heads"), message, "or write head_dim", reads=(at("head_dim"), ("head_dim",)))
 
 
 def _reach(spec: Spec, layer: Attention, at: Callable[..., Path]) -> Iterator[Problem]:
@@ -210,13 +213,16 @@ def _moe(moe: MoeModel, path: Path) -> Iterator[Problem]:
         for key in ("top_groups", "group_gate"):
             if key in moe.model_fields_set:
                 hint = "add 'groups: [SIZE, SIZE, ...]'"
-                yield Problem((*path, key), f"'{key}' needs groups", hint, at_key=True)
+                reads = ((*path, "groups"),)
+                yield Problem((*path, key), f"'{key}' needs groups", hint, at_key=True, reads=reads)
     if moe.top_k > chosen:
-        yield Problem((*path, "top_k"), f"top_k {moe.top_k} is more than {among}")
+        yield Problem((*path, "top_k"), f"top_k {moe.top_k} is more than {among}", reads=((*path, "groups"),))
     if moe.hidden % moe.split:
         yield Problem((*path, "split"), f"split {moe.split} does not divide hidden {moe.hidden}")
     if moe.shared_hidden is not None and not moe.shared:
-        yield Problem((*path, "shared_hidden"), "'shared_hidden' needs shared experts", "add 'shared: 1'", at_key=True)
+        hint, reads = "add 'shared: 1'", ((*path, "shared"),)
+        message = "'shared_hidden' needs shared experts"
+        yield Problem((*path, "shared_hidden"), message, hint, at_key=True, reads=reads)
 
 
 def _count(number: int, what: str) -> str:

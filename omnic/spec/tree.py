@@ -20,7 +20,7 @@ MAX_TEXT = 1 << 20  # characters; the longest spec people write is a few kB
 MAX_DEPTH = 32
 
 _INT = re.compile(r"[-+]?\d{1,3}(?:_?\d{1,3}){0,5}\Z", re.ASCII)
-_FLOAT = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d{1,3})?\Z", re.ASCII)
+_FLOAT = re.compile(r"[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d{1,3})?|\d+[eE][-+]?\d{1,3})\Z", re.ASCII)
 _BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 _WORDS: dict[str, Scalar] = {"true": True, "false": False, "null": None, "none": None, "~": None, "": None}
 

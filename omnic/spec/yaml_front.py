@@ -39,7 +39,8 @@ def read_yaml(source: Text) -> Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         said = " ".join(part for part in (error.context, error.problem) if part)
-        span = source.span(mark.line + 1, mark.column + 1) if mark else source.span(1, 1)
+        end = len(source.text.rstrip())  # an error past the end shows on the last line
+        span = source.at(min(mark.index, max(0, end - 1))) if mark else source.span(1, 1)
         raise source.error(f"not YAML: {said}", span) from None
     except yaml.reader.ReaderError as error:
         code = ord(error.character) if isinstance(error.character, str) else error.character
