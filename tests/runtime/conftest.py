@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from omnic.runtime.bundle import Bundle
 from omnic.runtime.bundle_write import BundleWriter
+from omnic.runtime.files import Filesystem
 from omnic.runtime.manifest import Executable, Manifest, SpecText, TokenizerEntry
 from omnic.runtime.session import EXECUTABLES, Call, Outputs, Session, SessionBase, SessionInfo
 from omnic.runtime.tokenizer import Tokenizer
@@ -143,3 +145,39 @@ def fake_bundle(tmp_path, monkeypatch, byte_tokenizer):
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    """The manifest of the bundles that ``write`` writes."""
+    return Manifest(
+        omnic="0.1.0",
+        model="tiny",
+        target="onnx",
+        spec=SpecText(file="tiny.yaml", text="omnic: 1\n"),
+        executable=Executable(kind="onnx", entry="model.onnx"),
+        tokenizer=TokenizerEntry(files=("tokenizer/tokenizer.json",), vocab=8),
+    )
+
+
+@pytest.fixture
+def write(manifest: Manifest) -> Callable[..., Bundle]:
+    """Return a writer of small bundles: ``write(out, payload, fs=..., force=..., key=...)``."""
+
+    def make(out: Path, payload: bytes = b"weights", fs: Filesystem | None = None, **options: Any) -> Bundle:
+        with BundleWriter(out, fs=fs, **options) as writer:
+            writer.data("model.onnx", b"program")
+            writer.text("module.ir", "module @tiny {}\n")
+            writer.json("tokenizer/tokenizer.json", {"a": 1})
+            with writer.stream("weights.bin") as file:
+                for at in range(0, len(payload), 3):
+                    file.write(payload[at : at + 3])
+            return writer.commit(manifest)
+
+    return make
+
+
+@pytest.fixture
+def leftovers() -> Callable[[Path], list[str]]:
+    """Return what lists the names in a folder."""
+    return lambda folder: sorted(path.name for path in folder.iterdir())
