@@ -21,8 +21,9 @@ _RESERVED = frozenset(("true", "false", "inf", "nan", "min", "max", "floordiv", 
 _STRING = r'"(?:[^"\\\n]|\\.)*"'
 _TOKEN = re.compile(
     rf"""
-    (?P<space>[ \t\r\f\v\ufeff]+|\#[^\n]*)
-  | (?P<newline>\n)
+    [ \t\r\f\v\ufeff]*(?:
+    (?P<newline>\n)
+  | (?P<comment>\#[^\n]*)
   | (?P<value>[%@](?:[A-Za-z0-9_.]+|{_STRING}))
   | (?P<element>[A-Za-z]\w*<[^<>\n"]*>)
   | (?P<word>[A-Za-z_]\w*(?:\.\w+)*)
@@ -30,6 +31,8 @@ _TOKEN = re.compile(
   | (?P<int>\d+)
   | (?P<string>{_STRING})
   | (?P<sign>->|\.\.|[(){{}}\[\]:,=+\-*])
+  | (?P<end>\Z)
+    )
     """,
     re.VERBOSE | re.ASCII,
 )
@@ -90,13 +93,14 @@ def tokenise(source: Source) -> tuple[list[Token], list[Diagnostic]]:
         if match is None:
             at = _report(source, at, problems)
             continue
-        kind, start, at = match.lastgroup or "", at, match.end()
+        kind = match.lastgroup or ""
+        start, at = match.span(kind)
         if kind == "newline":
             leads = True
             continue
-        if kind == "space":
+        if kind in ("comment", "end"):
             continue
-        body = match.group()
+        body = text[start:at]
         if kind == "sign":
             kind = body
         elif kind == "value":
@@ -126,6 +130,8 @@ def _worst(problems: list[Diagnostic]) -> list[Diagnostic]:
 def _report(source: Source, at: int, problems: list[Diagnostic]) -> int:
     """Note what cannot be read at ``at`` and return where to go on."""
     text = source.text
+    while text[at] in " \t\r\f\v\ufeff":
+        at += 1
     line_end = text.find("\n", at)
     line_end = len(text) if line_end < 0 else line_end
     quote_at = at + 1 if text[at] in "%@" and text[at + 1 : at + 2] == '"' else at
@@ -140,6 +146,8 @@ def _report(source: Source, at: int, problems: list[Diagnostic]) -> int:
 
 
 def _decode(body: str) -> str | None:
+    if "\\" not in body:
+        return body[1:-1]
     try:
         decoded: str = json.loads(body, strict=False)
     except json.JSONDecodeError:

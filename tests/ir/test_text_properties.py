@@ -26,6 +26,7 @@ def check_round_trip(module: Module) -> None:
     assert print_module(again) == text
 
 
+@settings(max_examples=25)
 @given(modules())
 def test_random_modules_round_trip(module: Module) -> None:
     verify(module)
@@ -88,7 +89,7 @@ def _sources() -> list[str]:
 
 def test_damaged_texts_give_a_module_or_diagnostics() -> None:
     sources, rng = _sources(), random.Random(1)
-    for _ in range(400):
+    for _ in range(300):
         check_typed(damaged(rng.choice(sources), rng))
 
 
