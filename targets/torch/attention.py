@@ -11,6 +11,7 @@ from omnic.targets.torch.kernels import (
     KEYS,
     Seen,
     act,
+    aligned,
     head_product,
     linear,
     pointwise,
@@ -36,7 +37,7 @@ def attention(
         values = v[row, :count].reshape(count * groups, KEYS, value).float()
         for token in range(tokens):
             query = q[row, :, token].reshape(1, groups, heads // groups, width).expand(count, -1, -1, -1)
-            scores = torch.bmm(query.reshape(count * groups, heads // groups, width), keys)
+            scores = torch.bmm(aligned(query.reshape(count * groups, heads // groups, width)), keys)
             out[row, token] = _mix(scores.reshape(count, groups, -1, KEYS), values, seen, row, token, scale, softcap, sinks)
     return out.transpose(1, 2)
 
@@ -118,8 +119,8 @@ def mla(
         latents, turned = latent[row, :count].float(), rope_k[row, :count].float().transpose(1, 2)
         keys = latents.transpose(1, 2)
         for token in range(tokens):
-            scores = torch.bmm(absorbed[row, :, token].expand(count, heads, width).contiguous(), keys)
-            scores = scores + torch.bmm(q_rope[row, :, token].expand(count, heads, turn).contiguous(), turned)
+            scores = torch.bmm(aligned(absorbed[row, :, token].expand(count, heads, width)), keys)
+            scores = scores + torch.bmm(aligned(q_rope[row, :, token].expand(count, heads, turn)), turned)
             out[row, token] = _mix(scores[:, None], latents, seen, row, token, scale, softcap, None)
     return head_product(out.transpose(1, 2), w_v.transpose(1, 2))
 
