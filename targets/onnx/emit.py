@@ -19,15 +19,14 @@ from omnic.targets.onnx.lower.attend import fused_attention
 from omnic.targets.onnx.lower.composites import position_limit, skip_norm
 from omnic.targets.onnx.lower.core import refuse
 from omnic.targets.onnx.plan import Plan, make_plan
+from omnic.targets.onnx.program import METADATA
 from omnic.targets.onnx.tensors import DATA_FILE, TensorTable
 from omnic.targets.onnx.writer import IR_VERSION, GraphWriter, element_type
 
-__all__ = ["KIND", "METADATA", "TABLE_FILE", "Program", "emit", "write_function"]
+__all__ = ["KIND", "TABLE_FILE", "Program", "emit", "write_function"]
 
 KIND = "onnx"
 TABLE_FILE = "weights.json"
-#: key of the program's own description in the file's metadata
-METADATA = "omnic"
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,8 @@ def emit(request: EmitRequest) -> Emitted:
         nodes |= {f"{name}:{node}" if len(programs) > 1 else node: ops for node, ops in program.nodes.items()}
     remarks = [f"{name}: {r}" for name, p in programs.items() for r in p.remarks]
     remarks += [f"weight {name} lies {count} times in {DATA_FILE}" for name, count in tensors.copies().items()]
-    interface = {"programs": {name: dict(p.description) for name, p in programs.items()}, "data": DATA_FILE, "bytes": tensors.bytes}
+    about = {name: {k: v for k, v in p.description.items() if k in ("inputs", "states", "results")} for name, p in programs.items()}
+    interface = {"programs": about, "data": DATA_FILE, "bytes": tensors.bytes}
     return Emitted(KIND, request.module, files, interface, nodes, tuple(remarks))
 
 
@@ -94,7 +94,8 @@ def write_function(module: Module, function: Function, tensors: TensorTable, pro
         if found in w.graph.outputs or found.producer() is None:
             found = _copy(w, result.name, found)
         w.graph.outputs.append(found)
-    description = _describe(w, profile)
+    ours = {v.name for v in function.values()}
+    description = _describe(w, profile, [name for name in w.shown if name in ours])
     model = onnx.Model(w.graph, ir_version=IR_VERSION, producer_name="omnic")
     model.metadata_props[METADATA] = json.dumps(description)
     remarks = tuple(f"{name} is standard Attention: {why}" for name, why in plan.remarks.items())
@@ -163,7 +164,7 @@ def _check_states(module: Module, function: Function) -> None:
                              "write it once and read the new version")
 
 
-def _describe(w: GraphWriter, profile: str) -> dict[str, Any]:
+def _describe(w: GraphWriter, profile: str, shown: Sequence[str]) -> dict[str, Any]:
     """What a session and a checker need to know about a program."""
     module, function = w.module, w.function
     states = {
@@ -180,5 +181,5 @@ def _describe(w: GraphWriter, profile: str) -> dict[str, Any]:
         "function": function.name, "profile": profile, "dims": {n: [r.low, r.high] for n, r in module.dims.items()},
         "meta": {k: v for k, v in module.meta.items() if isinstance(v, (int, str))},
         "inputs": [p.value.name for p in function.params if p.state is None],
-        "states": states, "results": results, "positions": position_limit(w), "shown": list(w.shown),
+        "states": states, "results": results, "positions": position_limit(w), "shown": list(shown),
     }

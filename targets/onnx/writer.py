@@ -263,7 +263,7 @@ class GraphWriter:
                     outside, self._into = self._into, self.graph
                     found = self.op("Shape", self._values[param.value], start=axis, end=axis + 1)
                     self._into = outside
-                    found.name = f"dim.{name}"
+                    found.name, found.type, found.shape = f"dim.{name}", onnx.TensorType(onnx.DataType.INT64), onnx.Shape([1])
                     self.memo[key] = found
                     return found
         raise InternalError(f"no parameter of @{self.function.name} gives {name}")

@@ -1,0 +1,309 @@
+"""Sessions of the onnx target: one ONNX Runtime session, states bound once and updated in place.
+
+A state is one buffer, bound as input and as output of the program, so that nothing is copied between
+calls.  What a call of the same shape binds is kept: a decoded token writes a few integers into bound
+arrays and runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from omnic.errors import BundleError, InputError, MissingExtraError
+from omnic.ir.graph import Module
+from omnic.runtime.session import Call, Ints, Outputs, SessionBase, SessionInfo, SessionOptions
+from omnic.targets.onnx.program import METADATA, runtime_options
+
+if TYPE_CHECKING:
+    from omnic.runtime.bundle import Bundle
+
+__all__ = ["OnnxSession", "Programs", "load"]
+
+#: result buffers up to this many bytes are kept for the next call of the same shape
+KEPT_BYTES = 32 << 20
+KEPT_SHAPES = 8
+DTYPES: Mapping[str, Any] = {"f32": np.float32, "f16": np.float16}
+
+
+def load(bundle: Bundle, options: SessionOptions) -> OnnxSession:
+    """Return a session for a bundle of kind ``onnx``.
+
+    Raises:
+        BundleError: a program is missing or ONNX Runtime refuses it.
+        InputError: more memory is needed than ``options.memory``.
+    """
+    return OnnxSession(Programs(bundle.path, bundle.module, options))
+
+
+class Programs:
+    """The programs of a bundle; each is opened when it is first used and shared by every fork.
+
+    Args:
+        folder: of the bundle.
+        module: its IR.
+        options: threads and memory.
+    """
+
+    def __init__(self, folder: Path, module: Module, options: SessionOptions) -> None:
+        self.folder, self.module = folder, module
+        self.threads = options.threads or _cores()
+        need = sum(f.stat().st_size for f in folder.glob("*.bin"))
+        if options.memory is not None and need > options.memory:
+            raise InputError(f"the weights take {need:,} bytes in f32; the limit is {options.memory:,}",
+                             "raise the limit, or compile for a target that keeps weights in fewer bits")
+        self._open: dict[str, tuple[ort.InferenceSession, dict[str, Any]]] = {}
+
+    def get(self, function: str) -> tuple[ort.InferenceSession, dict[str, Any]]:
+        """Return the ONNX Runtime session of a function and what the program says about itself."""
+        if function not in self._open:
+            path = self.folder / f"{function}.onnx"
+            if not path.is_file():
+                raise InputError(f"this bundle has no program '{function}'", "the model has no such block")
+            session = open_program(path, self.threads)
+            self._open[function] = session, json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
+        return self._open[function]
+
+
+def open_program(path: Path, threads: int) -> ort.InferenceSession:
+    """Open one program.
+
+    Raises:
+        BundleError: ONNX Runtime refuses the file.
+    """
+    try:
+        return ort.InferenceSession(str(path), runtime_options(threads), providers=["CPUExecutionProvider"])
+    except (ort.capi.onnxruntime_pybind11_state.Fail, ort.capi.onnxruntime_pybind11_state.InvalidProtobuf,
+            ort.capi.onnxruntime_pybind11_state.InvalidGraph, ort.capi.onnxruntime_pybind11_state.NoSuchFile,
+            ort.capi.onnxruntime_pybind11_state.InvalidArgument, ort.capi.onnxruntime_pybind11_state.RuntimeException) as error:
+        raise BundleError(f"{path}: ONNX Runtime {ort.__version__} refuses it: {str(error).splitlines()[0]}",
+                          "copy the bundle again, or compile it again") from error
+    except ort.capi.onnxruntime_pybind11_state.NotImplemented as error:
+        raise MissingExtraError(f"an operator of {path.name} in ONNX Runtime {ort.__version__}", "onnx") from error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What calls of one shape share: bound inputs to write into, and bound results to read."""
+
+    binding: ort.IOBinding
+    inputs: Mapping[str, npt.NDArray[Any]]
+    outputs: Mapping[str, npt.NDArray[np.float32]]
+    owned: tuple[Any, ...]
+
+
+class OnnxSession(SessionBase):
+    """A batch of rows: their states, and the programs they share with other sessions.
+
+    Args:
+        programs: the programs.
+        batch: rows.
+    """
+
+    def __init__(self, programs: Programs, batch: int = 1) -> None:
+        super().__init__(SessionInfo.of(programs.module, "onnx"), batch)
+        self.programs = programs
+        self._reset(batch)
+
+    # -- what SessionBase asks for ----------------------------------------------------------------------
+    def _reset(self, batch: int) -> None:
+        states: dict[str, npt.NDArray[Any]] = {}
+        for function in ("forward", *self._blocks()):
+            for name, state in self.programs.get(function)[1]["states"].items() if function == "forward" else self._states_of(function):
+                shape = [batch if d == "B" else int(d) for d in state["shape"]]
+                states[name] = np.zeros(shape, DTYPES[state["dtype"]])
+        self._hold(states)
+        self._mtp_start = np.zeros(batch, np.int64)
+
+    def _hold(self, states: dict[str, npt.NDArray[Any]]) -> None:
+        """Keep these buffers as the states; what was bound before is dropped."""
+        self._states = states
+        self._values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in states.items()}
+        self._steps: dict[tuple[str, int, int, int], _Step] = {}
+
+    def _fork(self) -> OnnxSession:
+        other = OnnxSession.__new__(OnnxSession)
+        SessionBase.__init__(other, self._info, len(self._start))
+        other.programs = self.programs
+        other._hold({name: array.copy() for name, array in self._states.items()})
+        other._mtp_start = self._mtp_start.copy()
+        return other
+
+    def _rollback(self, lengths: Ints) -> None:
+        self._mtp_start = np.minimum(self._mtp_start, lengths)
+
+    def state_bytes(self) -> int:
+        """Return the bytes that the states of all rows take."""
+        return sum(array.nbytes for array in self._states.values())
+
+    def _run(self, call: Call) -> Outputs:
+        inputs = {n: getattr(call, n) for n in ("tokens", "positions", "start", "length", "rows")}
+        if self._info.parents:
+            # A chain where none is given: each token's parent is the one before it.
+            chain = np.arange(-1, call.tokens.shape[1] - 1)
+            inputs["parents"] = call.parents if call.parents is not None else np.broadcast_to(chain, call.tokens.shape)
+        found = self._call("forward", inputs)
+        return Outputs(found["logits"], found.get("hidden"), found.get("mtp"), found.get("verifier"))
+
+    # -- running a program ---------------------------------------------------------------------------------
+    def _call(self, function: str, inputs: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.float32]]:
+        """Run a program on its states; tokens beyond the longest row's ``length`` are not computed."""
+        batch, count = inputs["positions"].shape
+        longest = int(inputs["length"].max())
+        limit = self.programs.get(function)[1]["positions"]
+        if int(inputs["positions"].max()) >= limit or int(inputs["positions"].min()) < 0:
+            self._check_positions(inputs, limit)
+        if longest < count:
+            inputs = self._cut(inputs, max(longest, 1))
+        step = self._step(function, batch, inputs["positions"].shape[1], inputs["rows"].shape[1])
+        for name, array in step.inputs.items():
+            array[...] = inputs[name]
+        step.binding.synchronize_inputs()
+        self.programs.get(function)[0].run_with_iobinding(step.binding)
+        return dict(step.outputs) if longest >= count else _padded(step.outputs, count)
+
+    def _cut(self, inputs: dict[str, npt.NDArray[Any]], longest: int) -> dict[str, npt.NDArray[Any]]:
+        cut = {n: a[:, :longest] if n not in ("start", "length", "rows") else a for n, a in inputs.items()}
+        return {**cut, "rows": np.minimum(cut["rows"], longest - 1)}
+
+    def _check_positions(self, inputs: Mapping[str, npt.NDArray[Any]], limit: int) -> None:
+        valid = np.arange(inputs["positions"].shape[1])[None] < inputs["length"][:, None]
+        wrong = valid & ((inputs["positions"] >= limit) | (inputs["positions"] < 0))
+        if wrong.any():
+            raise InputError(f"position {inputs['positions'][wrong][0]} is outside the rotary tables of this program, 0..{limit - 1}",
+                             "compile with a larger context")
+
+    def _step(self, function: str, batch: int, count: int, rows: int) -> _Step:
+        key = (function, batch, count, rows)
+        if key in self._steps:
+            return self._steps[key]
+        session, about = self.programs.get(function)
+        sizes = {"B": batch, "T": count, "R": rows}
+        binding = session.io_binding()
+        inputs: dict[str, npt.NDArray[Any]] = {}
+        outputs: dict[str, npt.NDArray[np.float32]] = {}
+        owned: list[Any] = []
+        for tensor in session.get_inputs():
+            if tensor.name in about["states"]:
+                binding.bind_ortvalue_input(tensor.name, self._values[tensor.name])
+                continue
+            shape = [sizes[d] if isinstance(d, str) else d for d in tensor.shape]
+            inputs[tensor.name] = np.zeros(shape, np.int64 if tensor.type == "tensor(int64)" else np.float32)
+            owned.append(ort.OrtValue.ortvalue_from_numpy(inputs[tensor.name]))
+            binding.bind_ortvalue_input(tensor.name, owned[-1])
+        for result in about["results"]:
+            if result["state"] is not None:
+                binding.bind_ortvalue_output(result["value"], self._values[result["state"]])
+                continue
+            shape = [sizes[d] if d in sizes else int(d) for d in result["shape"]]
+            outputs[result["name"]] = np.zeros(shape, np.float32)
+            owned.append(ort.OrtValue.ortvalue_from_numpy(outputs[result["name"]]))
+            binding.bind_ortvalue_output(result["value"], owned[-1])
+        step = _Step(binding, inputs, outputs, tuple(owned))
+        if sum(a.nbytes for a in outputs.values()) <= KEPT_BYTES:
+            if len(self._steps) >= KEPT_SHAPES:
+                self._steps.pop(next(iter(self._steps)))
+            self._steps[key] = step
+        return step
+
+    # -- beyond the common interface -------------------------------------------------------------------------
+    def _blocks(self) -> tuple[str, ...]:
+        """Names of the MTP blocks."""
+        return tuple(n for n in self.programs.module.functions if n == "mtp" or n.startswith("mtp."))
+
+    def _states_of(self, function: str) -> list[tuple[str, dict[str, Any]]]:
+        """States of a program that is not open yet, from the IR."""
+        module = self.programs.module
+        names = [p.state for p in module.function(function).params if p.state is not None]
+        return [
+            (n, {"shape": [d if isinstance(d, int) else str(d) for d in module.states[n].type.shape],
+                 "dtype": str(module.states[n].type.element)}) for n in names
+        ]
+
+    @property
+    def mtp_start(self) -> Ints:
+        """Tokens that the MTP block has seen of each row, i64[B]; rolled back with the main states."""
+        return self._mtp_start.copy()
+
+    def mtp_forward(
+        self, hidden: npt.NDArray[np.float32], next_tokens: npt.ArrayLike, length: npt.ArrayLike | None = None,
+        rows: npt.ArrayLike | None = None, function: str = "mtp",
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Append tokens to the MTP block's states and return its logits [B, R, V] and hidden [B, T, D].
+
+        Args:
+            hidden: f32[B, T, D], the residual stream of the main model (or of the block, for further drafts).
+            next_tokens: i64[B, T], the token after each.
+            length: i64[B], valid tokens of each row; T when None.
+            rows: i64[B, R], indices whose logits are wanted; all when None.
+            function: ``mtp``, or ``mtp.0`` and so on for several blocks.
+
+        Raises:
+            InputError: the model has no such block, shapes do not fit, or the states are full.
+        """
+        stream, tokens = np.asarray(hidden, np.float32), np.asarray(next_tokens, np.int64)
+        batch, start = len(self._start), self._mtp_start
+        if stream.ndim != 3 or tokens.shape != stream.shape[:2] or len(tokens) != batch:
+            raise InputError(f"hidden {list(stream.shape)} and next_tokens {list(tokens.shape)} must be [{batch}, T, D] and [{batch}, T]")
+        if tokens.size and (int(tokens.min()) < 0 or int(tokens.max()) >= self._info.vocab):
+            raise InputError(f"a token id is outside the vocabulary 0..{self._info.vocab - 1}")
+        count = tokens.shape[1]
+        if not 1 <= count <= self._info.chunk:
+            raise InputError(f"{count} tokens in one call; this program takes 1 to {self._info.chunk}")
+        step = np.arange(count, dtype=np.int64)[None]
+        valid = np.full(batch, count, np.int64) if length is None else np.asarray(length, np.int64)
+        wanted = np.repeat(step, batch, 0) if rows is None else np.asarray(rows, np.int64)
+        if valid.shape != (batch,) or (valid < 0).any() or (valid > count).any():
+            raise InputError(f"length must be in 0..{count} for every row")
+        if ((start + valid) > self._info.capacity).any():
+            raise InputError(f"a row would hold more than {self._info.capacity} tokens in the MTP block",
+                             "shorten the prompt, or compile with a larger budget.context")
+        inputs: dict[str, npt.NDArray[Any]] = {
+            "hidden": stream, "next_tokens": tokens, "positions": start[:, None] + step, "start": start, "length": valid,
+            "rows": wanted, "parents": np.repeat(step - 1, batch, 0),
+        }
+        found = self._call(function, {n: inputs[n] for n in self.programs.get(function)[1]["inputs"]})
+        self._mtp_start = start + valid
+        return found["logits"], found["hidden"]
+
+    def move(self, source: npt.ArrayLike, target: npt.ArrayLike) -> None:
+        """Copy token ``source[b, n]`` to ``target[b, n]`` in every state (logical indices, -1 skips the pair).
+
+        This compacts the accepted path of a token tree; ``rollback`` to its end comes after it.
+
+        Raises:
+            InputError: an index is outside what the row holds.
+        """
+        read, write = np.asarray(source, np.int64), np.asarray(target, np.int64)
+        held = self._start[:, None]
+        if read.ndim != 2 or read.shape != write.shape or len(read) != len(held):
+            raise InputError(f"source and target must both be i64[{len(held)}, N]")
+        if (read < -1).any() or (write < -1).any() or (read >= held).any() or (write >= held).any():
+            raise InputError("source and target must be -1 or indices of tokens that the row holds")
+        row, pair = np.nonzero((read >= 0) & (write >= 0))
+        for name in self.programs.get("forward")[1]["states"]:
+            slots = np.moveaxis(self._states[name], -2, 1)
+            capacity = slots.shape[1]
+            slots[row, write[row, pair] % capacity] = slots[row, read[row, pair] % capacity]
+
+
+def _padded(outputs: Mapping[str, npt.NDArray[np.float32]], count: int) -> dict[str, npt.NDArray[np.float32]]:
+    """Hidden states of tokens that were not computed are 0."""
+    found = dict(outputs)
+    if "hidden" in found:
+        short = found["hidden"]
+        found["hidden"] = np.zeros((short.shape[0], count, *short.shape[2:]), np.float32)
+        found["hidden"][:, : short.shape[1]] = short
+    return found
