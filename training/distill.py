@@ -54,6 +54,6 @@ class DistillLoss:
             state = out["hidden"]
         losses: list[Tensor] = []
         for k in range(1, min(self.unroll, length - 1) + 1):
-            logits, state = mtp_forward(self.model, state[:, : length - k], tokens[:, k:])
+            logits, state = mtp_forward(self.model, state[:, : length - k], tokens[:, k:], k - 1)
             losses.append(-(teacher[:, k:] * logits.float().log_softmax(-1)).sum(-1).mean())
         return torch.stack(losses).mean(), losses[0].detach(), []

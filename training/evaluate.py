@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from omnic.errors import InputError
 from omnic.runtime.tokenizer import Tokenizer
 from omnic.training.heldout import Heldout
-from omnic.training.protocol import has_block_mtp, mtp_forward
+from omnic.training.protocol import has_block_mtp, mtp_depth, mtp_forward
 
 __all__ = ["BitsPerByte", "TokensPerPass", "bits_per_byte", "tokens_per_pass", "windows", "xz_bits_per_byte"]
 
@@ -204,16 +204,21 @@ def tokens_per_pass(
 def _draft(model: nn.Module, hidden: Tensor, tokens: Tensor, drafts: int) -> Tensor:
     """Return ``drafts`` drafts after the last token, i64[B, drafts].
 
-    ``hidden[:, i]`` is the trunk's state of the token before ``tokens[:, i]``.  Each draft appends
-    the block's own state and token, so that its attention sees real states before it.
+    ``hidden[:, i]`` is the trunk's state of the token before ``tokens[:, i]``.  Block k reads block
+    k - 1's states one token on; the last block is re-applied by appending its own state and draft,
+    so that its attention sees real states before them.
     """
+    depth = mtp_depth(model)
     proposed: list[Tensor] = []
-    for _ in range(drafts):
-        logits, state = mtp_forward(model, hidden, tokens)
-        draft = logits[:, -1].argmax(-1, keepdim=True)
-        proposed.append(draft)
-        hidden = torch.cat([hidden, state[:, -1:].to(hidden.dtype)], 1)
-        tokens = torch.cat([tokens, draft], 1)
+    state = hidden
+    for k in range(drafts):
+        if 0 < k < depth:
+            hidden, tokens = state, torch.cat([tokens[:, 1:], proposed[-1]], 1)
+        elif k:
+            hidden = torch.cat([hidden, state[:, -1:].to(hidden.dtype)], 1)
+            tokens = torch.cat([tokens, proposed[-1]], 1)
+        logits, state = mtp_forward(model, hidden, tokens, k)
+        proposed.append(logits[:, -1].argmax(-1, keepdim=True))
     return torch.cat(proposed, 1)
 
 

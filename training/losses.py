@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from omnic.spec import MoE, Spec
 from omnic.training.config import TrainConfig
-from omnic.training.protocol import has_block_mtp, mtp_forward
+from omnic.training.protocol import mtp_depth, mtp_forward
 
 __all__ = ["Experts", "TrainingLoss", "balance_loss", "experts_of", "update_select_bias"]
 
@@ -71,7 +71,7 @@ class TrainingLoss:
 
     def __init__(self, model: nn.Module, config: TrainConfig, experts: Experts | None) -> None:
         self.model, self.config, self.experts = model, config, experts
-        self._block = has_block_mtp(model) and config.mtp_weight > 0 and config.mtp_share > 0
+        self._depth = mtp_depth(model) if config.mtp_weight > 0 and config.mtp_share > 0 else 0
 
     def __call__(self, batch: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Return (loss to differentiate, next-token loss in nats, router logits to balance by).
@@ -87,10 +87,13 @@ class TrainingLoss:
         logits = out["logits"]
         main = _cross_entropy(logits, targets)
         total = main
-        if self._block:
+        if self._depth:
             rows = max(1, round(config.mtp_share * batch.shape[0]))
-            drafted, _ = mtp_forward(self.model, out["hidden"][:rows, :-1], tokens[:rows, 1:])
-            total = total + config.mtp_weight * _cross_entropy(drafted, targets[:rows, 1:])
+            state, parts = out["hidden"][:rows], []
+            for k in range(1, self._depth + 1):
+                drafted, state = mtp_forward(self.model, state[:, :-1], tokens[:rows, k:], k - 1)
+                parts.append(_cross_entropy(drafted, targets[:rows, k:]))
+            total = total + config.mtp_weight * torch.stack(parts).mean()
         if "mtp" in out:
             depth = out["mtp"].shape[2]
             parts = [_cross_entropy(out["mtp"][:, : -1 - j, j], targets[:, 1 + j :]) for j in range(depth)]

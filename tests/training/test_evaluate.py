@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from omnic.errors import InputError
 from omnic.training.evaluate import bits_per_byte, tokens_per_pass, windows, xz_bits_per_byte
 from omnic.training.heldout import Heldout
-from tests.training.modules import Counting, Uniform
+from tests.training.modules import Counting, Uniform, one_hot
 
 
 class Letters:
@@ -76,6 +76,24 @@ def test_accepted_drafts_are_those_before_the_first_wrong_one(right, value):
     assert found.accepted == tuple(float(k <= right) for k in (1, 2, 3))
     assert found.agreement == float(right > 0)
     assert found.prefixes == 10
+
+
+@pytest.mark.parametrize(("wrong", "value"), [(0, 1.0), (1, 2.0), (None, 4.0)])
+def test_each_block_makes_its_own_draft_and_the_last_one_the_rest(wrong, value):
+    class Two(Uniform):
+        forward = Counting.forward
+
+        def mtp_0_forward(self, hidden, next_tokens):
+            assert (hidden == 0).all()
+            return one_hot((next_tokens + 1 + (wrong == 0)) % self.size, self.size), hidden + 1
+
+        def mtp_1_forward(self, hidden, next_tokens):
+            # Prefix states are the first block's; re-applied, only the last one is its own.
+            assert (hidden[:, :20] == 1).all()
+            return one_hot((next_tokens + 1 + (wrong == 1)) % self.size, self.size), hidden + 1
+
+    found = tokens_per_pass(Two(27), Letters(), Heldout((), TEXT), prefixes=10, length=20, drafts=3, batch=4)
+    assert found.value == value
 
 
 def test_a_model_without_the_block_has_no_tokens_a_pass():
