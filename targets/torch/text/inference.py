@@ -41,10 +41,10 @@ class _Rewriter:
     def __init__(self, function: Function) -> None:
         self.program = program_of(function)
         self.users = users(self.program.steps)
-        self.producers = self.program.producers()
         self.steps: list[Step] = []
         self.made: dict[tuple[Any, ...], tuple[Value, ...]] = {}
         self.found: dict[Value, Value] = {}
+        self.reads: dict[Value, Value] = {}
 
     def run(self) -> Program:
         """Return the program."""
@@ -97,9 +97,8 @@ class _Rewriter:
         capacity = state.type.shape[-2]
         y, index = step.results
         self.found[index] = self._shared("slot_index", (start, length), {"capacity": capacity, "ring": step.attrs["ring"]}, "k_index")[0]
-        if self._only_keys(y):
-            self.found[y] = state
-        else:
+        self.reads[y] = state
+        if not self._only_keys(y):
             self.steps.append(Step("state_values", (state,), {"capacity": capacity}, (y,), step.scope, step.loc))
 
     def _only_keys(self, y: Value) -> bool:
@@ -114,9 +113,8 @@ class _Rewriter:
         """Return a key or value operand in blocks: a state as it is, anything else packed."""
         assert original is not None
         assert value is not None
-        producer = self.producers.get(original)
-        if producer is not None and producer.op == "cache_read":
-            return value
+        if original in self.reads:
+            return self.reads[original]
         packed = Value("blocks", value.type)
         self.steps.append(Step("to_blocks", (value,), {}, (packed,), step.scope, step.loc))
         return packed
