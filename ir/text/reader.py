@@ -254,9 +254,10 @@ class _Reader:
         if cursor.here.kind == "word" and cursor.here.text == "return" and cursor.after.kind not in ("=", "("):
             self._return(function)
             return
-        if cursor.here.kind != "%":
+        first = cursor.here
+        if first.kind != "%":
             raise cursor.misplaced("'%name = op(...)' or 'return'")
-        node = NodeTree(cursor.here.start, cursor.here.end, [])
+        node = NodeTree(first.start, first.end, [])
         function.nodes.append(node)
         while True:
             node.results.append(cursor.sigil_name("%", "%name"))

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from omnic.errors import Diagnostic, DiagnosticError, InputError, OmnicError, Span
+from omnic.errors import Diagnostic, DiagnosticError, InputError, MissingExtraError, OmnicError, Span
 
 if TYPE_CHECKING:
     from omnic.spec import Spec
@@ -58,6 +58,9 @@ def run(args: argparse.Namespace) -> int:
 def _check_ir(file: str) -> dict[str, Any]:
     from pathlib import Path
 
+    from omnic.errors import InternalError
+    from omnic.ir.equal import same_module
+    from omnic.ir.text import parse_module, print_module
     from omnic.ir.verify import verify_text
 
     try:
@@ -67,6 +70,9 @@ def _check_ir(file: str) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise DiagnosticError([Diagnostic("the file is not UTF-8 text", Span(file, 1, 1))]) from None
     module = verify_text(text, file)
+    changed = same_module(module, parse_module(print_module(module), file))
+    if changed:
+        raise InternalError(f"{file} does not survive printing and reading: {changed[0]}")
     nodes = sum(len(function.nodes) for function in module.functions.values())
     return {"file": file, "kind": "ir", "module": module.name, "functions": len(module.functions), "nodes": nodes}
 
@@ -109,7 +115,9 @@ def _check_targets(spec: Spec) -> list[str]:
             continue
         try:
             get_target(name).options(options)
-        except OmnicError as error:
+        except MissingExtraError as error:
+            remarks.append(f"{error.message}: the options of the target '{name}' are not checked")
+        except InputError as error:
             wrong.append(Diagnostic(error.message, node.place if node is not None else None, error.hint))
     if wrong:
         raise DiagnosticError(wrong)

@@ -47,3 +47,9 @@ def test_golden_texts_hold_every_op() -> None:
         module = parse_module((GOLDEN / name).read_text(encoding="utf-8"), name)
         used |= {node.op for function in module.functions.values() for node in function.nodes}
     assert sorted(set(all_ops()) - used) == []
+
+
+def test_the_example_of_the_docs_is_right(repository: Path) -> None:
+    page = (repository / "docs" / "text_form.md").read_text(encoding="utf-8")
+    example = page.partition("## An example\n")[2].partition("\n## ")[0]
+    verify_text(example.replace("\n    ", "\n"), "docs/text_form.md")
