@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +40,7 @@ from omnic.training.protocol import has_block_mtp
 from omnic.training.run_folder import RunFolder
 from omnic.training.schedule import Schedule
 from omnic.training.tokenizer_build import build_tokenizer
+from omnic.training.versions import versions
 
 __all__ = ["Request", "Result", "train"]
 
@@ -414,29 +413,6 @@ class _Run:
         default = TrainConfig().to_dict()
         parts += [f"--set {k}={v}" for k, v in self.config.to_dict().items() if v != default[k]]
         return " ".join(parts)
-
-
-def versions() -> dict[str, str]:
-    """Return what a run's numbers depend on: interpreter, torch, tokenizers, the processor."""
-    import tokenizers
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "tokenizers": tokenizers.__version__,
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "platform": sys.platform,
-    }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def _front(spec: Spec) -> Any:
