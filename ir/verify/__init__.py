@@ -13,7 +13,7 @@ from omnic.ir.text.parser import parse_with_tree, raise_problems
 from omnic.ir.text.printer import print_module
 from omnic.ir.text.reader import read_tree
 from omnic.ir.text.tree import ModuleTree
-from omnic.ir.verify import declarations, functions, stateful
+from omnic.ir.verify import declarations, functions, recipes, stateful
 from omnic.ir.verify.problem import FunctionRule, ModuleRule, Problem, locate
 
 __all__ = ["FUNCTION_RULES", "MODULE_RULES", "Problem", "problems", "verify", "verify_text"]
@@ -22,7 +22,7 @@ MODULE_RULES: dict[str, ModuleRule] = {
     "names": declarations.names,
     "dims": declarations.dims,
     "weights": declarations.weights,
-    "recipes": declarations.recipes,
+    "recipes": recipes.recipes,
     "states": declarations.states,
 }
 

@@ -1,25 +1,18 @@
-"""Rules about dims, weights and states."""
+"""Rules about names, dims, weights and states."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import get_args
 
-from omnic.errors import nearest
 from omnic.ir.dims import Dim, bounds, symbols
-from omnic.ir.graph import Module, Recipe, Role, State
+from omnic.ir.graph import Module, Role, State
 from omnic.ir.text.lexer import is_dim_name
 from omnic.ir.types import Storage, TensorType
 from omnic.ir.verify.problem import Place, Problem
 
-__all__ = ["dims", "names", "recipes", "states", "storage_problem", "undeclared", "weights"]
+__all__ = ["dims", "names", "states", "storage_problem", "undeclared", "weights"]
 
-# Inputs of each kind of recipe: none, one, or any number from one up.
-_RECIPES: dict[str, str] = {
-    "normal": "none", "zeros": "none", "ones": "none", "full": "none", "load": "none", "stored": "none",
-    "random_packed": "none", "concat": "any", "stack": "any", "slice": "one", "transpose": "one", "reshape": "one",
-    "scale": "one", "quantise": "one",
-}
 # States whose slots are tokens, so that the tail can be dropped; the others keep a running value.
 _BY_TOKEN = ("k", "v", "latent", "rope_k", "landmark")
 
@@ -82,29 +75,6 @@ def weights(module: Module) -> Iterator[Problem]:
         problem = storage_problem(weight.type)
         if problem:
             yield Problem(problem, place)
-
-
-def recipes(module: Module) -> Iterator[Problem]:
-    """A recipe is of a known kind and has as many inputs as that kind takes."""
-    for weight in module.weights.values():
-        for message, hint in _recipe(weight.recipe):
-            yield Problem(f"weight @{weight.name}: {message}", Place("weight", weight.name), hint)
-
-
-def _recipe(recipe: Recipe) -> Iterator[tuple[str, str | None]]:
-    count = _RECIPES.get(recipe.kind)
-    if count is None:
-        near = nearest(recipe.kind, list(_RECIPES))
-        hint = f"did you mean '{near}'?" if near else f"known: {', '.join(_RECIPES)}"
-        yield f"unknown recipe '{recipe.kind}'", hint
-    elif count == "none" and recipe.inputs:
-        yield f"recipe {recipe.kind} takes no recipe inside", None
-    elif count == "one" and len(recipe.inputs) != 1:
-        yield f"recipe {recipe.kind} takes one recipe, got {len(recipe.inputs)}", None
-    elif count == "any" and not recipe.inputs:
-        yield f"recipe {recipe.kind} takes at least one recipe", None
-    for inner in recipe.inputs:
-        yield from _recipe(inner)
 
 
 def states(module: Module) -> Iterator[Problem]:

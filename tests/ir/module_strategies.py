@@ -29,12 +29,21 @@ elements = st.one_of(
 )
 scalars = st.one_of(st.integers(-(2**63), 2**63 - 1), floats, st.booleans(), st.text(max_size=12), elements, dims)
 attributes = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4).map(tuple), max_leaves=8)
-recipe_args = st.dictionaries(names, attributes, max_size=3)
+_free = names.filter(lambda n: n not in ("name", "shape", "axis", "std", "hash"))
+_extra = st.dictionaries(_free, attributes, max_size=2)
+_leaves = st.one_of(
+    st.builds(lambda std, extra: Recipe("normal", {"std": std, **extra}), floats, _extra),
+    st.builds(lambda shape: Recipe("zeros", {"shape": tuple(shape)}), st.lists(st.integers(0, 9), max_size=3)),
+    st.builds(lambda name: Recipe("load", {"name": name}), st.text(max_size=12)),
+    st.builds(lambda key, extra: Recipe("stored", {"hash": key, **extra}), st.text(max_size=12), _extra),
+)
 recipes = st.recursive(
-    st.builds(Recipe, st.sampled_from(["normal", "zeros", "ones", "full", "load", "stored"]), recipe_args),
+    _leaves,
     lambda inner: st.one_of(
-        st.builds(lambda r, a: Recipe("reshape", a, (r,)), inner, recipe_args),
-        st.builds(lambda r, a: Recipe("concat", a, tuple(r)), st.lists(inner, min_size=1, max_size=3), recipe_args),
+        st.builds(lambda r, shape: Recipe("reshape", {"shape": tuple(shape)}, (r,)), inner,
+                  st.lists(st.integers(0, 9), max_size=3)),
+        st.builds(lambda r, extra: Recipe("concat", {"axis": 0, **extra}, tuple(r)),
+                  st.lists(inner, min_size=1, max_size=3), _extra),
     ),
     max_leaves=4,
 )
