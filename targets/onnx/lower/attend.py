@@ -161,9 +161,9 @@ def fused_attention(w: GraphWriter, fused: Fused) -> None:
     heads, kv_heads, size = _sizes(fused)
     fits, last, total = _fits(w, cached)
     mask, count = _mask(w, cached, unless=fits)
-    states = [_operand(c, 0) for c in cached.writes]
+    states, tokens = [_operand(c, 0) for c in cached.writes], cached.node.result.type.shape[2]
     for state in states:
-        prepare_write(w, state, cached.start, cached.length, w.need(_operand(cached.node, 3)), 1)
+        prepare_write(w, state, cached.start, cached.length, tokens)
     packed: onnx.Value | None = None
     parts: list[onnx.Value] = []
     if fused.linears is not None:
@@ -191,7 +191,7 @@ def fused_attention(w: GraphWriter, fused: Fused) -> None:
                    for x, n in ((q, heads), (k, kv_heads), (v, kv_heads)))
         if turn is not None:
             q, k = rotate(w, q, turn, None), rotate(w, k, turn, None)
-        after = [write_tokens(w, s, x, cached.start, cached.length) for s, x in zip(states, (k, v), strict=True)]
+        after = [write_tokens(w, s, x, tokens, cached.start, cached.length) for s, x in zip(states, (k, v), strict=True)]
         seen = [live(w, x, s, count) for x, s in zip(after, states, strict=True)]
         mixed = _attend(w, cached.node, q, seen[0], seen[1], mask, cached.node.operands[5])
         return [w.op("Reshape", w.op("Transpose", mixed, perm=[0, 2, 1, 3]), w.ints(0, 0, heads * size)), *after]

@@ -32,39 +32,46 @@ def slots_of(state: Value) -> int:
     return slots
 
 
-def _valid(w: GraphWriter, length: Value, tokens: onnx.Value, axis: int) -> onnx.Value:
-    """bool [B, T]: whether token i of the call is one of the row's ``length``; ``tokens`` has T at ``axis``."""
-    key = ("valid", length)
+def _steps(w: GraphWriter, tokens: Dim) -> onnx.Value:
+    """i64 [T]: 0, 1, .. T-1."""
+    key = ("steps", tokens)
     if key not in w.memo:
-        steps = w.op("Range", w.const(np.array(0)), w.op("Squeeze", w.size(tokens, axis)), w.const(np.array(1)))
+        w.memo[key] = w.op("Range", w.const(np.array(0)), w.op("Squeeze", w.dim(tokens)), w.const(np.array(1)))
+    return w.memo[key]
+
+
+def _valid(w: GraphWriter, length: Value, tokens: Dim) -> onnx.Value:
+    """bool [B, T]: whether token i of the call is one of the row's ``length``."""
+    key = ("valid", length, tokens)
+    if key not in w.memo:
+        steps = _steps(w, tokens)
         w.memo[key] = w.op("Less", steps, w.op("Unsqueeze", w.need(length), w.ints(1)))
     return w.memo[key]
 
 
-def prepare_write(w: GraphWriter, state: Value, start: Value, length: Value, tokens: onnx.Value, axis: int) -> None:
+def prepare_write(w: GraphWriter, state: Value, start: Value, length: Value, tokens: Dim) -> None:
     """Make what :func:`write_tokens` shares between states, outside of any branch."""
-    _valid(w, length, tokens, axis)
-    _slots(w, start, slots_of(state), tokens, axis)
+    _valid(w, length, tokens)
+    _slots(w, start, slots_of(state), tokens)
 
 
-def _slots(w: GraphWriter, start: Value, slots: int, tokens: onnx.Value, axis: int) -> tuple[onnx.Value, onnx.Value]:
+def _slots(w: GraphWriter, start: Value, slots: int, tokens: Dim) -> tuple[onnx.Value, onnx.Value]:
     """(i64 [B] slot of the first token, i64 [B, T] slot of every token), modulo the capacity."""
-    key = ("slots", start, slots)
+    key = ("slots", start, slots, tokens)
     if key not in w.memo:
         count = w.ints(slots)
         first = w.op("Mod", w.need(start), count)
-        steps = w.op("Range", w.const(np.array(0)), w.op("Squeeze", w.size(tokens, axis)), w.const(np.array(1)))
-        every = w.op("Mod", w.op("Add", w.op("Unsqueeze", first, w.ints(1)), steps), count)
+        every = w.op("Mod", w.op("Add", w.op("Unsqueeze", first, w.ints(1)), _steps(w, tokens)), count)
         w.memo[key] = first, every
     return w.memo[key]
 
 
-def write_tokens(w: GraphWriter, state: Value, x: onnx.Value, start: Value, length: Value) -> onnx.Value:
-    """Return ``state`` with the valid tokens of x [B, ..., T, D] written."""
+def write_tokens(w: GraphWriter, state: Value, x: onnx.Value, tokens: Dim, start: Value, length: Value) -> onnx.Value:
+    """Return ``state`` with the valid ones of the ``tokens`` tokens of x [B, ..., T, D] written."""
     rank = state.type.rank
     old = w.need(state)
-    valid = _valid(w, length, x, rank - 2)
-    first, every = _slots(w, start, slots_of(state), x, rank - 2)
+    valid = _valid(w, length, tokens)
+    first, every = _slots(w, start, slots_of(state), tokens)
     if state.type.element == DType.F16:
         x = w.op("Cast", x, to=onnx.DataType.FLOAT16)
     if rank == 3:
@@ -145,11 +152,12 @@ def additive_mask(w: GraphWriter, index: onnx.Value, q_index: onnx.Value, window
 def _write(w: GraphWriter, node: Node) -> None:
     state, x, start, length = node.operands
     assert state is not None
+    assert x is not None
     assert start is not None
     assert length is not None
     if isinstance(state.type.element, Storage) or state.type.element == DType.BF16:
         raise refuse(node, f"a state of {state.type.element} has no in-place update here", "set kv_dtype to f32 or f16")
-    found = write_tokens(w, state, w.need(x), start, length)
+    found = write_tokens(w, state, w.need(x), x.type.shape[-2], start, length)
     w.bind(node.result, found, element_type(state.type, state=True))
 
 
