@@ -54,7 +54,7 @@ def rope_frequencies(
         InputError: an odd ``dims``, an unknown scaling, a factor below 1, or yarn without its context.
     """
     if dims <= 0 or dims % 2:
-        raise InputError(f"rope rotates pairs of dims: {dims} is not a positive even number")
+        raise InputError(f"rotated dims come in pairs: {dims} is not a positive even number")
     if scaling not in SCALINGS:
         raise InputError(f"unknown rope scaling '{scaling}'", f"known: {', '.join(SCALINGS)}")
     if factor < 1:

@@ -148,7 +148,7 @@ def _read(name: str, field: dataclasses.Field[Any], value: Any) -> Any:
         raise InputError(f"option '{field.name}' of pass '{name}' must be true or false, got '{value}'")
     if kind in _READERS:
         try:
-            return _READERS[kind](value)
+            return _READERS[kind](str(value))
         except (TypeError, ValueError):
             raise InputError(f"option '{field.name}' of pass '{name}' must be {kind}, got '{value}'") from None
     return value

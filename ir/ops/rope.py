@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from omnic.errors import InputError
 from omnic.ir.op import Array, Attr, In, ShapeError, register
 from omnic.ir.ops.composite import Composite, as_element, check_rank, check_shape, plain, scalar
 from omnic.ir.rope import SCALINGS, rope_frequencies
@@ -72,7 +73,10 @@ class Rope(Composite):
         check_shape("rope", "positions", positions, x.shape[0], x.shape[-2])
         if not isinstance(x.shape[-1], int) or attrs["dims"] > x.shape[-1]:
             raise ShapeError(f"rope: dims = {attrs['dims']} is more than the {x.shape[-1]} numbers of a head")
-        frequencies_of(attrs)
+        try:
+            frequencies_of(attrs)
+        except InputError as error:
+            raise ShapeError(f"rope: {error.message}", error.hint) from error
         return x.with_element(plain(x))
 
     def reference(self, *arrays: Any, **attrs: Any) -> Array:
