@@ -44,7 +44,9 @@ def get_target(name: str) -> Target:
     known = _known()
     if name not in known:
         near = nearest(name, list(known))
-        raise InputError(f"unknown target '{name}'", f"did you mean '{near}'?" if near else f"known: {', '.join(sorted(known))}")
+        raise InputError(
+            f"unknown target '{name}'", f"did you mean '{near}'?" if near else f"known: {', '.join(sorted(known))}"
+        )
     place, extra = known[name]
     module, _, attribute = place.partition(":")
     try:

@@ -26,7 +26,7 @@ __all__ = ["attention", "mla", "moe", "route"]
 def attention(
     q: Tensor, k: Tensor, v: Tensor, seen: Seen, scale: float, softcap: float = 0.0, sinks: Tensor | None = None
 ) -> Tensor:
-    """Masked softmax attention of q [B, H, T, Dk] over the states k, v in blocks [B, S/KEYS, G, KEYS, D]: [B, H, T, Dv]."""
+    """Masked softmax attention of q [B, H, T, Dk] over states in blocks [B, S/KEYS, G, KEYS, D]: [B, H, T, Dv]."""
     if q.shape[2] > FEW:
         return _attend_many(q, _spread(k, seen), _spread(v, seen), seen, scale, softcap, sinks)
     batch, heads, tokens, width = q.shape
@@ -38,7 +38,9 @@ def attention(
         for token in range(tokens):
             query = q[row, :, token].reshape(1, groups, heads // groups, width).expand(count, -1, -1, -1)
             scores = torch.bmm(aligned(query.reshape(count * groups, heads // groups, width)), keys)
-            out[row, token] = _mix(scores.reshape(count, groups, -1, KEYS), values, seen, row, token, scale, softcap, sinks)
+            out[row, token] = _mix(
+                scores.reshape(count, groups, -1, KEYS), values, seen, row, token, scale, softcap, sinks
+            )
     return out.transpose(1, 2)
 
 
@@ -81,7 +83,9 @@ def _attend_many(
         padded = F.pad(v, (0, width - value)) if value < width else v
         out = F.scaled_dot_product_attention(q, k, padded, attn_mask=mask, scale=scale, enable_gqa=heads != groups)
         return out[..., :value].nan_to_num(0.0)
-    scores = (q.reshape(batch, groups, -1, width) @ k.transpose(-1, -2)).reshape(batch, groups, -1, tokens, slots) * scale
+    scores = (q.reshape(batch, groups, -1, width) @ k.transpose(-1, -2)).reshape(
+        batch, groups, -1, tokens, slots
+    ) * scale
     if softcap:
         scores = torch.tanh(scores / softcap) * softcap
     scores = scores.masked_fill_(~mask[:, :, None], float("-inf"))
@@ -96,7 +100,14 @@ def _attend_many(
 
 
 def mla(
-    q_nope: Tensor, q_rope: Tensor, latent: Tensor, rope_k: Tensor, w_k: Tensor, w_v: Tensor, seen: Seen, scale: float,
+    q_nope: Tensor,
+    q_rope: Tensor,
+    latent: Tensor,
+    rope_k: Tensor,
+    w_k: Tensor,
+    w_v: Tensor,
+    seen: Seen,
+    scale: float,
     softcap: float = 0.0,
 ) -> Tensor:
     """Latent attention over the states latent and rope_k in blocks [B, S/KEYS, KEYS, D]: [B, H, T, V].
@@ -104,7 +115,7 @@ def mla(
     Short calls move w_k into the query and w_v behind the softmax, so they read the latents only; long calls
     expand keys and values once for all their queries, which costs fewer products.
     """
-    batch, heads, tokens, nope = q_nope.shape
+    batch, heads, tokens, _ = q_nope.shape
     if tokens > FEW:
         live = max(seen.blocks)
         latents = latent[:, None, :live].flatten(2, 3).float()
@@ -127,8 +138,16 @@ def mla(
 
 # -- mixtures of experts ----------------------------------------------------------------------------------
 def route(
-    x: Tensor, weight: Tensor, group_weight: Tensor | None = None, bias: Tensor | None = None, *, top_k: int,
-    groups: tuple[int, ...] | None = None, top_groups: int = 1, score: str = "softmax", renormalise: bool = True,
+    x: Tensor,
+    weight: Tensor,
+    group_weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    top_k: int,
+    groups: tuple[int, ...] | None = None,
+    top_groups: int = 1,
+    score: str = "softmax",
+    renormalise: bool = True,
     scale: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Choose experts: (indices [B, T, k], gates [B, T, k], logits [B, T, E]); the bias enters the selection only."""
@@ -159,13 +178,23 @@ def route(
 
 
 def moe(
-    x: Tensor, indices: Tensor, gates: Tensor, up: Tensor, down: Tensor, gate: Tensor | None = None,
-    up_bias: Tensor | None = None, down_bias: Tensor | None = None, gate_bias: Tensor | None = None, *, kind: str,
+    x: Tensor,
+    indices: Tensor,
+    gates: Tensor,
+    up: Tensor,
+    down: Tensor,
+    gate: Tensor | None = None,
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+    gate_bias: Tensor | None = None,
+    *,
+    kind: str,
 ) -> Tensor:
-    """Sum over the chosen experts of gates * down act(up x), or down (act(gate x) * up x), in the order they were chosen.
+    """Sum over the chosen experts, in their order, of gates * down act(up x), or of down (act(gate x) * up x).
 
     Only the chosen experts' weights are read; no token is dropped.
     """
+
     def apply(rows: Tensor, weight: Tensor, bias: Tensor | None, expert: int) -> Tensor:
         y = product(rows, weight[expert]) if x.shape[1] <= FEW else F.linear(rows, weight[expert])
         return y if bias is None else y + bias[expert]

@@ -19,7 +19,16 @@ from omnic.targets.torch.training import emit_training
 
 __all__ = ["compile", "write_weights"]
 
-_SAFETENSORS = {"f32": "F32", "f16": "F16", "bf16": "BF16", "i64": "I64", "i32": "I32", "i8": "I8", "u8": "U8", "bool": "BOOL"}
+_SAFETENSORS = {
+    "f32": "F32",
+    "f16": "F16",
+    "bf16": "BF16",
+    "i64": "I64",
+    "i32": "I32",
+    "i8": "I8",
+    "u8": "U8",
+    "bool": "BOOL",
+}
 
 
 def compile(module: Module, weights: WeightStore, out_dir: Path | str, progress: Progress | None = None) -> Emitted:
@@ -71,7 +80,11 @@ def write_weights(module: Module, weights: WeightStore, path: Path, progress: Pr
         if kind not in _SAFETENSORS:
             raise InputError(f"torch holds no weight of {weight.type.element}: '{name}' is {weight.type}")
         size = weight.type.bytes()
-        header[name] = {"dtype": _SAFETENSORS[kind], "shape": list(weight.type.shape), "data_offsets": [offset, offset + size]}
+        header[name] = {
+            "dtype": _SAFETENSORS[kind],
+            "shape": list(weight.type.shape),
+            "data_offsets": [offset, offset + size],
+        }
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

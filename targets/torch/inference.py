@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from omnic.errors import BundleError, InputError
+from omnic.errors import InputError
 from omnic.ir.decompose import decompose
 from omnic.ir.graph import Module
 from omnic.ir.types import DType, TensorType
@@ -23,6 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["InferenceModule", "legalised", "load_weights", "new_states"]
 
+_INTEGERS = {
+    DType.I64: torch.int64,
+    DType.I32: torch.int32,
+    DType.I8: torch.int8,
+    DType.U8: torch.uint8,
+    DType.BOOL: torch.bool,
+}
 _DTYPES = {DType.F32: torch.float32, DType.F16: torch.float16, DType.BF16: torch.bfloat16}
 
 
@@ -44,8 +50,10 @@ def legalised(module: Module) -> Module:
 
 def _dtype(name: str, type: TensorType) -> torch.dtype:
     if not isinstance(type.element, DType) or type.element not in _DTYPES:
-        raise InputError(f"torch holds no state or weight of {type.element}: '{name}' is {type}",
-                         "keep it in f32, f16 or bf16 for this target")
+        raise InputError(
+            f"torch holds no state or weight of {type.element}: '{name}' is {type}",
+            "keep it in f32, f16 or bf16 for this target",
+        )
     return _DTYPES[type.element]
 
 
@@ -57,11 +65,14 @@ def load_weights(module: Module, weights: WeightStore) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for name, weight in module.weights.items():
-        array = weights.array(name)
-        if tuple(array.shape) != tuple(weight.type.shape):
-            raise BundleError(f"weight '{name}' is {list(array.shape)}, the program wants {weight.type}")
-        kept = np.float32 if weight.type.is_float else array.dtype
-        found[name] = torch.from_numpy(np.ascontiguousarray(array, dtype=kept))
+        dtype = torch.float32 if weight.type.is_float else _INTEGERS[weight.type.dtype]
+        # Memory of torch's own: aligned, and not a view of the file.
+        tensor = torch.empty([int(str(d)) for d in weight.type.shape], dtype=dtype)
+        if weight.type.rank == 0:
+            tensor.numpy()[...] = weights.array(name)
+        for start, stop, part in weights.slices(name) if weight.type.rank else ():
+            tensor.numpy()[start:stop] = part
+        found[name] = tensor
     return found
 
 

@@ -26,9 +26,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
-    "FEW", "KEYS", "Seen", "Slots", "act", "aligned", "blocked_shape", "cache_move", "cache_write", "embedding", "gather",
-    "layer_norm", "linear", "lm_head", "pointwise", "rms_norm", "rope_table", "rotate", "rotate_pairs", "round_to", "scatter",
-    "slot_index", "softmax", "sort", "state_values", "to_blocks", "topk", "visible", "write_slots",
+    "FEW",
+    "KEYS",
+    "Seen",
+    "Slots",
+    "act",
+    "aligned",
+    "blocked_shape",
+    "cache_move",
+    "cache_write",
+    "embedding",
+    "gather",
+    "layer_norm",
+    "linear",
+    "lm_head",
+    "pointwise",
+    "rms_norm",
+    "rope_table",
+    "rotate",
+    "rotate_pairs",
+    "round_to",
+    "scatter",
+    "slot_index",
+    "softmax",
+    "sort",
+    "state_values",
+    "to_blocks",
+    "topk",
+    "visible",
+    "write_slots",
 ]
 
 #: the most tokens of a short call
@@ -64,7 +90,7 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [B, T, K] (or [..., T, K]) times weight [N, K] transposed, plus bias."""
+    """X [B, T, K] (or [..., T, K]) times weight [N, K] transposed, plus bias."""
     if x.dim() < 2 or x.shape[-2] > FEW:
         return F.linear(x, weight, bias)
     y = product(x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], weight.shape[0])
@@ -72,7 +98,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def head_product(x: Tensor, weight: Tensor) -> Tensor:
-    """x [B, H, T, K] times weight [H, K, N] of each head: [B, H, T, N]."""
+    """X [B, H, T, K] times weight [H, K, N] of each head: [B, H, T, N]."""
     batch, heads, tokens, inner = x.shape
     if tokens > FEW:
         return x @ weight
@@ -86,7 +112,9 @@ def embedding(weight: Tensor, tokens: Tensor) -> Tensor:
     return F.embedding(tokens, weight)
 
 
-def lm_head(x: Tensor, weight: Tensor, rows: Tensor | None = None, bias: Tensor | None = None, softcap: float = 0.0) -> Tensor:
+def lm_head(
+    x: Tensor, weight: Tensor, rows: Tensor | None = None, bias: Tensor | None = None, softcap: float = 0.0
+) -> Tensor:
     """Logits [B, R, V] of the wanted rows i64[B, R] of x [B, T, D], bounded by ``softcap`` where it is set."""
     if rows is not None:
         x = x.take_along_dim(rows[:, :, None], 1)
@@ -95,7 +123,10 @@ def lm_head(x: Tensor, weight: Tensor, rows: Tensor | None = None, bias: Tensor 
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu, "gelu": F.gelu, "relu": F.relu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu2": lambda x: F.relu(x).square(),
 }
 
@@ -237,8 +268,10 @@ class Seen:
     bias: Tensor | None
 
 
-def visible(q_index: Tensor, k_index: Tensor, window: int, parents: Tensor | None = None, start: Tensor | None = None) -> Seen:
-    """Key s is seen by query t iff 0 <= k_index[s] <= q_index[t], within the window, and in a tree only by descendants."""
+def visible(
+    q_index: Tensor, k_index: Tensor, window: int, parents: Tensor | None = None, start: Tensor | None = None
+) -> Seen:
+    """Key s is seen by query t iff 0 <= k_index[s] <= q_index[t], in the window, and in a tree by descendants only."""
     query, key = q_index[:, :, None], k_index[:, None, :]
     seen = (key >= 0) & (key <= query)
     if window:

@@ -14,9 +14,27 @@ from torch import Tensor
 from omnic.targets.torch.grouped import grouped_linear
 
 __all__ = [
-    "attend", "attend_capped", "attend_latent", "causal_mask", "full_precision", "gather", "group_mask", "layer_norm",
-    "logits_of", "mix_experts", "relu2", "rms_norm", "rope_table", "rotate", "rotate_pairs", "route", "scaled_rope_table", "scatter", "softmax",
-    "sort", "topk",
+    "attend",
+    "attend_capped",
+    "attend_latent",
+    "causal_mask",
+    "full_precision",
+    "gather",
+    "group_mask",
+    "layer_norm",
+    "logits_of",
+    "mix_experts",
+    "relu2",
+    "rms_norm",
+    "rope_table",
+    "rotate",
+    "rotate_pairs",
+    "route",
+    "scaled_rope_table",
+    "scatter",
+    "softmax",
+    "sort",
+    "topk",
 ]
 
 
@@ -96,7 +114,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int = 0) -> Te
 def attend_capped(
     q: Tensor, k: Tensor, v: Tensor, scale: float, window: int = 0, softcap: float = 0.0, sinks: Tensor | None = None
 ) -> Tensor:
-    """Causal attention with bounded logits c tanh(s/c) (arXiv:2408.00118) and a sink logit a head (arXiv:2309.17453)."""
+    """Causal attention, logits bounded by c tanh(s/c) (arXiv:2408.00118), sink logits (arXiv:2309.17453)."""
     batch, heads, tokens, width = q.shape
     groups = k.shape[1]
     q = q.reshape(batch, groups, heads // groups, tokens, width)
@@ -112,8 +130,15 @@ def attend_capped(
 
 
 def attend_latent(
-    q_nope: Tensor, q_rope: Tensor, latent: Tensor, rope_k: Tensor, w_k: Tensor, w_v: Tensor, scale: float,
-    window: int = 0, softcap: float = 0.0,
+    q_nope: Tensor,
+    q_rope: Tensor,
+    latent: Tensor,
+    rope_k: Tensor,
+    w_k: Tensor,
+    w_v: Tensor,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
 ) -> Tensor:
     """Causal latent attention (arXiv:2405.04434): keys w_k latent beside the shared rope_k, values w_v latent."""
     heads, nope, _ = w_k.shape
@@ -129,7 +154,7 @@ def attend_latent(
 
 
 def logits_of(x: Tensor, weight: Tensor) -> Tensor:
-    """x weight^T in full precision, whatever autocast says: routing decides on small differences."""
+    """X weight^T in full precision, whatever autocast says: routing decides on small differences."""
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(full_precision(x), full_precision(weight))
 
@@ -137,7 +162,9 @@ def logits_of(x: Tensor, weight: Tensor) -> Tensor:
 def group_mask(scores: Tensor, group_logits: Tensor | None, groups: tuple[int, ...], top_groups: int) -> Tensor:
     """Put -inf where an expert's group is not among the best ``top_groups``."""
     member = torch.repeat_interleave(
-        torch.arange(len(groups), device=scores.device), torch.tensor(groups, device=scores.device), output_size=sum(groups)
+        torch.arange(len(groups), device=scores.device),
+        torch.tensor(groups, device=scores.device),
+        output_size=sum(groups),
     )
     best = group_logits
     if best is None:
@@ -147,8 +174,16 @@ def group_mask(scores: Tensor, group_logits: Tensor | None, groups: tuple[int, .
 
 
 def route(
-    x: Tensor, weight: Tensor, group_weight: Tensor | None = None, bias: Tensor | None = None, *, top_k: int,
-    groups: tuple[int, ...] | None = None, top_groups: int = 1, score: str = "softmax", renormalise: bool = True,
+    x: Tensor,
+    weight: Tensor,
+    group_weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    top_k: int,
+    groups: tuple[int, ...] | None = None,
+    top_groups: int = 1,
+    score: str = "softmax",
+    renormalise: bool = True,
     scale: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Choose experts: (indices [B, T, k], gates [B, T, k], logits [B, T, E]); the bias enters the selection only."""
@@ -176,8 +211,17 @@ def route(
 
 
 def mix_experts(
-    x: Tensor, indices: Tensor, gates: Tensor, up: Tensor, down: Tensor, gate: Tensor | None = None,
-    up_bias: Tensor | None = None, down_bias: Tensor | None = None, gate_bias: Tensor | None = None, *, kind: str,
+    x: Tensor,
+    indices: Tensor,
+    gates: Tensor,
+    up: Tensor,
+    down: Tensor,
+    gate: Tensor | None = None,
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+    gate_bias: Tensor | None = None,
+    *,
+    kind: str,
 ) -> Tensor:
     """Sum over the chosen experts of gates * down act(up x), or down (act(gate x) * up x); no token is dropped.
 
@@ -191,8 +235,13 @@ def mix_experts(
     sorted_owner = owner[order]
     h = grouped_linear(rows, up, counts)
     h = h if up_bias is None else h + up_bias[sorted_owner]
-    act = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu, "relu2": relu2,
-           "gelu_tanh": lambda z: F.gelu(z, approximate="tanh")}[kind]
+    act = {
+        "silu": F.silu,
+        "gelu": F.gelu,
+        "relu": F.relu,
+        "relu2": relu2,
+        "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+    }[kind]
     if gate is None:
         h = act(h)
     else:

@@ -47,11 +47,20 @@ def session_info(module: Module) -> SessionInfo:
     depth = shapes["mtp"][2] if "mtp" in shapes else 0
     sixteen = any(s.type.element.bits < 32 for s in module.states.values())
     return SessionInfo(
-        kind="torch", vocab=int(str(vocab)), capacity=int(str(capacity)) if capacity is not None else min(linear),
-        chunk=module.dims["T"].high, max_batch=module.dims["B"].high, ring=min(rings) if rings else None,
-        rollback=all(s.rollback == "positional" for s in module.states.values()), hidden="hidden" in shapes,
-        mtp_depth=int(str(depth)), verifier="verifier" in shapes, parents=forward.param("parents") is not None,
-        embeds=forward.param("embeds") is not None, numeric_class="f16" if sixteen else "f32", batch_invariant=True,
+        kind="torch",
+        vocab=int(str(vocab)),
+        capacity=int(str(capacity)) if capacity is not None else min(linear),
+        chunk=module.dims["T"].high,
+        max_batch=module.dims["B"].high,
+        ring=min(rings) if rings else None,
+        rollback=all(s.rollback == "positional" for s in module.states.values()),
+        hidden="hidden" in shapes,
+        mtp_depth=int(str(depth)),
+        verifier="verifier" in shapes,
+        parents=forward.param("parents") is not None,
+        embeds=forward.param("embeds") is not None,
+        numeric_class="f16" if sixteen else "f32",
+        batch_invariant=True,
     )
 
 
@@ -81,9 +90,15 @@ class TorchSession(SessionBase):
         ready = legalised(module)
         need = 4 * ready.parameters()
         if options.memory is not None and need > options.memory:
-            raise InputError(f"the weights take {need:,} bytes in f32; the limit is {options.memory:,}",
-                             "raise the limit, or compile for a target that keeps weights in fewer bits")
-        threads = options.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else options.threads or os.cpu_count()
+            raise InputError(
+                f"the weights take {need:,} bytes in f32; the limit is {options.memory:,}",
+                "raise the limit, or compile for a target that keeps weights in fewer bits",
+            )
+        threads = (
+            options.threads or len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else options.threads or os.cpu_count()
+        )
         return cls(InferenceModule(ready, load_weights(ready, weights)), threads or 1)
 
     # -- what SessionBase asks for -----------------------------------------------------------------------
@@ -102,7 +117,10 @@ class TorchSession(SessionBase):
                 torch.set_num_threads(before)
 
     def _run(self, call: Call) -> Outputs:
-        inputs = {n: getattr(call, n) for n in ("tokens", "positions", "start", "length", "rows", "parents", "embeds", "embed_mask")}
+        inputs = {
+            n: getattr(call, n)
+            for n in ("tokens", "positions", "start", "length", "rows", "parents", "embeds", "embed_mask")
+        }
         if self._info.parents and inputs["parents"] is None:
             # A chain: each token's parent is the one before it.
             inputs["parents"] = np.broadcast_to(np.arange(-1, call.tokens.shape[1] - 1), call.tokens.shape).copy()
@@ -131,8 +149,12 @@ class TorchSession(SessionBase):
         return self._mtp_start.copy()
 
     def mtp_forward(
-        self, hidden: npt.NDArray[np.float32], next_tokens: npt.ArrayLike, length: npt.ArrayLike | None = None,
-        rows: npt.ArrayLike | None = None, function: str = "mtp",
+        self,
+        hidden: npt.NDArray[np.float32],
+        next_tokens: npt.ArrayLike,
+        length: npt.ArrayLike | None = None,
+        rows: npt.ArrayLike | None = None,
+        function: str = "mtp",
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Append tokens to the MTP block's states and return its logits [B, R, V] and hidden [B, T, D].
 
@@ -150,7 +172,10 @@ class TorchSession(SessionBase):
         tokens = np.asarray(next_tokens, np.int64)
         batch = len(self._start)
         if states.ndim != 3 or tokens.shape != states.shape[:2] or len(tokens) != batch:
-            raise InputError(f"hidden {list(states.shape)} and next_tokens {list(tokens.shape)} must be [{batch}, T, D] and [{batch}, T]")
+            raise InputError(
+                f"hidden must be [{batch}, T, D] and next_tokens [{batch}, T], "
+                f"not {list(states.shape)} and {list(tokens.shape)}"
+            )
         if tokens.size and (int(tokens.min()) < 0 or int(tokens.max()) >= self._info.vocab):
             raise InputError(f"a token id is outside the vocabulary 0..{self._info.vocab - 1}")
         count = tokens.shape[1]
@@ -163,11 +188,18 @@ class TorchSession(SessionBase):
         if valid.shape != (batch,) or (valid < 0).any() or (valid > count).any():
             raise InputError(f"length must be in 0..{count} for every row")
         if ((start + valid) > self._info.capacity).any():
-            raise InputError(f"a row would hold more than {self._info.capacity} tokens in the MTP block",
-                             "shorten the prompt, or compile with a larger budget.context")
+            raise InputError(
+                f"a row would hold more than {self._info.capacity} tokens in the MTP block",
+                "shorten the prompt, or compile with a larger budget.context",
+            )
         inputs: dict[str, Any] = {
-            "hidden": states, "next_tokens": tokens, "positions": start[:, None] + step, "start": start, "length": valid,
-            "rows": wanted, "parents": np.repeat(step - 1, batch, 0),
+            "hidden": states,
+            "next_tokens": tokens,
+            "positions": start[:, None] + step,
+            "start": start,
+            "length": valid,
+            "rows": wanted,
+            "parents": np.repeat(step - 1, batch, 0),
         }
         found = self._call(function, inputs)
         self._mtp_start = start + valid

@@ -15,7 +15,7 @@ from omnic.errors import BundleError, InputError, nearest
 from omnic.ir.graph import Function, Module, Node, Param, Result, Value
 from omnic.ir.text import parse_module
 from omnic.ir.weights import SafetensorsSource, Source, WeightStore
-from omnic.targets.base import Emitted, EmitRequest, Target
+from omnic.targets.base import EmitRequest, Emitted, Target
 from omnic.targets.torch import emit
 from omnic.targets.torch.caps import CAPS
 from omnic.targets.torch.inference import InferenceModule, load_weights, new_states
@@ -47,13 +47,15 @@ class TorchTarget(Target):
         """Write the Python files and the weights."""
         return emit.compile(request.module, request.weights, request.out, request.progress)
 
-    def capture(self, bundle: Path, inputs: Mapping[str, NDArray[Any]], names: Sequence[str],
-                function: str = "forward") -> dict[str, NDArray[np.float32]]:
+    def capture(
+        self, bundle: Path, inputs: Mapping[str, NDArray[Any]], names: Sequence[str], function: str = "forward"
+    ) -> dict[str, NDArray[np.float32]]:
         """Run the saved program once from empty states and return the values called ``names``."""
         return self.capture_part(bundle, inputs, names, function)
 
-    def capture_part(self, bundle: Path, inputs: Mapping[str, NDArray[Any]], names: Sequence[str],
-                     function: str = "forward") -> dict[str, NDArray[np.float32]]:
+    def capture_part(
+        self, bundle: Path, inputs: Mapping[str, NDArray[Any]], names: Sequence[str], function: str = "forward"
+    ) -> dict[str, NDArray[np.float32]]:
         """Run the part of the saved program between ``inputs`` and ``names``; states not among the inputs are empty.
 
         Raises:
@@ -61,8 +63,9 @@ class TorchTarget(Target):
         """
         module = _module(bundle)
         part, states = _part(module.function(function), inputs, names)
-        small = replace(module, functions={function: part},
-                        weights={n: w for n, w in module.weights.items() if n in part.weights()})
+        small = replace(
+            module, functions={function: part}, weights={n: w for n, w in module.weights.items() if n in part.weights()}
+        )
         store = WeightStore.load(module, bundle / WEIGHTS_FILE)
         batch = next((len(a) for a in inputs.values() if np.ndim(a)), 1)
         buffers = new_states(module, batch)
@@ -92,7 +95,9 @@ class TorchTarget(Target):
 def _module(bundle: Path) -> Module:
     path = bundle / _MODULE_FILE
     if not path.is_file():
-        raise BundleError(f"{bundle}: the bundle has no file '{_MODULE_FILE}'", "copy the bundle again, or compile it again")
+        raise BundleError(
+            f"{bundle}: the bundle has no file '{_MODULE_FILE}'", "copy the bundle again, or compile it again"
+        )
     return parse_module(path.read_text(encoding="utf-8"), str(path))
 
 
@@ -115,7 +120,9 @@ def _part(function: Function, inputs: Mapping[str, Any], names: Sequence[str]) -
     states = _state_values(function)
     for name in names:
         if values[name] in states:
-            raise InputError(f"%{name} is a state, which is a buffer here", "ask for the value that reads it (cache_read)")
+            raise InputError(
+                f"%{name} is a state, which is a buffer here", "ask for the value that reads it (cache_read)"
+            )
     stop = {values[n] for n in inputs}
     empty = {p.value: p.state for p in function.params if p.state is not None and p.value not in stop}
     producers = {v: node for node in function.nodes for v in node.results}
@@ -139,7 +146,9 @@ def _part(function: Function, inputs: Mapping[str, Any], names: Sequence[str]) -
     params += [Param(v, s) for v, s in empty.items() if v in used]
     nodes = tuple(n for n in function.nodes if n in wanted)
     results = tuple(Result(n, values[n]) for n in names)
-    return Function(function.name, tuple(params), nodes, results), {n: states[values[n]] for n in inputs if values[n] in states}
+    return Function(function.name, tuple(params), nodes, results), {
+        n: states[values[n]] for n in inputs if values[n] in states
+    }
 
 
 TARGET = TorchTarget()

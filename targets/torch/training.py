@@ -19,6 +19,7 @@ from omnic.targets.torch.text.load import load_source
 from omnic.targets.torch.text.scopes import Scope, ScopeTree
 from omnic.targets.torch.text.steps import (
     Program,
+    Step,
     bring_out_routers,
     dead_code,
     hoist_rope_tables,
@@ -70,9 +71,13 @@ def emit_training(module: Module) -> str:
     classes, helpers = write_classes(programs, tree, TRAINING, _class_name, methods, limit)
     outputs = [*programs[0].results, *(["router_logits"] if programs[0].routers else [])]
     head = _HEAD.format(
-        title=module.name, outputs="\n".join(f"    {_OUTPUTS.get(n, n)}" for n in outputs),
-        mtp="".join(f"\n\nmodel.{m}(hidden, next_tokens) returns (logits, hidden) of the multi-token-prediction block."
-                    for n, m in methods.items() if n != "forward"),
+        title=module.name,
+        outputs="\n".join(f"    {_OUTPUTS.get(n, n)}" for n in outputs),
+        mtp="".join(
+            f"\n\nmodel.{m}(hidden, next_tokens) returns (logits, hidden) of the multi-token-prediction block."
+            for n, m in methods.items()
+            if n != "forward"
+        ),
     )
     functions = _with_dependencies(helpers)
     imports = "\nfrom omnic.targets.torch.grouped import grouped_linear\n" if "mix_experts" in functions else ""
@@ -106,7 +111,7 @@ def _with_dependencies(names: list[str]) -> list[str]:
 
 def _class_name(scope: Scope) -> str:
     """Return what a person would call the class of a scope."""
-    ops = {s.op for body in scope.bodies.values() for e in body.entries for s in [e] if hasattr(s, "op")}
+    ops = {s.op for body in scope.bodies.values() for e in body.entries if isinstance(e, Step) for s in [e]}
     last = scope.path.rsplit(".", 1)[-1]
     if "moe" in ops:
         return "MoE"
@@ -134,13 +139,15 @@ def load_training_module(module: Module, weights: WeightStore | None = None) -> 
     assert isinstance(model, nn.Module)
     parameters = dict(model.named_parameters())
     if set(parameters) != set(module.weights):
-        raise InternalError(f"the emitted module of {module.name} has other parameters than the IR: "
-                            f"{sorted(set(parameters) ^ set(module.weights))[:4]}")
+        raise InternalError(
+            f"the emitted module of {module.name} has other parameters than the IR: "
+            f"{sorted(set(parameters) ^ set(module.weights))[:4]}"
+        )
     if weights is None:
         return model
     with torch.no_grad():
         for name, parameter in parameters.items():
-            numbers = np.ascontiguousarray(weights.array(name), dtype=np.float32)
+            numbers = np.array(weights.array(name), dtype=np.float32)
             if numbers.shape != tuple(parameter.shape):
                 raise InputError(f"weight {name} is {list(numbers.shape)}, the model wants {list(parameter.shape)}")
             parameter.copy_(torch.from_numpy(numbers))

@@ -18,8 +18,14 @@ from omnic.targets.torch.text.steps import Step
 __all__ = ["CORE", "Code", "Lowering", "Pen", "TORCH_DTYPES", "call", "torch_dtype"]
 
 TORCH_DTYPES = {
-    DType.F32: "torch.float32", DType.F16: "torch.float16", DType.BF16: "torch.bfloat16", DType.I64: "torch.int64",
-    DType.I32: "torch.int32", DType.I8: "torch.int8", DType.U8: "torch.uint8", DType.BOOL: "torch.bool",
+    DType.F32: "torch.float32",
+    DType.F16: "torch.float16",
+    DType.BF16: "torch.bfloat16",
+    DType.I64: "torch.int64",
+    DType.I32: "torch.int32",
+    DType.I8: "torch.int8",
+    DType.U8: "torch.uint8",
+    DType.BOOL: "torch.bool",
 }
 
 
@@ -111,8 +117,10 @@ def _constant(pen: Pen, step: Step) -> Code:
 
 
 def _clamp(pen: Pen, step: Step) -> Code:
-    return call(f"{pen.atom(step.operands[0])}.clamp",
-                *(f"{n}={pen.number(n, step.attrs[n])}" for n in ("min", "max") if step.attrs[n] is not None))
+    return call(
+        f"{pen.atom(step.operands[0])}.clamp",
+        *(f"{n}={pen.number(n, step.attrs[n])}" for n in ("min", "max") if step.attrs[n] is not None),
+    )
 
 
 def _cast(pen: Pen, step: Step) -> Code:
@@ -124,6 +132,7 @@ def _reduce(name: str) -> Lowering:
         axes = step.attrs["axes"]
         dim = str(axes[0]) if len(axes) == 1 else str(tuple(axes))
         return call(f"{pen.atom(step.operands[0])}.{name}", dim, "keepdim=True" if step.attrs["keepdims"] else "")
+
     return lower
 
 
@@ -168,7 +177,9 @@ def _concat(pen: Pen, step: Step) -> Code:
 
 
 def _split(pen: Pen, step: Step) -> Code:
-    return call(f"{pen.atom(step.operands[0])}.split", f"[{pen.dims(step.attrs['sizes'])}]", f"dim={step.attrs['axis']}")
+    return call(
+        f"{pen.atom(step.operands[0])}.split", f"[{pen.dims(step.attrs['sizes'])}]", f"dim={step.attrs['axis']}"
+    )
 
 
 def _pad(pen: Pen, step: Step) -> Code:
@@ -176,13 +187,19 @@ def _pad(pen: Pen, step: Step) -> Code:
     assert x is not None
     behind = x.type.rank - 1 - step.attrs["axis"] % x.type.rank
     around = [0, 0] * behind + [step.attrs["before"], step.attrs["after"]]
-    return call("F.pad", pen.arg(x), str(tuple(around)), f"value={step.attrs['value']!r}" if step.attrs["value"] else "")
+    return call(
+        "F.pad", pen.arg(x), str(tuple(around)), f"value={step.attrs['value']!r}" if step.attrs["value"] else ""
+    )
 
 
 def _iota(pen: Pen, step: Step) -> Code:
     kind = step.attrs["type"]
-    return call("torch.arange", pen.dims(step.attrs["size"]), f"dtype={torch_dtype(kind)}" if kind != DType.I64 else "",
-                f"device={pen.like()}")
+    return call(
+        "torch.arange",
+        pen.dims(step.attrs["size"]),
+        f"dtype={torch_dtype(kind)}" if kind != DType.I64 else "",
+        f"device={pen.like()}",
+    )
 
 
 def _helper(name: str, *attrs: str) -> Lowering:
@@ -203,21 +220,59 @@ def _index_select(pen: Pen, step: Step) -> Code:
 #: op -> how it is written; composites are in the tables of the two emitters.
 CORE: dict[str, Lowering] = {
     "constant": _constant,
-    "add": _infix("+"), "sub": _infix("-"), "mul": _infix("*"), "div": _infix("/"), "pow": _infix("**"),
-    "minimum": _function("torch.minimum"), "maximum": _function("torch.maximum"),
-    "floordiv": _function("torch.floor_divide"), "mod": _function("torch.remainder"),
-    "eq": _infix("=="), "ne": _infix("!="), "lt": _infix("<"), "le": _infix("<="), "gt": _infix(">"), "ge": _infix(">="),
-    "and": _infix("&"), "or": _infix("|"), "not": lambda pen, step: Code(f"~{pen.atom(step.operands[0])}", False),
+    "add": _infix("+"),
+    "sub": _infix("-"),
+    "mul": _infix("*"),
+    "div": _infix("/"),
+    "pow": _infix("**"),
+    "minimum": _function("torch.minimum"),
+    "maximum": _function("torch.maximum"),
+    "floordiv": _function("torch.floor_divide"),
+    "mod": _function("torch.remainder"),
+    "eq": _infix("=="),
+    "ne": _infix("!="),
+    "lt": _infix("<"),
+    "le": _infix("<="),
+    "gt": _infix(">"),
+    "ge": _infix(">="),
+    "and": _infix("&"),
+    "or": _infix("|"),
+    "not": lambda pen, step: Code(f"~{pen.atom(step.operands[0])}", False),
     "neg": lambda pen, step: Code(f"-{pen.atom(step.operands[0])}", False),
-    "abs": _method("abs"), "exp": _method("exp"), "log": _method("log"), "sqrt": _method("sqrt"), "rsqrt": _method("rsqrt"),
-    "sin": _method("sin"), "cos": _method("cos"), "tanh": _method("tanh"), "sigmoid": _method("sigmoid"), "erf": _method("erf"),
-    "round": _method("round"), "relu": _method("relu"), "clamp": _clamp, "where": _function("torch.where"), "cast": _cast,
-    "sum": _reduce("sum"), "max": _reduce("amax"), "mean": _reduce("mean"),
-    "argmax": _along("torch.argmax"), "cumsum": _along("torch.cumsum"),
-    "softmax": _helper("softmax", "axis"), "matmul": _matmul,
-    "reshape": _reshape, "transpose": _transpose, "broadcast": _broadcast, "slice": _slice, "concat": _concat,
-    "split": _split, "pad": _pad, "iota": _iota,
-    "gather": _helper("gather", "axis"), "index_select": _index_select, "scatter": _helper("scatter", "axis", "reduce"),
-    "topk": _helper("topk", "k", "axis"), "sort": _helper("sort", "axis", "descending"),
+    "abs": _method("abs"),
+    "exp": _method("exp"),
+    "log": _method("log"),
+    "sqrt": _method("sqrt"),
+    "rsqrt": _method("rsqrt"),
+    "sin": _method("sin"),
+    "cos": _method("cos"),
+    "tanh": _method("tanh"),
+    "sigmoid": _method("sigmoid"),
+    "erf": _method("erf"),
+    "round": _method("round"),
+    "relu": _method("relu"),
+    "clamp": _clamp,
+    "where": _function("torch.where"),
+    "cast": _cast,
+    "sum": _reduce("sum"),
+    "max": _reduce("amax"),
+    "mean": _reduce("mean"),
+    "argmax": _along("torch.argmax"),
+    "cumsum": _along("torch.cumsum"),
+    "softmax": _helper("softmax", "axis"),
+    "matmul": _matmul,
+    "reshape": _reshape,
+    "transpose": _transpose,
+    "broadcast": _broadcast,
+    "slice": _slice,
+    "concat": _concat,
+    "split": _split,
+    "pad": _pad,
+    "iota": _iota,
+    "gather": _helper("gather", "axis"),
+    "index_select": _index_select,
+    "scatter": _helper("scatter", "axis", "reduce"),
+    "topk": _helper("topk", "k", "axis"),
+    "sort": _helper("sort", "axis", "descending"),
     "depthwise_conv1d": _helper("depthwise_conv1d"),
 }

@@ -14,7 +14,7 @@ from omnic.ir.graph import Function, Module, Value
 from omnic.ir.rope import rope_frequencies
 from omnic.ir.types import DType, TensorType
 from omnic.targets.torch.text.core import CORE, Code, Lowering, Pen, call, torch_dtype
-from omnic.targets.torch.text.lines import BodyWriter, Hole
+from omnic.targets.torch.text.lines import BodyWriter
 from omnic.targets.torch.text.scopes import Body, Scope
 from omnic.targets.torch.text.steps import Program, Step, dead_code, program_of, users
 
@@ -60,7 +60,9 @@ class _Rewriter:
         dead_code(program)
         return program
 
-    def _shared(self, op: str, operands: tuple[Value | None, ...], attrs: dict[str, Any], *names: str) -> tuple[Value, ...]:
+    def _shared(
+        self, op: str, operands: tuple[Value | None, ...], attrs: dict[str, Any], *names: str
+    ) -> tuple[Value, ...]:
         """Return the results of a step that all layers share; made at its first use."""
         key = (op, operands, *attrs.items())
         if key not in self.made:
@@ -96,7 +98,9 @@ class _Rewriter:
         assert state is not None
         capacity = state.type.shape[-2]
         y, index = step.results
-        self.found[index] = self._shared("slot_index", (start, length), {"capacity": capacity, "ring": step.attrs["ring"]}, "k_index")[0]
+        self.found[index] = self._shared(
+            "slot_index", (start, length), {"capacity": capacity, "ring": step.attrs["ring"]}, "k_index"
+        )[0]
         self.reads[y] = state
         if not self._only_keys(y):
             self.steps.append(Step("state_values", (state,), {"capacity": capacity}, (y,), step.scope, step.loc))
@@ -119,7 +123,9 @@ class _Rewriter:
         self.steps.append(Step("to_blocks", (value,), {}, (packed,), step.scope, step.loc))
         return packed
 
-    def _seen(self, step: Step, q_index: Value | None, k_index: Value | None, parents: Value | None, start: Value | None) -> Value:
+    def _seen(
+        self, step: Step, q_index: Value | None, k_index: Value | None, parents: Value | None, start: Value | None
+    ) -> Value:
         tree = (parents, start) if parents is not None else (None, None)
         return self._shared("visible", (q_index, k_index, *tree), {"window": step.attrs["window"]}, "seen")[0]
 
@@ -133,8 +139,11 @@ class _Rewriter:
         q_nope, q_rope, latent, rope_k, w_k, w_v, q_index, k_index, parents, start = operands
         seen = self._seen(step, q_index, k_index, parents, start)
         latent, rope_k = self._blocked(step.operands[2], latent, step), self._blocked(step.operands[3], rope_k, step)
-        self.steps.append(Step("mla", (q_nope, q_rope, latent, rope_k, w_k, w_v, seen), step.attrs, step.results,
-                               step.scope, step.loc))
+        self.steps.append(
+            Step(
+                "mla", (q_nope, q_rope, latent, rope_k, w_k, w_v, seen), step.attrs, step.results, step.scope, step.loc
+            )
+        )
 
 
 def check_in_place(program: Program) -> None:
@@ -147,7 +156,9 @@ def check_in_place(program: Program) -> None:
     for step in program.steps:
         for value in step.inputs():
             if value in gone:
-                raise InternalError(f"%{value.name} is read by {step.op} in {step.scope or '@' + program.name} after it was overwritten")
+                raise InternalError(
+                    f"%{value.name} is read by {step.op} in {step.scope or '@' + program.name} after it was overwritten"
+                )
         if step.op in ("cache_write", "cache_move") and step.operands[0] is not None:
             gone.add(step.operands[0])
     if gone & program.returned():
@@ -161,13 +172,17 @@ def _literal(value: Any) -> str:
 # -- lowerings ----------------------------------------------------------------------------------------------
 def _kernel(name: str, *attrs: str, optional: Mapping[str, Any] | None = None) -> Lowering:
     """Return a lowering to a kernel: operands by position, ``attrs`` by name, ``optional`` unless at that value."""
+
     def lower(pen: Pen, step: Step) -> Code:
         operands = list(step.operands)
         while operands and operands[-1] is None:
             operands.pop()
         words = [f"{a}={_literal(step.attrs[a])}" for a in attrs]
-        words += [f"{a}={_literal(step.attrs[a])}" for a, default in (optional or {}).items() if step.attrs[a] != default]
+        words += [
+            f"{a}={_literal(step.attrs[a])}" for a, default in (optional or {}).items() if step.attrs[a] != default
+        ]
         return call(pen.helper(name), *(pen.arg(v) for v in operands), *words)
+
     return lower
 
 
@@ -177,7 +192,12 @@ def _pointwise(function: str) -> Lowering:
 
 def _rope_table(pen: Pen, step: Step) -> Code:
     frequencies, magnitude = rope_frequencies(**step.attrs)
-    return call(pen.helper("rope_table"), pen.arg(step.operands[0]), pen.constant("FREQUENCIES", _numbers(frequencies)), repr(magnitude))
+    return call(
+        pen.helper("rope_table"),
+        pen.arg(step.operands[0]),
+        pen.constant("FREQUENCIES", _numbers(frequencies)),
+        repr(magnitude),
+    )
 
 
 def _numbers(values: tuple[float, ...]) -> str:
@@ -186,7 +206,9 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def _rotate(pen: Pen, step: Step) -> Code:
-    return call(pen.helper("rotate_pairs" if step.attrs["interleaved"] else "rotate"), *(pen.arg(v) for v in step.operands))
+    return call(
+        pen.helper("rotate_pairs" if step.attrs["interleaved"] else "rotate"), *(pen.arg(v) for v in step.operands)
+    )
 
 
 def _write_slots(pen: Pen, step: Step) -> Code:
@@ -217,44 +239,80 @@ def _named(pen: Pen, names: tuple[str, ...], values: tuple[Value | None, ...]) -
 
 def _attention(pen: Pen, step: Step) -> Code:
     *operands, sinks = step.operands
-    words = [f"scale={step.attrs['scale']!r}"] + ([f"softcap={step.attrs['softcap']!r}"] if step.attrs["softcap"] else [])
+    words = [f"scale={step.attrs['scale']!r}"] + (
+        [f"softcap={step.attrs['softcap']!r}"] if step.attrs["softcap"] else []
+    )
     return call(pen.helper("attention"), *(pen.arg(v) for v in operands), *words, *_named(pen, ("sinks",), (sinks,)))
 
 
 def _router(pen: Pen, step: Step) -> Code:
     defaults = {"groups": None, "top_groups": 1, "score": "softmax", "renormalise": True, "scale": 1.0}
     words = [f"{n}={_literal(step.attrs[n])}" for n, default in defaults.items() if step.attrs[n] != default]
-    return call(pen.helper("route"), *(pen.arg(v) for v in step.operands[:2]), *_named(pen, ("group_weight", "bias"), step.operands[2:]),
-                f"top_k={step.attrs['top_k']}", *words)
+    return call(
+        pen.helper("route"),
+        *(pen.arg(v) for v in step.operands[:2]),
+        *_named(pen, ("group_weight", "bias"), step.operands[2:]),
+        f"top_k={step.attrs['top_k']}",
+        *words,
+    )
 
 
 def _moe(pen: Pen, step: Step) -> Code:
     names = ("gate", "up_bias", "down_bias", "gate_bias")
-    return call(pen.helper("moe"), *(pen.arg(v) for v in step.operands[:5]), *_named(pen, names, step.operands[5:]),
-                f'kind="{step.attrs["kind"]}"')
+    return call(
+        pen.helper("moe"),
+        *(pen.arg(v) for v in step.operands[:5]),
+        *_named(pen, names, step.operands[5:]),
+        f'kind="{step.attrs["kind"]}"',
+    )
 
 
 def _lm_head(pen: Pen, step: Step) -> Code:
     x, w, rows, bias = step.operands
-    return call(pen.helper("lm_head"), pen.arg(x), pen.arg(w), *_named(pen, ("rows", "bias"), (rows, bias)),
-                f"softcap={step.attrs['softcap']!r}" if step.attrs["softcap"] else "")
+    return call(
+        pen.helper("lm_head"),
+        pen.arg(x),
+        pen.arg(w),
+        *_named(pen, ("rows", "bias"), (rows, bias)),
+        f"softcap={step.attrs['softcap']!r}" if step.attrs["softcap"] else "",
+    )
 
 
 #: op -> how the inference module writes it
 INFERENCE: dict[str, Lowering] = {
-    **CORE, "constant": _constant, "cast": _cast,
+    **CORE,
+    "constant": _constant,
+    "cast": _cast,
     **{op: _pointwise(f"torch.{op}") for op in ("exp", "log", "sin", "cos", "tanh", "sigmoid", "erf")},
-    "softmax": _kernel("softmax", "axis"), "gather": _kernel("gather", "axis"), "topk": _kernel("topk", "k", "axis"),
-    "scatter": _kernel("scatter", "axis", "reduce"), "sort": _kernel("sort", "axis", "descending"),
-    "linear": _kernel("linear"), "embedding": _kernel("embedding"), "act": _kernel("act", "kind"), "gated_act": _gated_act,
-    "rms_norm": lambda pen, step: call(pen.helper("rms_norm"), *(pen.arg(v) for v in step.operands), repr(step.attrs["eps"])),
-    "layer_norm": lambda pen, step: call(pen.helper("layer_norm"), *(pen.arg(v) for v in step.operands), repr(step.attrs["eps"])),
-    "rope_table": _rope_table, "rotate": _rotate, "write_slots": _write_slots,
-    "slot_index": _kernel("slot_index", "capacity", "ring"), "cache_write": _kernel("cache_write"),
+    "softmax": _kernel("softmax", "axis"),
+    "gather": _kernel("gather", "axis"),
+    "topk": _kernel("topk", "k", "axis"),
+    "scatter": _kernel("scatter", "axis", "reduce"),
+    "sort": _kernel("sort", "axis", "descending"),
+    "linear": _kernel("linear"),
+    "embedding": _kernel("embedding"),
+    "act": _kernel("act", "kind"),
+    "gated_act": _gated_act,
+    "rms_norm": lambda pen, step: call(
+        pen.helper("rms_norm"), *(pen.arg(v) for v in step.operands), repr(step.attrs["eps"])
+    ),
+    "layer_norm": lambda pen, step: call(
+        pen.helper("layer_norm"), *(pen.arg(v) for v in step.operands), repr(step.attrs["eps"])
+    ),
+    "rope_table": _rope_table,
+    "rotate": _rotate,
+    "write_slots": _write_slots,
+    "slot_index": _kernel("slot_index", "capacity", "ring"),
+    "cache_write": _kernel("cache_write"),
     "cache_move": _kernel("cache_move", "capacity", "ring"),
-    "state_values": _kernel("state_values", "capacity"), "to_blocks": _kernel("to_blocks"),
-    "visible": _kernel("visible", "window"), "attention": _attention,
-    "mla": _kernel("mla", "scale", optional={"softcap": 0.0}), "router": _router, "moe": _moe, "lm_head": _lm_head,
+    "state_values": _kernel("state_values", "capacity"),
+    "to_blocks": _kernel("to_blocks"),
+    "visible": _kernel("visible", "window"),
+    "attention": _attention,
+    "mla": _kernel("mla", "scale", optional={"softcap": 0.0}),
+    "router": _router,
+    "moe": _moe,
+    "lm_head": _lm_head,
 }
 
 

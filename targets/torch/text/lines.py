@@ -217,15 +217,23 @@ class BodyWriter:
                 self._flush()
                 code, depth = self._expression(entry), 1
             self.pending = None
-        hints = _RESULT_NAMES.get(entry.op, ("",) * len(entry.results)) if isinstance(entry, Step) else ("",) * len(entry.results)
+        hints = (
+            _RESULT_NAMES.get(entry.op, ("",) * len(entry.results))
+            if isinstance(entry, Step)
+            else ("",) * len(entry.results)
+        )
         if self._may_wait(entry, at):
             self.pending = _Pending(entry.results[0], code, depth, hints[0])
             return
-        names = [self._bind(v, at, hint=self._hint(v, h)) if v in self.last or v in self.routers else "_"
-                 for v, h in zip(entry.results, hints, strict=True)]
+        names = [
+            self._bind(v, at, hint=self._hint(v, h)) if v in self.last or v in self.routers else "_"
+            for v, h in zip(entry.results, hints, strict=True)
+        ]
         self.lines.append(f"{', '.join(names)} = {code.text}")
         if self.scope.path == "":
-            self.lines += [f"router_logits.append({n})" for v, n in zip(entry.results, names, strict=True) if v in self.routers]
+            self.lines += [
+                f"router_logits.append({n})" for v, n in zip(entry.results, names, strict=True) if v in self.routers
+            ]
 
     def _hint(self, value: Value, hint: str) -> str:
         if self.scope.path == "" and value in self.routers:
@@ -261,7 +269,9 @@ class BodyWriter:
         missing = list(self.symbols)
         for value in self.body.params:
             names = [str(d) if isinstance(d, Expr) and str(d) in missing else "_" for d in value.type.shape]
-            if all(n == "_" for n in names) or len({n for n in names if n != "_"}) != len([n for n in names if n != "_"]):
+            if all(n == "_" for n in names) or len({n for n in names if n != "_"}) != len(
+                [n for n in names if n != "_"]
+            ):
                 continue
             lines.append(f"{', '.join(names)}{',' if len(names) == 1 else ''} = {self._param_names[value]}.shape")
             missing = [m for m in missing if m not in names]
@@ -281,7 +291,9 @@ class BodyWriter:
         for entry in entries[at + 1 :]:
             if not isinstance(entry, Call) or entry.path != f"{above}.{int(number) + len(run)}":
                 break
-            if self._carry(first, run[-1], entry) is None or (len(run) > 1 and self._carry(first, run[-1], entry) != self._carry(first, run[0], run[1])):
+            if self._carry(first, run[-1], entry) is None or (
+                len(run) > 1 and self._carry(first, run[-1], entry) != self._carry(first, run[0], run[1])
+            ):
                 break
             run.append(entry)
         if len(run) > 1:
@@ -292,7 +304,7 @@ class BodyWriter:
         return run
 
     def _carry(self, first: Call, before: Call, after: Call) -> dict[int, int] | None:
-        """Return operand -> result of the call before for what ``after`` gets from ``before``; None if it is no loop."""
+        """Return operand of ``after`` -> result of ``before`` that it is; None if the two are not one loop."""
         if len(before.operands) != len(after.operands) or len(before.results) != len(after.results):
             return None
         carried: dict[int, int] = {}

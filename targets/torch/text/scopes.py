@@ -81,8 +81,11 @@ class ScopeTree:
             self._own(weight)
         for program in programs:
             self.root.bodies[program.name] = Body(
-                list(program.params), self._entries("", program.steps, program.returned()), list(program.results.values()),
-                list(program.results), program.name != "forward",
+                list(program.params),
+                self._entries("", program.steps, program.returned()),
+                list(program.results.values()),
+                list(program.results),
+                program.name != "forward",
             )
             self._fill(self.root, program.name, program.returned(), program.steps)
 
@@ -117,7 +120,9 @@ class ScopeTree:
                 return candidate
         return None
 
-    def _entries(self, path: str, steps: Sequence[Step], returned: set[Value], inline: frozenset[str] = frozenset()) -> list[Entry]:
+    def _entries(
+        self, path: str, steps: Sequence[Step], returned: set[Value], inline: frozenset[str] = frozenset()
+    ) -> list[Entry]:
         """Return steps and calls of the body of ``path`` in an order of definition."""
         groups: dict[str | Step, list[Step]] = {}
         for step in steps:
@@ -139,7 +144,9 @@ class ScopeTree:
             outside = returned | {v for s in steps if s not in set(members) for v in s.inputs()}
             passed = sorted((v for v in read if not self.owns(key, v)), key=lambda v: v.weight)
             results = [v for s in members for v in s.results if v in outside and v in own]
-            made.append(Call(key, tuple(members), tuple(passed), tuple(sorted(results, key=lambda v: v in self._routers))))
+            made.append(
+                Call(key, tuple(members), tuple(passed), tuple(sorted(results, key=lambda v: v in self._routers)))
+            )
         return made
 
     def owns(self, path: str, value: Value) -> bool:
@@ -153,7 +160,9 @@ class ScopeTree:
                 continue
             child = self._scope(entry.path)
             inner = set(entry.results)
-            child.bodies[function] = Body(list(entry.operands), self._entries(entry.path, entry.steps, inner), list(entry.results))
+            child.bodies[function] = Body(
+                list(entry.operands), self._entries(entry.path, entry.steps, inner), list(entry.results)
+            )
             self._fill(child, function, inner, entry.steps)
 
 
@@ -178,7 +187,7 @@ def _module_paths(programs: Sequence[Program], weights: Mapping[str, Weight]) ->
 
 
 def _topological(groups: list[list[Step]]) -> list[int] | None:
-    """Return an order of ``groups`` in which each follows what it reads, the earliest first; None if there is a cycle."""
+    """Return an order of ``groups`` in which each follows what it reads, the earliest first; None for a cycle."""
     home = {v: index for index, members in enumerate(groups) for step in members for v in step.results}
     needs: list[set[int]] = [
         {home[v] for step in members for v in step.inputs() if v in home and home[v] != index}

@@ -72,7 +72,9 @@ def program_of(function: Function) -> Program:
         Step(n.op, n.operands, {k: v for k, v in find_op(n.op).bind(n.attrs).items()}, n.results, n.scope, n.loc)
         for n in function.nodes
     ]
-    return Program(function.name, [p.value for p in function.params], steps, {r.name: r.value for r in function.results})
+    return Program(
+        function.name, [p.value for p in function.params], steps, {r.name: r.value for r in function.results}
+    )
 
 
 def dead_code(program: Program) -> None:
@@ -95,12 +97,13 @@ def is_token_range(value: Value, producers: dict[Value, Step]) -> bool:
         return True
     if step.op in ("broadcast", "reshape", "cast") and step.operands[0] is not None:
         inner = step.operands[0]
-        keeps_last = step.op != "reshape" or bool(inner.type.shape) and inner.type.shape[-1] == value.type.shape[-1]
+        keeps_last = step.op != "reshape" or (bool(inner.type.shape) and inner.type.shape[-1] == value.type.shape[-1])
         return keeps_last and is_token_range(inner, producers)
     if step.op == "add":
         return any(
             is_token_range(a, producers) and is_zero(b, producers)
-            for a, b in (step.operands, step.operands[::-1]) if a is not None and b is not None
+            for a, b in (step.operands, step.operands[::-1])
+            if a is not None and b is not None
         )
     return False
 
@@ -144,7 +147,7 @@ def hoist_rope_tables(program: Program) -> None:
 
 
 def name_causal_attention(program: Program) -> None:
-    """Turn attention of a sequence over itself into the ops ``causal_attention`` and ``causal_mla``, which need no index.
+    """Name attention of a sequence over itself ``causal_attention`` or ``causal_mla``, ops that need no index.
 
     Queries and keys share one index there, so key s is visible to query t iff s <= t (and within the window).
     """

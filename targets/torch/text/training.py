@@ -8,7 +8,12 @@ from omnic.targets.torch.text.steps import Step
 
 __all__ = ["TRAINING", "activation"]
 
-_ACTIVATIONS = {"silu": "F.silu({})", "gelu": "F.gelu({})", "gelu_tanh": 'F.gelu({}, approximate="tanh")', "relu": "F.relu({})"}
+_ACTIVATIONS = {
+    "silu": "F.silu({})",
+    "gelu": "F.gelu({})",
+    "gelu_tanh": 'F.gelu({}, approximate="tanh")',
+    "relu": "F.relu({})",
+}
 
 
 def activation(pen: Pen, kind: str, x: str) -> str:
@@ -59,7 +64,9 @@ def _rope_table(pen: Pen, step: Step) -> Code:
 
 
 def _rotate(pen: Pen, step: Step) -> Code:
-    return call(pen.helper("rotate_pairs" if step.attrs["interleaved"] else "rotate"), *(pen.arg(v) for v in step.operands))
+    return call(
+        pen.helper("rotate_pairs" if step.attrs["interleaved"] else "rotate"), *(pen.arg(v) for v in step.operands)
+    )
 
 
 def _options(pen: Pen, step: Step) -> list[str]:
@@ -71,8 +78,14 @@ def _options(pen: Pen, step: Step) -> list[str]:
 def _causal_attention(pen: Pen, step: Step) -> Code:
     q, k, v, sinks = step.operands
     capped = step.attrs["softcap"] or sinks is not None
-    return call(pen.helper("attend_capped" if capped else "attend"), pen.arg(q), pen.arg(k), pen.arg(v), *_options(pen, step),
-                f"sinks={pen.arg(sinks)}" if sinks is not None else "")
+    return call(
+        pen.helper("attend_capped" if capped else "attend"),
+        pen.arg(q),
+        pen.arg(k),
+        pen.arg(v),
+        *_options(pen, step),
+        f"sinks={pen.arg(sinks)}" if sinks is not None else "",
+    )
 
 
 def _causal_mla(pen: Pen, step: Step) -> Code:
@@ -96,8 +109,12 @@ def _router(pen: Pen, step: Step) -> Code:
 
 def _moe(pen: Pen, step: Step) -> Code:
     named = zip(("gate", "up_bias", "down_bias", "gate_bias"), step.operands[5:], strict=True)
-    return call(pen.helper("mix_experts"), *(pen.arg(v) for v in step.operands[:5]),
-                *(f"{n}={pen.arg(v)}" for n, v in named if v is not None), f'kind="{step.attrs["kind"]}"')
+    return call(
+        pen.helper("mix_experts"),
+        *(pen.arg(v) for v in step.operands[:5]),
+        *(f"{n}={pen.arg(v)}" for n, v in named if v is not None),
+        f'kind="{step.attrs["kind"]}"',
+    )
 
 
 def _lm_head(pen: Pen, step: Step) -> Code:
@@ -114,7 +131,18 @@ def _lm_head(pen: Pen, step: Step) -> Code:
 
 #: op -> how the training module writes it
 TRAINING: dict[str, Lowering] = {
-    **CORE, "linear": _linear, "embedding": _embedding, "act": _act, "gated_act": _gated_act, "rms_norm": _rms_norm,
-    "layer_norm": _layer_norm, "rope_table": _rope_table, "rotate": _rotate, "causal_attention": _causal_attention,
-    "causal_mla": _causal_mla, "router": _router, "moe": _moe, "lm_head": _lm_head,
+    **CORE,
+    "linear": _linear,
+    "embedding": _embedding,
+    "act": _act,
+    "gated_act": _gated_act,
+    "rms_norm": _rms_norm,
+    "layer_norm": _layer_norm,
+    "rope_table": _rope_table,
+    "rotate": _rotate,
+    "causal_attention": _causal_attention,
+    "causal_mla": _causal_mla,
+    "router": _router,
+    "moe": _moe,
+    "lm_head": _lm_head,
 }

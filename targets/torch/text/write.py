@@ -53,8 +53,15 @@ class ClassText:
 class ClassWriter:
     """Writes every class of a scope tree, innermost first."""
 
-    def __init__(self, tree: ScopeTree, lowerings: Mapping[str, Lowering], naming: Callable[[Scope], str],
-                 methods: Mapping[str, str], root: str, limit: int) -> None:
+    def __init__(
+        self,
+        tree: ScopeTree,
+        lowerings: Mapping[str, Lowering],
+        naming: Callable[[Scope], str],
+        methods: Mapping[str, str],
+        root: str,
+        limit: int,
+    ) -> None:
         self.limit = limit
         self.buffers: dict[str, tuple[str, ...]] = {}
         self.tree, self.lowerings, self.naming, self.methods, self.root = tree, lowerings, naming, methods, root
@@ -83,7 +90,10 @@ class ClassWriter:
                 name = f"{base}{count}"
             taken.add(name)
             self.names[key] = name
-        return [ClassText(self.names[k], self._class(k, found), [i.scope.path for i in found]) for k, found in self.instances.items()]
+        return [
+            ClassText(self.names[k], self._class(k, found), [i.scope.path for i in found])
+            for k, found in self.instances.items()
+        ]
 
     def _instance(self, scope: Scope) -> Instance:
         children: list[tuple[str, Instance]] = []
@@ -95,14 +105,17 @@ class ClassWriter:
         numbers: list[Hole] = []
         lines: list[str] = []
         for name, weight in scope.weights.items():
-            sizes = [self._number(numbers, f"{name}_{axis}", size)
-                     for axis, size in zip(_axes(weight.type.rank), weight.type.shape, strict=True)]
+            sizes = [
+                self._number(numbers, f"{name}_{axis}", size)
+                for axis, size in zip(_axes(weight.type.rank), weight.type.shape, strict=True)
+            ]
             lines.append(f"        self.{name} = nn.Parameter(torch.empty({', '.join(sizes)}))")
         for segment, child in scope.children.items():
             if child.kind == "numbered":
                 shapes = [tuple(int(str(d)) for d in w.type.shape) for w in child.weights.values()]
                 if len(set(shapes)) == 1:
-                    inner = f"nn.Parameter(torch.empty({', '.join(str(d) for d in shapes[0])})) for _ in range({len(shapes)})"
+                    one = f"nn.Parameter(torch.empty({', '.join(str(d) for d in shapes[0])}))"
+                    inner = f"{one} for _ in range({len(shapes)})"
                 else:
                     inner = f"[nn.Parameter(torch.empty(shape)) for shape in {shapes}]"
                 lines.append(f"        self.{segment} = nn.ParameterList({inner})")
@@ -111,9 +124,16 @@ class ClassWriter:
         methods: list[str] = []
         for function, body in scope.bodies.items():
             writer = BodyWriter(self, scope, body, numbers)
-            methods.append(writer.method(self.methods.get(function, "forward") if scope.path == "" else
-                                         "forward" if len(methods) == 0 else self.methods.get(function, function),
-                                         self.routers.get(function, {})))
+            methods.append(
+                writer.method(
+                    self.methods.get(function, "forward")
+                    if scope.path == ""
+                    else "forward"
+                    if len(methods) == 0
+                    else self.methods.get(function, function),
+                    self.routers.get(function, {}),
+                )
+            )
         if scope.path == "":
             for source, names in self.buffers.items():
                 lines.append(f"        {', '.join(names)} = {source.format(limit=self.limit)}")
@@ -169,7 +189,11 @@ class ClassWriter:
         used_later = [n for n in named if f"self.{n}" in text]
         text = text.replace("<arguments>", "".join(f", {n}" for n in named), 1)
         if used_later:
-            text = text.replace("super().__init__()\n", "super().__init__()\n" + "".join(f"        self.{n} = {n}\n" for n in used_later), 1)
+            text = text.replace(
+                "super().__init__()\n",
+                "super().__init__()\n" + "".join(f"        self.{n} = {n}\n" for n in used_later),
+                1,
+            )
         at = own
         lines: dict[str, list[tuple[str, str]]] = {}
         for name, child in first.children:
@@ -197,8 +221,16 @@ class ClassWriter:
         if first.scope.path == "":
             return '    """The whole model; see the head of this file for what goes in and comes out."""\n\n'
         paths = [i.scope.path for i in found]
-        place = next((s.loc for b in first.scope.bodies.values() for e in b.entries
-                      for s in ([e] if isinstance(e, Step) else e.steps) if s.loc), None)
+        place = next(
+            (
+                s.loc
+                for b in first.scope.bodies.values()
+                for e in b.entries
+                for s in ([e] if isinstance(e, Step) else e.steps)
+                if s.loc
+            ),
+            None,
+        )
         where = f" ({place.file}:{place.line})" if place else ""
         return f'    """{_listed(paths)}{where}."""\n\n'
 
@@ -227,7 +259,9 @@ def _listed(paths: Sequence[str]) -> str:
 
 
 def _axes(rank: int) -> tuple[str, ...]:
-    return {1: ("size",), 2: ("rows", "columns"), 3: ("count", "rows", "columns")}.get(rank, tuple(f"dim{i}" for i in range(rank)))
+    return {1: ("size",), 2: ("rows", "columns"), 3: ("count", "rows", "columns")}.get(
+        rank, tuple(f"dim{i}" for i in range(rank))
+    )
 
 
 def library_source(functions: Sequence[Callable[..., object]]) -> str:
@@ -235,8 +269,15 @@ def library_source(functions: Sequence[Callable[..., object]]) -> str:
     return "\n\n".join(textwrap.dedent(inspect.getsource(f)) for f in functions)
 
 
-def write_classes(programs: Sequence[Program], tree: ScopeTree, lowerings: Mapping[str, Lowering], naming: Callable[[Scope], str],
-                  methods: Mapping[str, str], limit: int, root: str = "Model") -> tuple[list[ClassText], list[str]]:
+def write_classes(
+    programs: Sequence[Program],
+    tree: ScopeTree,
+    lowerings: Mapping[str, Lowering],
+    naming: Callable[[Scope], str],
+    methods: Mapping[str, str],
+    limit: int,
+    root: str = "Model",
+) -> tuple[list[ClassText], list[str]]:
     """Return the classes of ``programs`` and the names of the library functions they use."""
     writer = ClassWriter(tree, lowerings, naming, methods, root, limit)
     routers = {p.name: {v: scope for scope, v in p.routers.items()} for p in programs}
