@@ -179,8 +179,8 @@ def rewrite(function: Function, rules: Sequence[Rule]) -> tuple[Function, tuple[
 
     Returns:
         The new function (the same object when nothing matched), and the remarks: one for each
-        replacement, and one for each near-match: a place where the pattern's root and at least half of its nodes
-        were there and something else failed.
+        replacement, and one for each near-match: a place where the pattern's root, another node of it, and at
+        least half of them were there and something else failed.
 
     Raises:
         InternalError: the rules never come to rest, or a replacement has another type.
@@ -210,7 +210,7 @@ def _sweep(function: Function, rule: Rule, declined: dict[tuple[str, str], Remar
             continue
         attempt = _Attempt()
         if not _bind(rule.pattern, rule.pattern.root, node, uses, attempt):
-            if 2 * len(attempt.nodes) >= len(rule.pattern.nodes):
+            if len(attempt.nodes) >= max(2, len(rule.pattern.nodes) / 2):
                 declined[rule.name, node.name] = Remark(rule.name, attempt.reason, attempt.at or node.name)
             continue
         match = Match(attempt.nodes, attempt.values, function, uses)

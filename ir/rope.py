@@ -72,7 +72,7 @@ def rope_frequencies(
     high = min(math.ceil(_index_of(beta_slow, base, dims, original_context)), dims - 1)
     width = high - low if high > low else 0.001
     ramps = [min(max((i - low) / width, 0.0), 1.0) for i in range(dims // 2)]
-    mixed = [f - f * (1.0 - 1.0 / factor) * ramp for f, ramp in zip(inverse, ramps, strict=True)]
+    mixed = [f / factor * ramp + f * (1.0 - ramp) for f, ramp in zip(inverse, ramps, strict=True)]
     magnitude = 0.1 * math.log(factor) + 1.0 if attention_factor is None else attention_factor
     return tuple(mixed), magnitude
 
