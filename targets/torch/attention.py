@@ -16,6 +16,7 @@ from omnic.targets.torch.kernels import (
     linear,
     pointwise,
     product,
+    product_in_blocks,
     softmax,
     topk,
 )
@@ -196,7 +197,7 @@ def moe(
     """
 
     def apply(rows: Tensor, weight: Tensor, bias: Tensor | None, expert: int) -> Tensor:
-        y = product(rows, weight[expert]) if x.shape[1] <= FEW else F.linear(rows, weight[expert])
+        y = (product if x.shape[1] <= FEW else product_in_blocks)(rows, weight[expert])
         return y if bias is None else y + bias[expert]
 
     flat, chosen = x.reshape(-1, x.shape[-1]), indices.reshape(-1, indices.shape[-1])

@@ -59,6 +59,8 @@ __all__ = [
 
 #: the most tokens of a short call
 FEW = 16
+#: rows of an expert's products in a long call
+BLOCK = 32
 #: keys of one block of a state
 KEYS = 256
 #: elements that torch gives to one thread at a time, a multiple of every vector length
@@ -87,6 +89,18 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
     """Return rows [n, K] times weight [N, K] transposed, one row at a time."""
     parts = [F.linear(aligned(row), weight) for row in rows.split(1)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def product_in_blocks(rows: Tensor, weight: Tensor) -> Tensor:
+    """Return rows [n, K] times weight [N, K] transposed, in products of exactly ``BLOCK`` rows, padded with zeros.
+
+    A row is the same whatever rows stand beside it and however many there are, so the rows that other tokens send
+    to an expert change nothing.
+    """
+    count = rows.shape[0]
+    padded = F.pad(rows, (0, 0, 0, -count % BLOCK))
+    parts = [F.linear(aligned(part), weight) for part in padded.split(BLOCK)]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts))[:count]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
