@@ -88,7 +88,10 @@ class AttentionModel(Record):
     softcap: Positive | None = Field(
         default=None, description="logits become cap * tanh(logits / cap); unset: the spec's softcap.attention"
     )
-    bias: Flag | None = Field(default=None, description="biases of the projections; unset: the spec's bias")
+    bias: Flag | None = Field(
+        default=None,
+        description="biases of the projections (mla: of the input's and the output's); unset: the spec's bias",
+    )
     scale: Positive | None = Field(
         default=None, description="factor of the logits; unset: 1 / sqrt(dims of a query head)"
     )

@@ -88,7 +88,7 @@ def _attention(a: Attention, width: int) -> int:
         down, up = a.latent + a.rope_dim, a.heads * (a.nope_dim + a.v_dim)
         total = width * down + a.latent + a.latent * up + a.heads * a.v_dim * width
         total += a.q_latent * (width + 1 + query) if a.q_latent else width * query
-        biases = (a.q_latent or 0) + query + down + up + width
+        biases = (a.q_latent or 0) + down + width  # as DeepSeek-V2: not on what a norm feeds
         return total + sinks + (biases if a.bias else 0)
     query, keys = a.heads * a.head_dim, a.kv_heads * a.head_dim
     total = width * (query + 2 * keys) + query * width + (2 * a.head_dim if a.qk_norm else 0)

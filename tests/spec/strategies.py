@@ -7,7 +7,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 ACTIVATIONS = ("swiglu", "geglu", "gelu", "gelu_tanh", "relu", "relu2", "silu")
-WORDS = st.sampled_from(["cpu", "ane", "a b", 'quo"te', "true", "none", "12", "1e-3", "é", "x/y.z", "#no", "kind", "block"])
+WORDS = st.sampled_from(
+    ["cpu", "ane", "a b", 'quo"te', "true", "none", "12", "1e-3", "é", "x/y.z", "#no", "kind", "block"]
+)
 SCALARS = st.one_of(WORDS, st.booleans(), st.none(), st.integers(-(10**9), 10**9), st.floats(-1e6, 1e6, width=32))
 
 
@@ -39,7 +41,11 @@ def attentions(draw: Any, context: int, repeat: int) -> dict[str, Any]:
     kind = draw(st.sampled_from(["mha", "gqa", "mqa", "mla"]))
     data: dict[str, Any] = {"kind": kind}
     if kind == "mla":
-        data |= {"heads": draw(st.integers(1, 9)), "latent": draw(st.integers(1, 99)), "nope_dim": draw(st.integers(1, 64))}
+        data |= {
+            "heads": draw(st.integers(1, 9)),
+            "latent": draw(st.integers(1, 99)),
+            "nope_dim": draw(st.integers(1, 64)),
+        }
         data |= {"rope_dim": 2 * draw(st.integers(1, 32)), "v_dim": draw(st.integers(1, 64))}
         sometimes(draw, data, "q_latent", st.integers(1, 99))
         dims = data["rope_dim"]
@@ -109,16 +115,28 @@ def spec_data(draw: Any) -> dict[str, Any]:
     sometimes(draw, data, "tie", st.booleans())
     sometimes(draw, data, "bias", st.booleans())
     norm = st.fixed_dictionaries(
-        {}, optional={"kind": st.sampled_from(["rms", "layer"]), "eps": st.sampled_from([1e-5, 1e-12]), "place": st.sampled_from(["pre", "post", "both"])}
+        {},
+        optional={
+            "kind": st.sampled_from(["rms", "layer"]),
+            "eps": st.sampled_from([1e-5, 1e-12]),
+            "place": st.sampled_from(["pre", "post", "both"]),
+        },
     )
     sometimes(draw, data, "norm", norm)
-    sometimes(draw, data, "softcap", st.fixed_dictionaries({}, optional={"attention": st.sampled_from([None, 50]), "logits": st.just(30.5)}))
+    sometimes(
+        draw,
+        data,
+        "softcap",
+        st.fixed_dictionaries({}, optional={"attention": st.sampled_from([None, 50]), "logits": st.just(30.5)}),
+    )
     sometimes(draw, data, "init", st.just({"std": 0.006}))
     sometimes(draw, data, "weights", st.sampled_from(["m.safetensors", "a b/ä.safetensors"]))
     blocks = []
     for _ in range(draw(st.integers(1, 3))):
         repeat = draw(st.integers(1, 6))
-        blocks.append({"repeat": repeat, "width": width, "attention": draw(attentions(context, repeat)), "ffn": draw(ffns())})
+        blocks.append(
+            {"repeat": repeat, "width": width, "attention": draw(attentions(context, repeat)), "ffn": draw(ffns())}
+        )
     data["blocks"] = blocks
     if draw(st.booleans()):
         heads: dict[str, Any] = {}
@@ -134,8 +152,14 @@ def spec_data(draw: Any) -> dict[str, Any]:
     sometimes(draw, budget, "memory", st.sampled_from(["4GB", "512MiB", 123456789]))
     sometimes(draw, budget, "disk", st.sampled_from(["1.5GB", None]))
     sometimes(draw, data, "budget", st.just(budget))
-    sometimes(draw, data, "passes", st.sampled_from(["auto", [], ["fold"], ["fold", {"weights": {"bits": 4, "kind": "nf4"}}]]))
-    options = st.dictionaries(st.sampled_from(["ep", "compute", "kind", "opset"]), st.one_of(SCALARS, st.lists(SCALARS, max_size=3)), max_size=3)
+    sometimes(
+        draw, data, "passes", st.sampled_from(["auto", [], ["fold"], ["fold", {"weights": {"bits": 4, "kind": "nf4"}}]])
+    )
+    options = st.dictionaries(
+        st.sampled_from(["ep", "compute", "kind", "opset"]),
+        st.one_of(SCALARS, st.lists(SCALARS, max_size=3)),
+        max_size=3,
+    )
     sometimes(draw, data, "targets", st.dictionaries(st.sampled_from(["onnx", "torch", "coreml"]), options, max_size=3))
     return data
 
@@ -164,5 +188,6 @@ def near_misses(draw: Any, texts: st.SearchStrategy[str], marks: str) -> str:
 PIECES = [
     "none", "true", "-1", "0", "1e999", "99999999999999999999", "32k", "4GB", "kind", "moe", "mla", "block", "x block",
     "with rope(base = 1)", "extends: tiny", "extends tiny", "blocks: {0: {repeat: 2}}", "pattern: [local, global]",
-    "!!python/name:os.system", "&a", "*a", "<<: 1", "---", "\u2028", "\x00", "\ud7ff", "{", "}", "[[[[", "((((", '"\\ud800"',
+    "!!python/name:os.system", "&a", "*a", "<<: 1", "---", "\u2028", "\x00", "\ud7ff",
+    "{", "}", "[[[[", "((((", '"\\ud800"',
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from omnic.errors import DiagnosticError
-from omnic.spec import load_spec, parse_spec
+from omnic.spec import MoE, load_spec, parse_spec
 from omnic.spec.origins import origins
 
 BASE = """model: base
@@ -16,7 +16,8 @@ context: 256
 tie: true
 weights: base.safetensors
 blocks:
-  - {repeat: 2, width: 64, attention: {kind: mha, heads: 4, window: 32}, ffn: {kind: moe, hidden: 8, experts: 4, top_k: 2}}
+  - {repeat: 2, width: 64, attention: {kind: mha, heads: 4, window: 9}, ffn: {kind: moe, hidden: 8,
+      experts: 4, top_k: 2}}
   - {width: 64, attention: {kind: mha, heads: 4}, ffn: {kind: dense, hidden: 8}}
 """
 
@@ -60,7 +61,9 @@ def test_the_dsl_over_yaml_and_yaml_over_the_dsl(folder: Path) -> None:
     top = load_spec(write(folder, "model: top\nextends: middle.omnic\nqk_norm: true\n"))
     assert [layer.attention.window for layer in load_spec(middle).layers()] == [None] * 4
     assert top.layers()[0].attention.qk_norm
-    assert top.layers()[0].ffn.top_k == 1
+    ffn = top.layers()[0].ffn
+    assert isinstance(ffn, MoE)
+    assert ffn.top_k == 1
 
 
 def test_a_list_replaces(folder: Path) -> None:
@@ -88,7 +91,7 @@ def test_errors_of_the_base_are_shown_there(folder: Path) -> None:
         load_spec(write(folder, "model: own\nextends: inner/base.yaml\ntie: 3\n"))
     own, base = sorted(caught.value.diagnostics, key=lambda item: str(item.span))[::-1]
     assert own.render().startswith(f"{folder}/own.yaml:3:6: error: tie must be true or false, not 3\n")
-    assert base.render().startswith(f"{folder}/inner/base.yaml:8:47: error: blocks[1].attention.heads must be a whole")
+    assert base.render().startswith(f"{folder}/inner/base.yaml:9:47: error: blocks[1].attention.heads must be a whole")
 
 
 def test_override_without_extends() -> None:

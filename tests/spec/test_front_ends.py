@@ -16,7 +16,8 @@ MOBILE = """
 model mobile_4gb {
   vocab 32000 context 8192  # two statements in a line
   12 x block(width = 1024) {
-    attention mla(heads = 8, latent = 160, nope_dim = 96, rope_dim = 32, v_dim = 128, window = 2048) with rope(base = 10000)
+    attention mla(heads = 8, latent = 160, nope_dim = 96, rope_dim = 32, v_dim = 128, window = 2k)
+      with rope(base = 10000)
     ffn moe(hidden = 2816, experts = 16, top_k = 2, shared = 1, groups = [8, 8], activation = gelu)
   }
   heads mtp(linear, depth = 2), verifier
@@ -31,9 +32,9 @@ def test_the_dsl_of_the_design_is_the_preset() -> None:
     spec = parse_spec(MOBILE, "m.omnic")
     assert spec == load_spec("mobile_4gb")
     assert spec.layers()[0].place == ("m.omnic", 4, 8)
-    assert spec.place("heads.mtp.depth") == ("m.omnic", 8, 29)
-    assert spec.place("budget.disk") == ("m.omnic", 10, 37)
-    assert spec.place("blocks.0.attention.rope.base") == ("m.omnic", 5, 119)
+    assert spec.place("heads.mtp.depth") == ("m.omnic", 9, 29)
+    assert spec.place("budget.disk") == ("m.omnic", 11, 37)
+    assert spec.place("blocks.0.attention.rope.base") == ("m.omnic", 6, 24)
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -85,7 +86,10 @@ def test_dsl_forms() -> None:
 
 
 def test_words_are_read_alike() -> None:
-    read = {word: read_scalar(word) for word in ("true", "no", "none", "12", "1_000", "1e-6", "-.5", "4GB", "0x10", "1e999", "007")}
+    read = {
+        word: read_scalar(word)
+        for word in ("true", "no", "none", "12", "1_000", "1e-6", "-.5", "4GB", "0x10", "1e999", "007")
+    }
     assert read == {
         "true": True, "no": "no", "none": None, "12": 12, "1_000": 1000, "1e-6": 1e-6, "-.5": -0.5, "4GB": "4GB",
         "0x10": "0x10", "1e999": "1e999", "007": 7,

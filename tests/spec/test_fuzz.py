@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 
 from omnic.errors import DiagnosticError
 from omnic.spec import Spec, parse_spec, preset_names, preset_text, scale, to_dsl, to_yaml
+from omnic.spec.load import Syntax
 from tests.spec.strategies import near_misses, spec_data
 
 DEEP = settings(settings.get_profile("deep"), max_examples=10_000)
 FAST = settings(max_examples=80)
 
 YAML_TEXTS = st.sampled_from([preset_text(name).text for name in preset_names()])
-DSL_TEXTS = st.sampled_from([to_dsl(parse_spec(preset_text(name).text)) for name in ("tiny_moe", "mobile_4gb", "nano_125m")])
+DSL_TEXTS = st.sampled_from(
+    [to_dsl(parse_spec(preset_text(name).text)) for name in ("tiny_moe", "mobile_4gb", "nano_125m")]
+)
 YAML = st.one_of(st.text(), near_misses(YAML_TEXTS, "{}[]:,-#&*!|>'\"%@`\n\t "))
 DSL = st.one_of(st.text(), near_misses(DSL_TEXTS, '{}[](),=#"\n\t x'))
 
@@ -57,7 +60,8 @@ def parsed(data: dict[str, Any]) -> Spec:
 
 def round_trip(data: dict[str, Any]) -> None:
     spec = parsed(data)
-    for text, syntax in ((to_yaml(spec), "yaml"), (to_dsl(spec), "dsl")):
+    forms: list[tuple[str, Syntax]] = [(to_yaml(spec), "yaml"), (to_dsl(spec), "dsl")]
+    for text, syntax in forms:
         back = parse_spec(text, "back", syntax)
         assert back == spec, text
         assert written(back) == written(spec), text
@@ -68,16 +72,15 @@ def written(spec: Spec) -> dict[str, Any]:
     return {key: value for key, value in spec.given().items() if key != "omnic" and value != {}}
 
 
-@FAST
 @given(spec_data())
 def test_export_and_back_is_the_identity(data: dict[str, Any]) -> None:
     round_trip(data)
 
 
-@FAST
 @given(spec_data())
 def test_any_valid_spec_scales(data: dict[str, Any]) -> None:
-    check_small(scale(parsed(data)), parsed(data))
+    spec = parsed(data)
+    check_small(scale(spec), spec)
 
 
 def check_small(small: Spec, spec: Spec) -> None:
@@ -110,4 +113,5 @@ def test_any_dsl_deeply(text: str) -> None:
 @given(spec_data())
 def test_identity_deeply(data: dict[str, Any]) -> None:
     round_trip(data)
-    check_small(scale(parsed(data)), parsed(data))
+    spec = parsed(data)
+    check_small(scale(spec), spec)

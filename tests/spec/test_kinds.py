@@ -9,8 +9,8 @@ import pytest
 from pydantic import Field
 
 from omnic.errors import DiagnosticError, InputError
-from omnic.spec import known_kinds, parse_spec, register_kind, scale, to_dsl
 from omnic.spec import kinds as module
+from omnic.spec import known_kinds, parse_spec, register_kind, scale, to_dsl
 from omnic.spec.values import Dim, Record
 
 

@@ -63,7 +63,9 @@ def test_defaults_come_from_the_top() -> None:
     attention: {kind: gqa, heads: 4}
     ffn: {kind: dense, hidden: 8}
   - width: 64
-    attention: {kind: gqa, heads: 4, head_dim: 8, kv_heads: 4, qk_norm: false, bias: false, softcap: none, sinks: false, rope: none}
+    attention:
+      {kind: gqa, heads: 4, head_dim: 8, kv_heads: 4, qk_norm: false, bias: false, softcap: none,
+       sinks: false, rope: none}
     ffn: {kind: dense, hidden: 8, bias: false}
 """
     top = "head_dim: 32\nkv_heads: 2\nqk_norm: true\nbias: true\nsinks: true\nsoftcap: {attention: 20}\n"

@@ -60,10 +60,11 @@ blocks:
       window: 512
       pattern: [local, local, global]
       global: {rope: {base: 1000000, scaling: {kind: yarn, factor: 4}}}
-    ffn: {kind: moe, hidden: 512, experts: 9, top_k: 3, groups: [2, 3, 4], top_groups: 2, split: 2, select_bias: true, score: sigmoid}
+    ffn: {kind: moe, hidden: 512, experts: 9, top_k: 3, groups: [2, 3, 4], top_groups: 2, split: 2, select_bias: true}
   - repeat: 3
     width: 512
-    attention: {kind: mla, heads: 8, latent: 64, nope_dim: 32, rope_dim: 32, v_dim: 64, q_latent: 99, window: 64, scale: 0.5}
+    attention:
+      {kind: mla, heads: 8, latent: 64, nope_dim: 32, rope_dim: 32, v_dim: 64, q_latent: 9, window: 64, scale: 0.5}
     ffn: {kind: dense, hidden: 4096}
 """,
         "mixed.yaml",
@@ -83,6 +84,11 @@ blocks:
     assert overall.attention.rope.scaling.original_context == 320
     assert (local.attention.heads, local.attention.kv_heads) == (8, 2)
     assert isinstance(local.ffn, MoE)
-    assert (local.ffn.routed_experts, local.ffn.groups, local.ffn.top_groups, local.ffn.select_bias) == (4, (1, 1), 1, True)
+    assert (local.ffn.routed_experts, local.ffn.groups, local.ffn.top_groups, local.ffn.select_bias) == (
+        4,
+        (1, 1),
+        1,
+        True,
+    )
     assert last.attention.q_latent
     assert last.attention.scale == pytest.approx(0.5 * (64 / 16) ** 0.5)

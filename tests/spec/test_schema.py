@@ -39,7 +39,8 @@ def test_the_page_has_the_tables_of_the_code(repository: Path) -> None:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_are_valid(name: str, validator: jsonschema.Draft202012Validator) -> None:
-    assert list(validator.iter_errors(read_tree(preset_text(name)).plain())) == []
+    data: Any = read_tree(preset_text(name)).plain()
+    assert list(validator.iter_errors(data)) == []
 
 
 @given(spec_data())
@@ -59,7 +60,15 @@ VALIDATOR = jsonschema.Draft202012Validator(json.loads(json_schema()))
         {"blocks": []},
         {"blocks": {"0": {"repeat": 2}}},
         {"heads": {"mtp": {"kind": "tree"}}},
-        {"blocks": [{"width": 3, "attention": {"kind": "mha", "heads": 1, "latent": 4}, "ffn": {"kind": "dense", "hidden": 1}}]},
+        {
+            "blocks": [
+                {
+                    "width": 3,
+                    "attention": {"kind": "mha", "heads": 1, "latent": 4},
+                    "ffn": {"kind": "dense", "hidden": 1},
+                }
+            ]
+        },
         {"passes": [{"a": 1}]},
     ],
 )
