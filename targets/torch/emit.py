@@ -44,7 +44,7 @@ def compile(module: Module, weights: WeightStore, out_dir: Path | str, progress:
         progress: called with what is being done and the share done.
 
     Raises:
-        InputError: the module holds what the target cannot honour, or a file cannot be written.
+        InputError: the module holds what the target cannot honour.
     """
     out = Path(out_dir)
     ready = legalised(module)
@@ -61,17 +61,15 @@ def compile(module: Module, weights: WeightStore, out_dir: Path | str, progress:
 
 
 def _write_text(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_weights(module: Module, weights: WeightStore, path: Path, progress: Progress | None = None) -> None:
     """Write a safetensors file of every weight in its own type, a slice at a time.
 
     Raises:
-        InputError: the file cannot be written, or a weight has a storage type.
+        InputError: a weight has a storage type.
+        OSError: the file cannot be written; the bundle's writer says what to do about a full disk.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "model": module.name}}
     offset = 0
@@ -89,19 +87,16 @@ def write_weights(module: Module, weights: WeightStore, path: Path, progress: Pr
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     done = 0
-    try:
-        with path.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name, weight in module.weights.items():
-                if progress is not None:
-                    progress(f"weights: {name}", done / max(offset, 1))
-                if weight.type.rank == 0:
-                    file.write(np.asarray(weights.array(name), weight.type.dtype.numpy).tobytes())
-                for _, _, part in weights.slices(name) if weight.type.rank else ():
-                    file.write(np.ascontiguousarray(part, dtype=weight.type.dtype.numpy).tobytes())
-                done += weight.type.bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, weight in module.weights.items():
+            if progress is not None:
+                progress(f"weights: {name}", done / max(offset, 1))
+            if weight.type.rank == 0:
+                file.write(np.asarray(weights.array(name), weight.type.dtype.numpy).tobytes())
+            for _, _, part in weights.slices(name) if weight.type.rank else ():
+                file.write(np.ascontiguousarray(part, dtype=weight.type.dtype.numpy).tobytes())
+            done += weight.type.bytes()
 
 
 def _interface(module: Module) -> dict[str, Any]:
