@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from omnic.errors import InputError
-from omnic.spec import Spec, parse_spec, to_yaml
+from omnic.spec import Spec, with_values
 
 __all__ = ["key_values", "with_budget", "with_passes"]
 
@@ -38,11 +38,7 @@ def key_values(items: Sequence[str]) -> dict[str, Any]:
 
 def with_budget(spec: Spec, budget: str | None) -> Spec:
     """Return ``spec`` with ``budget.memory`` replaced."""
-    return (
-        spec
-        if budget is None
-        else _edited(spec, {"budget": {**_plain(spec).get("budget", {}), "memory": budget}}, "--budget")
-    )
+    return spec if budget is None else with_values(spec, {"budget": {"memory": budget}}, "--budget")
 
 
 def with_passes(spec: Spec, passes: Sequence[str]) -> Spec:
@@ -61,18 +57,4 @@ def with_passes(spec: Spec, passes: Sequence[str]) -> Spec:
         name, options = match.group(1), match.group(2)
         pairs = [p for p in (options or "").split(",") if p.strip()]
         wanted.append({name: key_values(pairs)} if pairs else name)
-    return _edited(spec, {"passes": wanted}, "--pass")
-
-
-def _plain(spec: Spec) -> dict[str, Any]:
-    import yaml
-
-    return yaml.safe_load(to_yaml(spec))
-
-
-def _edited(spec: Spec, change: dict[str, Any], origin: str) -> Spec:
-    """Return the spec with top-level keys replaced, checked again; errors point into the edited text."""
-    import yaml
-
-    text = yaml.safe_dump({**_plain(spec), **change}, sort_keys=False)
-    return parse_spec(text, f"{spec.file} with {origin}", "yaml", spec.folder)
+    return with_values(spec, {"passes": wanted}, "--pass")

@@ -51,9 +51,9 @@ def layer_picture(rows: Sequence[LayerRow]) -> str:
     parts: list[str] = []
     widest = max((r.attention_bytes + r.ffn_bytes for r in rows), default=1) or 1
     deepest = max((r.state_bytes for r in rows), default=0) or 1
-    step, left, room, cache_at = 30, 400, 330, 775
+    step, left, room, cache_at = 42, 330, 400, 775
     parts += [
-        _text(46, 14, "what it is", "dim"),
+        _text(40, 14, "what it is", "dim"),
         _text(left, 14, f"weights (full bar: {human_bytes(widest)})", "dim"),
         _text(cache_at, 14, f"cache ({human_bytes(deepest)})", "dim"),
     ]
@@ -61,22 +61,22 @@ def layer_picture(rows: Sequence[LayerRow]) -> str:
         y = 24 + index * step
         kind = {"embed": "embedding"}.get(row.name, row.name)
         colour = PALETTE.get(kind, PALETTE["attention"])
-        parts.append(_text(36, y + 16, row.name if row.name.isdigit() else "", "name", "end"))
-        words = f"{row.attention}  ·  {row.ffn}" if row.ffn else row.attention
-        parts.append(_text(46, y + 16, words, "words"))
+        parts.append(_text(30, y + 16, row.name if row.name.isdigit() else "", "name", "end"))
+        parts.append(_text(40, y + 16, row.attention, "words"))
+        parts.append(_text(40, y + 32, row.ffn, "dim"))
         first = room * row.attention_bytes / widest
         parts.append(
-            _box(left, y + 3, first, step - 10, colour, f"{row.attention}: {human_bytes(row.attention_bytes)}")
+            _box(left, y + 6, first, step - 18, colour, f"{row.attention}: {human_bytes(row.attention_bytes)}")
         )
         if row.ffn_bytes:
-            parts.append(_expert_boxes(row, left + first + 2, y + 3, room * row.ffn_bytes / widest, step - 10))
+            parts.append(_expert_boxes(row, left + first + 2, y + 6, room * row.ffn_bytes / widest, step - 18))
         if row.state_bytes:
             parts.append(
                 _box(
                     cache_at,
-                    y + 3,
+                    y + 6,
                     135 * row.state_bytes / deepest,
-                    step - 10,
+                    step - 18,
                     PALETTE["state"],
                     f"cache of layer {row.name}: {human_bytes(row.state_bytes)}",
                 )
@@ -118,7 +118,7 @@ def byte_bar(kinds: Sequence[tuple[str, int, int]]) -> str:
                 f"{name}: {human_bytes(size)}, {count:,} numbers",
             )
         )
-        if width > 90:
+        if width > 8 * len(f"{name} 100 %") + 12:
             parts.append(_text(x + 8, 29, f"{name} {100 * size / total:.0f} %", "on"))
         x += width
     column, line = _WIDTH / 3, 0
@@ -150,10 +150,10 @@ def time_picture(profile: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> 
                     f"{name}: {1e3 * seconds:.3f} ms, {100 * seconds / total:.1f} %",
                 )
             )
-            if width > 100:
+            if width > 8 * len(f"{name} 100 %") + 12:
                 parts.append(_text(x + 8, y + 42, f"{name} {100 * seconds / total:.0f} %", "on"))
             x += width
-        small = [f"{n} {100 * s / total:.1f} %" for n, s in shares if _WIDTH * s / total <= 100]
+        small = [f"{n} {100 * s / total:.1f} %" for n, s in shares if _WIDTH * s / total <= 8 * len(f"{n} 100 %") + 12]
         if small:
             parts.append(_text(0, y + 70, ", ".join(small), "dim"))
         y += 88

@@ -105,7 +105,8 @@ def _heading(facts: Facts) -> str:
     profile = f", {manifest.profile} profile" if manifest.profile else ""
     return (
         f"<h1>{escape(manifest.model)}</h1><p class=lead>compiled for "
-        f"<b>{escape(manifest.target)}</b>{escape(profile)}, numeric class {escape(manifest.numeric_class)}, by omnic {escape(manifest.omnic)}</p>"
+        f"<b>{escape(manifest.target)}</b>{escape(profile)}, "
+        f"numeric class {escape(manifest.numeric_class)}, by omnic {escape(manifest.omnic)}</p>"
     )
 
 

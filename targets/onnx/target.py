@@ -41,8 +41,10 @@ class OnnxTarget(Target):
         for name, value in given.items():
             if name not in OPTIONS:
                 near = nearest(name, list(OPTIONS))
-                raise InputError(f"target onnx has no option '{name}'",
-                                 f"did you mean '{near}'?" if near else f"it has: {', '.join(OPTIONS)}")
+                raise InputError(
+                    f"target onnx has no option '{name}'",
+                    f"did you mean '{near}'?" if near else f"it has: {', '.join(OPTIONS)}",
+                )
             if value not in OPTIONS[name]:
                 raise InputError(f"target onnx: {name} must be one of {', '.join(OPTIONS[name])}, not '{value}'")
             found[name] = value
@@ -52,13 +54,15 @@ class OnnxTarget(Target):
         """Write ``<function>.onnx`` for each function, ``weights.bin`` for all, and ``weights.json``, its table."""
         return emit(request)
 
-    def capture(self, bundle: Path, inputs: Mapping[str, NDArray[Any]], names: Sequence[str],
-                function: str = "forward") -> dict[str, NDArray[np.float32]]:
+    def capture(
+        self, bundle: Path, inputs: Mapping[str, NDArray[Any]], names: Sequence[str], function: str = "forward"
+    ) -> dict[str, NDArray[np.float32]]:
         """Run the saved program once from empty states and return the values called ``names``."""
         return run_whole(bundle, function, inputs, names)
 
-    def capture_part(self, bundle: Path, inputs: Mapping[str, NDArray[Any]], names: Sequence[str],
-                     function: str = "forward") -> dict[str, NDArray[np.float32]]:
+    def capture_part(
+        self, bundle: Path, inputs: Mapping[str, NDArray[Any]], names: Sequence[str], function: str = "forward"
+    ) -> dict[str, NDArray[np.float32]]:
         """Run only the part of the saved program between ``inputs`` and ``names``."""
         return run_part(bundle, function, inputs, names)
 
@@ -70,7 +74,9 @@ class OnnxTarget(Target):
         """Return the weights as they lie in the program's data file, in the IR's own layouts."""
         path = bundle / TABLE_FILE
         if not path.is_file():
-            raise BundleError(f"{bundle}: the bundle has no file '{TABLE_FILE}'", "copy the bundle again, or compile it again")
+            raise BundleError(
+                f"{bundle}: the bundle has no file '{TABLE_FILE}'", "copy the bundle again, or compile it again"
+            )
         return ProgramSource(bundle, json.loads(path.read_text(encoding="utf-8")))
 
     def disk_bytes(self, module: Module) -> int:

@@ -1,0 +1,1 @@
+../../omnic/api.py
