@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from omnic.spec.export import to_dsl, to_json, to_yaml
     from omnic.spec.kinds import known_kinds, register_kind
     from omnic.spec.layers import Attention, Dense, Ffn, Layer, MoE, Norm, Rope, RopeScaling
-    from omnic.spec.load import load_spec, parse_spec, spec_of
+    from omnic.spec.load import load_spec, parse_spec, spec_of, with_values
     from omnic.spec.presets import preset_names, preset_text
     from omnic.spec.scaling import scale
     from omnic.spec.schema import Spec
@@ -42,6 +42,7 @@ _HOMES = {
     "to_dsl": "export",
     "to_json": "export",
     "to_yaml": "export",
+    "with_values": "load",
 }
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "to_dsl",
     "to_json",
     "to_yaml",
+    "with_values",
 ]
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from omnic.errors import Diagnostic, DiagnosticError, Span, nearest
-from omnic.spec.extends import extend
+from omnic.spec.extends import extend, merge_nodes
 from omnic.spec.messages import Problem, diagnostic, flatten, problem_of
 from omnic.spec.presets import preset_names, preset_text
 from omnic.spec.rules import check_rules
@@ -17,7 +17,17 @@ from omnic.spec.salvage import patched
 from omnic.spec.schema import Spec
 from omnic.spec.tree import Node, Path, Text
 
-__all__ = ["SUFFIXES", "Syntax", "load_spec", "parse_spec", "read_file", "read_tree", "spec_of", "syntax_of"]
+__all__ = [
+    "SUFFIXES",
+    "Syntax",
+    "load_spec",
+    "parse_spec",
+    "read_file",
+    "read_tree",
+    "spec_of",
+    "syntax_of",
+    "with_values",
+]
 
 Syntax = Literal["yaml", "dsl"]
 _LACKING = object()
@@ -56,6 +66,31 @@ def spec_of(data: dict[str, Any], like: Spec) -> Spec:
     """
     tree = _planted(data, like.tree, like.tree)
     return _validated(tree, like.file, like.folder, drafts=False)
+
+
+def with_values(spec: Spec, changes: Mapping[str, Any], origin: str) -> Spec:
+    """Return ``spec`` with values laid over it, as ``extends`` lays a file over another.
+
+    Args:
+        spec: stays as it is.
+        changes: plain values; mappings merge, lists and values replace.
+        origin: what messages and ``explain`` name as the place of the new values, as ``--budget``.
+
+    Raises:
+        DiagnosticError: the values do not make a valid spec.
+    """
+    text = Text(origin, "", folder=spec.folder)
+    over = _at(dict(changes), text)
+    return _validated(merge_nodes(spec.tree, over), spec.file, spec.folder, drafts=False)
+
+
+def _at(value: Any, text: Text) -> Node:
+    """Return the tree of plain values that no file holds."""
+    if isinstance(value, dict):
+        value = {str(key): _at(item, text) for key, item in value.items()}
+    elif isinstance(value, list | tuple):
+        value = [_at(item, text) for item in value]
+    return Node(value, text.span(1, 1), text.span(1, 1), text)
 
 
 def syntax_of(file: str) -> Syntax:
@@ -136,7 +171,9 @@ def _text_beside(name: str, folder: FilePath | None) -> Text:
     return read_file(path) if path.suffix or path.exists() else _text_named(name)
 
 
-def _draft(name: str, folder: FilePath | None) -> Spec:
+def _draft(name: str, folder: FilePath | None) -> Spec | None:
+    if folder is None and name not in preset_names():
+        return None
     return _spec(_text_beside(name, folder), drafts=False)
 
 

@@ -119,7 +119,7 @@ def _origin(spec: Spec, path: Path, value: Any) -> Origin:
     if path == ("budget", "context"):
         return Origin(path, spec.capacity, "derived", "context")
     if path in (("chunk",), ("chunk_verify",)):
-        of = "the context" if path == ("chunk",) else "the chunk"
+        of = "the state capacity" if path == ("chunk",) else "the chunk"
         usual = {"chunk": 512, "chunk_verify": 16}[str(path[0])]
         return Origin(path, value, "default") if value == usual else Origin(path, value, "derived", of)
     return Origin(path, value, "default")

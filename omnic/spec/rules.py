@@ -27,7 +27,8 @@ DRAFT_SHARE = 0.4
 
 MAX_LAYERS = 4096
 
-DraftReader = Callable[[str, FilePath | None], "Spec"]
+DraftReader = Callable[[str, FilePath | None], "Spec | None"]
+"""Gives the spec of a name seen from a folder; None for a file when there is no folder."""
 
 
 def check_rules(spec: Spec, whole: bool, draft: DraftReader | None) -> list[Problem]:
@@ -55,11 +56,10 @@ def _model(spec: Spec) -> Iterator[Problem]:
     if spec.vocab.used is not None and spec.vocab.used > spec.vocab.size:
         yield Problem(("vocab", "used"), f"used {spec.vocab.used} is more than size {spec.vocab.size}")
     if spec.chunk > spec.capacity:
-        where = ("chunk",) if "chunk" in spec.model_fields_set else ("budget", "context")
-        yield Problem(where, f"a chunk of {spec.chunk} tokens is more than the state capacity of {spec.capacity}")
+        message = f"a chunk of {spec.chunk} tokens is more than the state capacity of {spec.capacity}"
+        yield Problem(("chunk",), message)
     if spec.chunk_verify > spec.chunk:
-        where = ("chunk_verify",) if "chunk_verify" in spec.model_fields_set else ("chunk",)
-        yield Problem(where, f"chunk_verify {spec.chunk_verify} is more than chunk {spec.chunk}")
+        yield Problem(("chunk_verify",), f"chunk_verify {spec.chunk_verify} is more than chunk {spec.chunk}")
     for number, block in enumerate(spec.blocks):
         if block.width != spec.width:
             hint = "the residual stream runs through all blocks, so all have one width"
@@ -271,6 +271,8 @@ def _draft(spec: Spec, read: DraftReader) -> Iterator[Problem]:
     except OmnicError as error:
         first = error.render().splitlines()[0].replace("error: ", "")
         yield Problem(("draft",), f"the draft is no valid spec: {first}", error.hint)
+        return
+    if draft is None:
         return
     if draft.vocab.size != spec.vocab.size:
         message = f"the draft {draft.model} has a vocabulary of {draft.vocab.size}, {spec.model} of {spec.vocab.size}"

@@ -116,11 +116,11 @@ class BudgetModel(Record):
 
 
 def _chunk(data: dict[str, Any]) -> int:
-    return min(512, data.get("context", 512))
+    return min(512, data["budget"].context or data["context"])
 
 
 def _chunk_verify(data: dict[str, Any]) -> int:
-    return min(16, data.get("chunk", 16))
+    return min(16, data["chunk"])
 
 
 class Spec(Record):
@@ -136,9 +136,10 @@ class Spec(Record):
         default=None, description="tokenizer file, relative to this one; none: the model takes and gives token ids"
     )
     context: Tokens = Field(description="trained length in tokens; rope scaling is relative to it")
+    budget: BudgetModel = Field(default=BudgetModel(), description="what the compiled model must fit in")
     chunk: Tokens = Field(
         default_factory=_chunk,
-        description="most tokens of one call (T_max); unset: 512, or the context where that is less",
+        description="most tokens of one call (T_max); unset: 512, or the state capacity where that is less",
     )
     chunk_verify: Tokens = Field(
         default_factory=_chunk_verify,
@@ -171,7 +172,6 @@ class Spec(Record):
         description="the layers from the first on; with extends also {NUMBER: keys to override}"
     )
     heads: HeadsModel = Field(default=HeadsModel(), description="heads beside the main one")
-    budget: BudgetModel = Field(default=BudgetModel(), description="what the compiled model must fit in")
     passes: Passes = Field(
         default="auto", description="auto: the planner's choice; or a list of NAME or {NAME: options}"
     )

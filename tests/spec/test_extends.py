@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from omnic.errors import DiagnosticError
-from omnic.spec import MoE, load_spec, parse_spec
+from omnic.spec import MoE, load_spec, parse_spec, with_values
 from omnic.spec.origins import origins
 
 BASE = """model: base
@@ -114,3 +114,22 @@ def test_origins(folder: Path) -> None:
     assert found["passes"].text == "planner: chosen at compile time"
     assert found["chunk"].text == "default"
     assert len(found) == len(origins(spec))
+
+
+def test_values_from_a_command_line(folder: Path) -> None:
+    spec = load_spec(write(folder, "model: own\nextends: inner/base.yaml\nbudget: {context: 128, memory: 1GB}\n"))
+    changed = with_values(spec, {"budget": {"memory": "2GB"}, "passes": ["fold", {"a": {"b": 1}}]}, "--budget")
+    assert (changed.budget.memory, changed.budget.context, spec.budget.memory) == (2 * 10**9, 128, 10**9)
+    assert changed.passes == ("fold", {"a": {"b": 1}})
+    assert changed.resolve("weights") == folder / "inner" / "base.safetensors"
+    assert {item.key: item for item in origins(changed)}["budget.memory"].text == "--budget:1"
+    with pytest.raises(DiagnosticError) as caught:
+        with_values(spec, {"budget": {"memory": "2Gb"}}, "--budget")
+    assert caught.value.render().startswith("--budget:1:1: error: budget.memory has the unit 'Gb'")
+
+
+def test_a_text_without_a_folder_looks_at_no_files() -> None:
+    text = BASE.replace("tie: true", "draft: other.yaml\ntokenizer: t.json")
+    assert parse_spec(text).draft == "other.yaml"
+    with pytest.raises(DiagnosticError, match="reads"):
+        parse_spec(BASE.replace("tie: true", "draft: draft_3b").replace("size: 512", "size: 32000"))
