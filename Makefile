@@ -42,6 +42,7 @@ types: setup
 
 docs: setup
 	$(PY) docs/generate.py
+	$(PY) -m omnic.spec.reference
 
 links: setup
 	$(PY) .typing/link.py
