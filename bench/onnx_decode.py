@@ -55,15 +55,32 @@ def huggingface_folder(spec: Spec, folder: Path) -> Path:
     layer = spec.layers()[0]
     attention, ffn = layer.attention, layer.ffn
     config = LlamaConfig(
-        vocab_size=spec.vocab.size, hidden_size=layer.width, intermediate_size=ffn.hidden, num_hidden_layers=len(spec.layers()),
-        num_attention_heads=attention.heads, num_key_value_heads=attention.kv_heads, max_position_embeddings=spec.context,
-        rms_norm_eps=layer.norm.eps, tie_word_embeddings=False, rope_theta=attention.rope.base, bos_token_id=1, eos_token_id=2,
+        vocab_size=spec.vocab.size,
+        hidden_size=layer.width,
+        intermediate_size=ffn.hidden,
+        num_hidden_layers=len(spec.layers()),
+        num_attention_heads=attention.heads,
+        num_key_value_heads=attention.kv_heads,
+        max_position_embeddings=spec.context,
+        rms_norm_eps=layer.norm.eps,
+        tie_word_embeddings=False,
+        rope_theta=attention.rope.base,
+        bos_token_id=1,
+        eos_token_id=2,
         torch_dtype="float32",
     )
     names = {"embed": "model.embed_tokens", "head": "lm_head", "final_norm": "model.norm"}
-    inner = {"attn.q": "self_attn.q_proj", "attn.k": "self_attn.k_proj", "attn.v": "self_attn.v_proj", "attn.o": "self_attn.o_proj",
-             "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "ffn.gate": "mlp.gate_proj",
-             "ffn.up": "mlp.up_proj", "ffn.down": "mlp.down_proj"}
+    inner = {
+        "attn.q": "self_attn.q_proj",
+        "attn.k": "self_attn.k_proj",
+        "attn.v": "self_attn.v_proj",
+        "attn.o": "self_attn.o_proj",
+        "attn_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+        "ffn.gate": "mlp.gate_proj",
+        "ffn.up": "mlp.up_proj",
+        "ffn.down": "mlp.down_proj",
+    }
     state = {}
     for name in store.module.weights:
         if name in names:
@@ -76,7 +93,9 @@ def huggingface_folder(spec: Spec, folder: Path) -> Path:
     model.load_state_dict(state)
     model.save_pretrained(folder)
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(spec.vocab.size)}, unk_token="w0"))
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", bos_token="w1", eos_token="w2").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", bos_token="w1", eos_token="w2").save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -85,8 +104,23 @@ def genai_folder(spec: Spec, threads: int) -> Path:
     out = FOLDER / "genai-fp32"
     if not (out / "genai_config.json").is_file():
         source = huggingface_folder(spec, FOLDER / "huggingface")
-        builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(out), "-p", "fp32",
-                   "-e", "cpu", "-c", str(FOLDER / "cache"), "--extra_options", "prune_lm_head=true"]
+        builder = [
+            sys.executable,
+            "-m",
+            "onnxruntime_genai.models.builder",
+            "-i",
+            str(source),
+            "-o",
+            str(out),
+            "-p",
+            "fp32",
+            "-e",
+            "cpu",
+            "-c",
+            str(FOLDER / "cache"),
+            "--extra_options",
+            "prune_lm_head=true",
+        ]
         subprocess.run(builder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     path = out / "genai_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -171,10 +205,23 @@ def main() -> int:
         times = interleaved({"ours": ours, "genai": theirs}, args.rounds)
         found = ratio(times["genai"], times["ours"])
         medians = {k: 1e3 * float(np.median(v)) for k, v in times.items()}
-        rows.append(row(f"{name}: genai's time / ours", f"{found} ({medians['ours']:.2f} against {medians['genai']:.2f} ms)",
-                        f">= {BAR:.1f}x", found.reaches(BAR), ratio=found, milliseconds=medians))
-    conditions = {"threads": args.threads, "rounds": args.rounds, "onnxruntime": onnxruntime.__version__,
-                  "onnxruntime-genai": onnxruntime_genai.__version__, "precision": "f32"}
+        rows.append(
+            row(
+                f"{name}: genai's time / ours",
+                f"{found} ({medians['ours']:.2f} against {medians['genai']:.2f} ms)",
+                f">= {BAR:.1f}x",
+                found.reaches(BAR),
+                ratio=found,
+                milliseconds=medians,
+            )
+        )
+    conditions = {
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime-genai": onnxruntime_genai.__version__,
+        "precision": "f32",
+    }
     entry = record("onnx_decode", conditions, rows)
     print(json.dumps(entry)) if args.json else show(entry)
     return 0 if all(r["met"] is not False for r in rows) else 1
@@ -186,15 +233,22 @@ def agreement(session: Session, peer: Peer, ids: np.ndarray) -> dict[str, Any]:
     ours = np.asarray(session.forward(ids[None], rows=np.array([[len(ids) - 1]])).logits[0, 0], np.float64)
     theirs = peer.logits(ids).astype(np.float64)
     gap = float(np.abs(ours - theirs).max() / np.sqrt(np.mean(theirs**2)))
-    return row("the two models' logits differ by (over their rms)", f"{gap:.1e}", "<= 2e-05", gap <= 2e-5, ratio_of_rms=gap)
+    return row(
+        "the two models' logits differ by (over their rms)", f"{gap:.1e}", "<= 2e-05", gap <= 2e-5, ratio_of_rms=gap
+    )
 
 
-def cases(session: Session, peer: Peer, prompts: dict[int, np.ndarray]) -> list[tuple[str, Callable[[], float], Callable[[], float]]]:
+def cases(
+    session: Session, peer: Peer, prompts: dict[int, np.ndarray]
+) -> list[tuple[str, Callable[[], float], Callable[[], float]]]:
     """Return (name, ours, theirs) of each comparison."""
     found: list[tuple[str, Callable[[], float], Callable[[], float]]] = [
-        (f"decode at {n}", lambda n=n: ours_decode(session, prompts[n], NEW), lambda n=n: peer.decode(prompts[n], NEW)) for n in CONTEXTS
+        (f"decode at {n}", lambda n=n: ours_decode(session, prompts[n], NEW), lambda n=n: peer.decode(prompts[n], NEW))
+        for n in CONTEXTS
     ]
-    found.append((f"prefill {PREFILL}", lambda: ours_prefill(session, prompts[PREFILL]), lambda: peer.prefill(prompts[PREFILL])))
+    found.append(
+        (f"prefill {PREFILL}", lambda: ours_prefill(session, prompts[PREFILL]), lambda: peer.prefill(prompts[PREFILL]))
+    )
     return found
 
 

@@ -68,7 +68,10 @@ def emit(request: EmitRequest) -> Emitted:
         nodes |= {f"{name}:{node}" if len(programs) > 1 else node: ops for node, ops in program.nodes.items()}
     remarks = [f"{name}: {r}" for name, p in programs.items() for r in p.remarks]
     remarks += [f"weight {name} lies {count} times in {DATA_FILE}" for name, count in tensors.copies().items()]
-    about = {name: {k: v for k, v in p.description.items() if k in ("inputs", "states", "results")} for name, p in programs.items()}
+    about = {
+        name: {k: v for k, v in p.description.items() if k in ("inputs", "states", "results")}
+        for name, p in programs.items()
+    }
     interface = {"programs": about, "data": DATA_FILE, "bytes": tensors.bytes}
     return Emitted(KIND, request.module, files, interface, nodes, tuple(remarks))
 
@@ -114,7 +117,9 @@ def _kept(node: Node, table: Mapping[str, Any], cached: Mapping[str, Any]) -> bo
 def _lower(w: GraphWriter, node: Node, plan: Plan, table: Mapping[str, Any]) -> None:
     if node.name in plan.fused:
         fused = plan.fused[node.name]
-        others = [n for n in (*(fused.linears or ()), fused.q.rope, fused.k.rope, *fused.cached.writes) if n is not None]
+        others = [
+            n for n in (*(fused.linears or ()), fused.q.rope, fused.k.rope, *fused.cached.writes) if n is not None
+        ]
         with w.at(node, *others):
             fused_attention(w, fused)
         return
@@ -157,29 +162,43 @@ def _check_states(module: Module, function: Function) -> None:
             raise InputError(f"onnx cannot keep {place} as {state.type.element}", "set kv_dtype to f32 or f16")
         users = uses.users.get(param.value, [])
         if state.rollback != "positional" or any(n.op not in ("cache_write", "cache_move") for n, _ in users):
-            raise InputError(f"onnx cannot update {place} in place: it is not written token by token",
-                             "choose another target for layers with recurrent states")
+            raise InputError(
+                f"onnx cannot update {place} in place: it is not written token by token",
+                "choose another target for layers with recurrent states",
+            )
         if len(users) > 1:
-            raise InputError(f"onnx cannot update {place} in place: {len(users)} nodes read its old version",
-                             "write it once and read the new version")
+            raise InputError(
+                f"onnx cannot update {place} in place: {len(users)} nodes read its old version",
+                "write it once and read the new version",
+            )
 
 
 def _describe(w: GraphWriter, profile: str, shown: Sequence[str]) -> dict[str, Any]:
     """What a session and a checker need to know about a program."""
     module, function = w.module, w.function
     states = {
-        p.state: {"type": str(p.value.type), "shape": [d if isinstance(d, int) else str(d) for d in p.value.type.shape],
-                  "dtype": "f16" if element_type(p.value.type, True) == onnx.DataType.FLOAT16 else "f32",
-                  "ring": module.states[p.state].ring, "window": module.states[p.state].window}
-        for p in function.params if p.state is not None
+        p.state: {
+            "type": str(p.value.type),
+            "shape": [d if isinstance(d, int) else str(d) for d in p.value.type.shape],
+            "dtype": "f16" if element_type(p.value.type, True) == onnx.DataType.FLOAT16 else "f32",
+            "ring": module.states[p.state].ring,
+            "window": module.states[p.state].window,
+        }
+        for p in function.params
+        if p.state is not None
     }
     results = [
         {"name": r.name, "value": found.name, "state": r.state, "shape": [str(d) for d in r.value.type.shape]}
         for r, found in zip(function.results, w.graph.outputs, strict=True)
     ]
     return {
-        "function": function.name, "profile": profile, "dims": {n: [r.low, r.high] for n, r in module.dims.items()},
+        "function": function.name,
+        "profile": profile,
+        "dims": {n: [r.low, r.high] for n, r in module.dims.items()},
         "meta": {k: v for k, v in module.meta.items() if isinstance(v, (int, str))},
         "inputs": [p.value.name for p in function.params if p.state is None],
-        "states": states, "results": results, "positions": position_limit(w), "shown": list(shown),
+        "states": states,
+        "results": results,
+        "positions": position_limit(w),
+        "shown": list(shown),
     }

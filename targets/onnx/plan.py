@@ -2,12 +2,13 @@
 
 Rules of the fused attention (``com.microsoft.GroupQueryAttention``), each with the remark it leaves:
 
-1. keys and values are linear states (a ring's slots are not in order), f32, of one head size;
+1. keys and values are linear states (a ring's slots are not in order), f32, of one head size that 8 divides;
 2. there is no token tree (the operator masks by position only);
 3. queries count on from ``start``;
 4. queries and keys are rotated alike, or not at all;
 5. what lies between the projections and the operator is read by nothing else;
-6. where projections share their input and no norm lies between, they become one packed product.
+6. where projections share their input and no norm lies between, they become one packed product;
+7. the rotation is the operator's own where 16 divides the rotated dims, else it is applied before.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from omnic.ir.graph import Function, Node, Uses, Value
 from omnic.ir.types import DType
 from omnic.targets.onnx.writer import attrs_of
 
-__all__ = ["Cached", "Fused", "Heads", "Plan", "make_plan"]
+__all__ = ["ROTARY_MULTIPLE", "Cached", "Fused", "Heads", "Plan", "make_plan"]
+
+
+#: what GroupQueryAttention's checks ask of head sizes, and of rotated dims
+HEAD_MULTIPLE, ROTARY_MULTIPLE = 8, 16
 
 
 @dataclass(frozen=True)
@@ -185,6 +190,9 @@ def _fused(cached: Cached, uses: Uses) -> Fused | str:
         return "the states are not f32 (rule 1)"
     if k.type.shape[-1] != v.type.shape[-1]:
         return "keys and values differ in size (rule 1)"
+    size = k.type.shape[-1]
+    if not isinstance(size, int) or size % HEAD_MULTIPLE:
+        return f"the operator wants head sizes that {HEAD_MULTIPLE} divides, not {size} (rule 1)"
     if node.operands[6] is not None:
         return "the call may be a token tree (rule 2)"
     if not _counts_on(q_index, cached.start, uses):
@@ -210,7 +218,13 @@ def _counts_on(q_index: Value, start: Value, uses: Uses) -> bool:
     if add is None or add.op != "add":
         return False
     left, right = (uses.producer.get(v) if v is not None else None for v in add.operands)
-    return left is not None and right is not None and left.op == "reshape" and left.operands[0] is start and right.op == "iota"
+    return (
+        left is not None
+        and right is not None
+        and left.op == "reshape"
+        and left.operands[0] is start
+        and right.op == "iota"
+    )
 
 
 def _heads(value: Value | None, uses: Uses) -> Heads | None:
@@ -265,7 +279,10 @@ def _packed(q: Heads, k: Heads, v: Heads, uses: Uses) -> tuple[Node, Node, Node]
             return None
         linears.append(node)
     first = linears[0]
-    if any(n.operands[0] is not first.operands[0] or (n.operands[2] is None) != (first.operands[2] is None) for n in linears):
+    if any(
+        n.operands[0] is not first.operands[0] or (n.operands[2] is None) != (first.operands[2] is None)
+        for n in linears
+    ):
         return None
     return linears[0], linears[1], linears[2]
 

@@ -22,8 +22,13 @@ METADATA = "omnic"
 #: result of SkipSimplifiedLayerNormalization that is the sum
 SUM = 3
 SETTLED = "settled"
-_NUMPY = {onnx.DataType.FLOAT: np.float32, onnx.DataType.FLOAT16: np.float16, onnx.DataType.INT64: np.int64,
-          onnx.DataType.BOOL: np.bool_, onnx.DataType.INT32: np.int32}
+_NUMPY = {
+    onnx.DataType.FLOAT: np.float32,
+    onnx.DataType.FLOAT16: np.float16,
+    onnx.DataType.INT64: np.int64,
+    onnx.DataType.BOOL: np.bool_,
+    onnx.DataType.INT32: np.int32,
+}
 
 
 def runtime_options(threads: int) -> ort.SessionOptions:
@@ -43,12 +48,16 @@ def load_model(folder: Path, function: str) -> tuple[onnx.Model, dict[str, Any]]
     """
     path = folder / f"{function}.onnx"
     if not path.is_file():
-        raise BundleError(f"{folder}: the bundle has no program '{function}'", "copy the bundle again, or compile it again")
+        raise BundleError(
+            f"{folder}: the bundle has no program '{function}'", "copy the bundle again, or compile it again"
+        )
     try:
         model = onnx.load(path)
         return model, json.loads(model.metadata_props[METADATA])
     except (KeyError, ValueError) as error:
-        raise BundleError(f"{path}: not a program of omnic: {error}", "copy the bundle again, or compile it again") from error
+        raise BundleError(
+            f"{path}: not a program of omnic: {error}", "copy the bundle again, or compile it again"
+        ) from error
     except DecodeError as error:
         raise BundleError(f"{path}: not an ONNX file: {error}", "copy the bundle again, or compile it again") from error
 
@@ -58,28 +67,39 @@ def describe(folder: Path, function: str) -> dict[str, Any]:
     return load_model(folder, function)[1]
 
 
-def run_whole(folder: Path, function: str, inputs: Mapping[str, NDArray[Any]], names: Sequence[str],
-              threads: int = 1) -> dict[str, NDArray[Any]]:
+def run_whole(
+    folder: Path, function: str, inputs: Mapping[str, NDArray[Any]], names: Sequence[str], threads: int = 1
+) -> dict[str, NDArray[Any]]:
     """Run a program once from empty states and return the values called ``names``."""
     model, about = load_model(folder, function)
     batch = len(np.asarray(inputs[about["inputs"][0]]))
     states = {
-        name: np.zeros([batch if d == "B" else int(d) for d in state["shape"]], np.float16 if state["dtype"] == "f16" else np.float32)
+        name: np.zeros(
+            [batch if d == "B" else int(d) for d in state["shape"]],
+            np.float16 if state["dtype"] == "f16" else np.float32,
+        )
         for name, state in about["states"].items()
     }
     wanted = {p: inputs[p] for p in about["inputs"] if p in inputs}
     return _run(folder, model, about, {**wanted, **states}, names, threads)
 
 
-def run_part(folder: Path, function: str, inputs: Mapping[str, NDArray[Any]], names: Sequence[str],
-             threads: int = 1) -> dict[str, NDArray[Any]]:
+def run_part(
+    folder: Path, function: str, inputs: Mapping[str, NDArray[Any]], names: Sequence[str], threads: int = 1
+) -> dict[str, NDArray[Any]]:
     """Run only what lies between the values ``inputs`` and the values ``names``; only its weights are read."""
     model, about = load_model(folder, function)
     return _run(folder, model, about, inputs, names, threads)
 
 
-def _run(folder: Path, model: onnx.Model, about: Mapping[str, Any], inputs: Mapping[str, NDArray[Any]], names: Sequence[str],
-         threads: int) -> dict[str, NDArray[Any]]:
+def _run(
+    folder: Path,
+    model: onnx.Model,
+    about: Mapping[str, Any],
+    inputs: Mapping[str, NDArray[Any]],
+    names: Sequence[str],
+    threads: int,
+) -> dict[str, NDArray[Any]]:
     graph = model.graph
     values = _values(graph)
     _check_names(about, names)
@@ -87,9 +107,13 @@ def _run(folder: Path, model: onnx.Model, about: Mapping[str, Any], inputs: Mapp
     dims = {name: values[name] for name in values if name.startswith("dim.")}
     needed, missing = _between(graph, [values[n] for n in names], {*given.values(), *dims.values()})
     if missing:
-        raise InputError(f"to show {', '.join(names)} of @{about['function']} the values {', '.join(missing)} are needed too")
+        raise InputError(
+            f"to show {', '.join(names)} of @{about['function']} the values {', '.join(missing)} are needed too"
+        )
     feeds = {name: np.asarray(array, _NUMPY[_dtype(values[name])]) for name, array in inputs.items() if name in given}
-    feeds |= {name: np.array([_symbol(name, given, inputs)], np.int64) for name, value in dims.items() if value in needed}
+    feeds |= {
+        name: np.array([_symbol(name, given, inputs)], np.int64) for name, value in dims.items() if value in needed
+    }
     part = _cut(model, {n: values[n] for n in feeds if values[n] in needed}, [values[n] for n in names], needed)
     feeds = {n: a for n, a in feeds.items() if values[n] in needed}
     data = onnx.to_proto(part).SerializeToString()
@@ -101,7 +125,7 @@ def _run(folder: Path, model: onnx.Model, about: Mapping[str, Any], inputs: Mapp
     options.enable_cpu_mem_arena = False
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     found = session.run([f"shown.{i}" for i in range(len(names))], feeds)
-    return dict(zip(names, found, strict=True))
+    return {name: np.asarray(array) for name, array in zip(names, found, strict=True)}
 
 
 def _values(graph: onnx.Graph) -> dict[str, onnx.Value]:
@@ -115,8 +139,10 @@ def _check_names(about: Mapping[str, Any], names: Sequence[str]) -> None:
     for name in names:
         if name not in about["shown"]:
             near = nearest(name, about["shown"])
-            raise InputError(f"the program @{about['function']} does not show the value '{name}'",
-                             f"did you mean '{near}'?" if near else "see the values that Target.preserved lists")
+            raise InputError(
+                f"the program @{about['function']} does not show the value '{name}'",
+                f"did you mean '{near}'?" if near else "see the values that Target.preserved lists",
+            )
 
 
 def _dtype(value: onnx.Value) -> onnx.DataType:
@@ -147,8 +173,10 @@ def _reads(node: onnx.Node) -> Iterator[onnx.Value]:
             yield from (v for v in inner.outputs if v not in made)
 
 
-def _between(graph: onnx.Graph, wanted: Sequence[onnx.Value], given: set[onnx.Value]) -> tuple[set[onnx.Value], list[str]]:
-    """Return every value that is needed for ``wanted`` (given ones where the walk stops), and inputs that are missing."""
+def _between(
+    graph: onnx.Graph, wanted: Sequence[onnx.Value], given: set[onnx.Value]
+) -> tuple[set[onnx.Value], list[str]]:
+    """Return the values that ``wanted`` needs (given ones, where the walk stops, too), and inputs that are missing."""
     needed: set[onnx.Value] = set()
     missing: list[str] = []
     stack = list(wanted)
@@ -173,7 +201,9 @@ def _summed(node: onnx.Node, given: Collection[onnx.Value]) -> bool:
     return node.op_type == "SkipSimplifiedLayerNormalization" and node.outputs[SUM] in given
 
 
-def _cut(model: onnx.Model, given: Mapping[str, onnx.Value], wanted: Sequence[onnx.Value], needed: set[onnx.Value]) -> onnx.Model:
+def _cut(
+    model: onnx.Model, given: Mapping[str, onnx.Value], wanted: Sequence[onnx.Value], needed: set[onnx.Value]
+) -> onnx.Model:
     """Turn ``model`` into the part between ``given`` and ``wanted`` (it is ours to change)."""
     graph = model.graph
     graph.outputs.clear()
@@ -206,8 +236,12 @@ def _settle(graph: onnx.Graph, norms: Sequence[onnx.Node]) -> None:
     """Let skip norms whose sum is given read it, and add zeros to it: the operator that runs stays the same."""
     for node in norms:
         total = node.outputs[SUM]
-        nothing = onnx.Value(name=f"zero.{node.name}", const_value=onnx.tensor(np.float32(0), name=f"zero.{node.name}"),
-                             type=onnx.TensorType(onnx.DataType.FLOAT), shape=onnx.Shape([]))
+        nothing = onnx.Value(
+            name=f"zero.{node.name}",
+            const_value=onnx.tensor(np.float32(0), name=f"zero.{node.name}"),
+            type=onnx.TensorType(onnx.DataType.FLOAT),
+            shape=onnx.Shape([]),
+        )
         graph.register_initializer(nothing)
         zeros = onnx.node("Mul", [total, nothing], name=SETTLED)
         zeros.outputs[0].name = f"zeros.{node.name}"

@@ -17,9 +17,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    InvalidProtobuf,
+    NoSuchFile,
+    RuntimeException,
+)
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    NotImplemented as OperatorMissing,
+)
 
 from omnic.errors import BundleError, InputError, MissingExtraError
+from omnic.ir.dims import evaluate
 from omnic.ir.graph import Module
+from omnic.ir.types import DType
 from omnic.runtime.session import Call, Ints, Outputs, SessionBase, SessionInfo, SessionOptions
 from omnic.targets.onnx.program import METADATA, runtime_options
 
@@ -31,7 +44,6 @@ __all__ = ["OnnxSession", "Programs", "load"]
 #: result buffers up to this many bytes are kept for the next call of the same shape
 KEPT_BYTES = 32 << 20
 KEPT_SHAPES = 8
-DTYPES: Mapping[str, Any] = {"f32": np.float32, "f16": np.float16}
 
 
 def load(bundle: Bundle, options: SessionOptions) -> OnnxSession:
@@ -58,8 +70,10 @@ class Programs:
         self.threads = options.threads or _cores()
         need = sum(f.stat().st_size for f in folder.glob("*.bin"))
         if options.memory is not None and need > options.memory:
-            raise InputError(f"the weights take {need:,} bytes in f32; the limit is {options.memory:,}",
-                             "raise the limit, or compile for a target that keeps weights in fewer bits")
+            raise InputError(
+                f"the weights take {need:,} bytes in f32; the limit is {options.memory:,}",
+                "raise the limit, or compile for a target that keeps weights in fewer bits",
+            )
         self._open: dict[str, tuple[ort.InferenceSession, dict[str, Any]]] = {}
 
     def get(self, function: str) -> tuple[ort.InferenceSession, dict[str, Any]]:
@@ -81,12 +95,19 @@ def open_program(path: Path, threads: int) -> ort.InferenceSession:
     """
     try:
         return ort.InferenceSession(str(path), runtime_options(threads), providers=["CPUExecutionProvider"])
-    except (ort.capi.onnxruntime_pybind11_state.Fail, ort.capi.onnxruntime_pybind11_state.InvalidProtobuf,
-            ort.capi.onnxruntime_pybind11_state.InvalidGraph, ort.capi.onnxruntime_pybind11_state.NoSuchFile,
-            ort.capi.onnxruntime_pybind11_state.InvalidArgument, ort.capi.onnxruntime_pybind11_state.RuntimeException) as error:
-        raise BundleError(f"{path}: ONNX Runtime {ort.__version__} refuses it: {str(error).splitlines()[0]}",
-                          "copy the bundle again, or compile it again") from error
-    except ort.capi.onnxruntime_pybind11_state.NotImplemented as error:
+    except (
+        Fail,
+        InvalidProtobuf,
+        InvalidGraph,
+        NoSuchFile,
+        InvalidArgument,
+        RuntimeException,
+    ) as error:
+        raise BundleError(
+            f"{path}: ONNX Runtime {ort.__version__} refuses it: {str(error).splitlines()[0]}",
+            "copy the bundle again, or compile it again",
+        ) from error
+    except OperatorMissing as error:
         raise MissingExtraError(f"an operator of {path.name} in ONNX Runtime {ort.__version__}", "onnx") from error
 
 
@@ -113,17 +134,17 @@ class OnnxSession(SessionBase):
     """
 
     def __init__(self, programs: Programs, batch: int = 1) -> None:
-        super().__init__(SessionInfo.of(programs.module, "onnx"), batch)
+        half = any(s.type.element == DType.F16 for s in programs.module.states.values())
+        super().__init__(SessionInfo.of(programs.module, "onnx", "f16" if half else "f32"), batch)
         self.programs = programs
         self._reset(batch)
 
     # -- what SessionBase asks for ----------------------------------------------------------------------
     def _reset(self, batch: int) -> None:
         states: dict[str, npt.NDArray[Any]] = {}
-        for function in ("forward", *self._blocks()):
-            for name, state in self.programs.get(function)[1]["states"].items() if function == "forward" else self._states_of(function):
-                shape = [batch if d == "B" else int(d) for d in state["shape"]]
-                states[name] = np.zeros(shape, DTYPES[state["dtype"]])
+        for name, state in self.programs.module.states.items():
+            shape = [evaluate(d, {"B": batch}) for d in state.type.shape]
+            states[name] = np.zeros(shape, np.float16 if state.type.element == DType.F16 else np.float32)
         self._hold(states)
         self._mtp_start = np.zeros(batch, np.int64)
 
@@ -182,8 +203,10 @@ class OnnxSession(SessionBase):
         valid = np.arange(inputs["positions"].shape[1])[None] < inputs["length"][:, None]
         wrong = valid & ((inputs["positions"] >= limit) | (inputs["positions"] < 0))
         if wrong.any():
-            raise InputError(f"position {inputs['positions'][wrong][0]} is outside the rotary tables of this program, 0..{limit - 1}",
-                             "compile with a larger context")
+            raise InputError(
+                f"position {inputs['positions'][wrong][0]} is outside this program's rotary tables, 0..{limit - 1}",
+                "compile with a larger context",
+            )
 
     def _step(self, function: str, batch: int, count: int, rows: int) -> _Step:
         key = (function, batch, count, rows)
@@ -219,27 +242,18 @@ class OnnxSession(SessionBase):
         return step
 
     # -- beyond the common interface -------------------------------------------------------------------------
-    def _blocks(self) -> tuple[str, ...]:
-        """Names of the MTP blocks."""
-        return tuple(n for n in self.programs.module.functions if n == "mtp" or n.startswith("mtp."))
-
-    def _states_of(self, function: str) -> list[tuple[str, dict[str, Any]]]:
-        """States of a program that is not open yet, from the IR."""
-        module = self.programs.module
-        names = [p.state for p in module.function(function).params if p.state is not None]
-        return [
-            (n, {"shape": [d if isinstance(d, int) else str(d) for d in module.states[n].type.shape],
-                 "dtype": str(module.states[n].type.element)}) for n in names
-        ]
-
     @property
     def mtp_start(self) -> Ints:
         """Tokens that the MTP block has seen of each row, i64[B]; rolled back with the main states."""
         return self._mtp_start.copy()
 
     def mtp_forward(
-        self, hidden: npt.NDArray[np.float32], next_tokens: npt.ArrayLike, length: npt.ArrayLike | None = None,
-        rows: npt.ArrayLike | None = None, function: str = "mtp",
+        self,
+        hidden: npt.NDArray[np.float32],
+        next_tokens: npt.ArrayLike,
+        length: npt.ArrayLike | None = None,
+        rows: npt.ArrayLike | None = None,
+        function: str = "mtp",
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Append tokens to the MTP block's states and return its logits [B, R, V] and hidden [B, T, D].
 
@@ -256,7 +270,10 @@ class OnnxSession(SessionBase):
         stream, tokens = np.asarray(hidden, np.float32), np.asarray(next_tokens, np.int64)
         batch, start = len(self._start), self._mtp_start
         if stream.ndim != 3 or tokens.shape != stream.shape[:2] or len(tokens) != batch:
-            raise InputError(f"hidden {list(stream.shape)} and next_tokens {list(tokens.shape)} must be [{batch}, T, D] and [{batch}, T]")
+            raise InputError(
+                f"hidden {list(stream.shape)} and next_tokens {list(tokens.shape)} must be "
+                f"[{batch}, T, D] and [{batch}, T]"
+            )
         if tokens.size and (int(tokens.min()) < 0 or int(tokens.max()) >= self._info.vocab):
             raise InputError(f"a token id is outside the vocabulary 0..{self._info.vocab - 1}")
         count = tokens.shape[1]
@@ -268,11 +285,18 @@ class OnnxSession(SessionBase):
         if valid.shape != (batch,) or (valid < 0).any() or (valid > count).any():
             raise InputError(f"length must be in 0..{count} for every row")
         if ((start + valid) > self._info.capacity).any():
-            raise InputError(f"a row would hold more than {self._info.capacity} tokens in the MTP block",
-                             "shorten the prompt, or compile with a larger budget.context")
+            raise InputError(
+                f"a row would hold more than {self._info.capacity} tokens in the MTP block",
+                "shorten the prompt, or compile with a larger budget.context",
+            )
         inputs: dict[str, npt.NDArray[Any]] = {
-            "hidden": stream, "next_tokens": tokens, "positions": start[:, None] + step, "start": start, "length": valid,
-            "rows": wanted, "parents": np.repeat(step - 1, batch, 0),
+            "hidden": stream,
+            "next_tokens": tokens,
+            "positions": start[:, None] + step,
+            "start": start,
+            "length": valid,
+            "rows": wanted,
+            "parents": np.repeat(step - 1, batch, 0),
         }
         found = self._call(function, {n: inputs[n] for n in self.programs.get(function)[1]["inputs"]})
         self._mtp_start = start + valid

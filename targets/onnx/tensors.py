@@ -131,8 +131,18 @@ class TensorTable:
         """Return the table as JSON data, for :class:`ProgramSource`."""
         tensors: list[dict[str, Any]] = []
         for name, layout in self.layouts.items():
-            pieces = [{"weight": p.weight, "shape": p.shape, "expert": p.expert, "swap": p.swap, "axis": p.axis,
-                       "offset": p.offset, "stride": p.stride} for p in layout.pieces]
+            pieces = [
+                {
+                    "weight": p.weight,
+                    "shape": p.shape,
+                    "expert": p.expert,
+                    "swap": p.swap,
+                    "axis": p.axis,
+                    "offset": p.offset,
+                    "stride": p.stride,
+                }
+                for p in layout.pieces
+            ]
             if pieces:
                 tensors.append({"name": name, "shape": layout.shape, "at": self.offsets[name], "pieces": pieces})
         return {"schema_version": 1, "file": DATA_FILE, "tensors": tensors}
@@ -168,7 +178,10 @@ def _place(file: IO[bytes], base: int, shape: tuple[int, ...], piece: Piece, at:
     rows = 1 if piece.swap and rank == 2 else 0
     step = [piece.stride if a == piece.axis else 1 for a in range(rank)]
     strides = [4 * int(np.prod(shape[a + 1 :], dtype=np.int64)) for a in range(rank)]
-    begin = base + sum(strides[a] * ((piece.offset if a == piece.axis else 0) + (at * step[a] if a == rows else 0)) for a in range(rank))
+    begin = base + sum(
+        strides[a] * ((piece.offset if a == piece.axis else 0) + (at * step[a] if a == rows else 0))
+        for a in range(rank)
+    )
     # Dims from `run` on lie together in the file: all but the first of them are filled completely.
     run, filled = rank, True
     while run > 0 and filled and step[run - 1] == 1:
@@ -193,7 +206,9 @@ class ProgramSource:
         self.path = folder / str(record["file"])
         self.description = str(self.path)
         if not self.path.is_file():
-            raise BundleError(f"{self.path}: the program's data file is missing", "copy the bundle again, or compile it again")
+            raise BundleError(
+                f"{self.path}: the program's data file is missing", "copy the bundle again, or compile it again"
+            )
         self._at: dict[str, list[tuple[Piece, int, tuple[int, ...]]]] = {}
         end = 0
         for tensor in record["tensors"]:
@@ -203,8 +218,10 @@ class ProgramSource:
                 piece = Piece(**{**entry, "shape": tuple(entry["shape"])})
                 self._at.setdefault(piece.weight, []).append((piece, int(tensor["at"]), shape))
         if os.path.getsize(self.path) < end:
-            raise BundleError(f"{self.path} is truncated: its tensors end at byte {end}, the file has {os.path.getsize(self.path)}",
-                              "copy the bundle again, or compile it again")
+            raise BundleError(
+                f"{self.path} is truncated: its tensors end at byte {end}, the file has {os.path.getsize(self.path)}",
+                "copy the bundle again, or compile it again",
+            )
 
     def names(self) -> tuple[str, ...]:
         """Return the names of the weights."""

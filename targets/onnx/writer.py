@@ -24,14 +24,34 @@ OPSETS = {"": 24, MICROSOFT: 1}
 IR_VERSION = 11
 
 _ELEMENTS = {
-    DType.F32: onnx.DataType.FLOAT, DType.F16: onnx.DataType.FLOAT, DType.BF16: onnx.DataType.FLOAT,
-    DType.I64: onnx.DataType.INT64, DType.I32: onnx.DataType.INT32, DType.I8: onnx.DataType.INT8,
-    DType.U8: onnx.DataType.UINT8, DType.BOOL: onnx.DataType.BOOL,
+    DType.F32: onnx.DataType.FLOAT,
+    DType.F16: onnx.DataType.FLOAT,
+    DType.BF16: onnx.DataType.FLOAT,
+    DType.I64: onnx.DataType.INT64,
+    DType.I32: onnx.DataType.INT32,
+    DType.I8: onnx.DataType.INT8,
+    DType.U8: onnx.DataType.UINT8,
+    DType.BOOL: onnx.DataType.BOOL,
 }
 
 #: ops that only move or shape numbers: they stand for no op of the IR by themselves
-GLUE = frozenset({"Reshape", "Transpose", "Shape", "Unsqueeze", "Squeeze", "Concat", "Slice", "Cast", "Identity", "Range", "Split",
-                  "Expand", "ConstantOfShape"})
+GLUE = frozenset(
+    {
+        "Reshape",
+        "Transpose",
+        "Shape",
+        "Unsqueeze",
+        "Squeeze",
+        "Concat",
+        "Slice",
+        "Cast",
+        "Identity",
+        "Range",
+        "Split",
+        "Expand",
+        "ConstantOfShape",
+    }
+)
 
 
 def element_type(type: TensorType, state: bool = False) -> onnx.DataType:
@@ -71,7 +91,9 @@ class GraphWriter:
     # -- values -------------------------------------------------------------------------------------
     def param(self, value: Value, state: bool) -> onnx.Value:
         """Add an input of the graph."""
-        found = onnx.Value(name=value.name, type=onnx.TensorType(element_type(value.type, state)), shape=_shape(value.type))
+        found = onnx.Value(
+            name=value.name, type=onnx.TensorType(element_type(value.type, state)), shape=_shape(value.type)
+        )
         self.graph.inputs.append(found)
         self._values[value] = found
         return found
@@ -94,7 +116,7 @@ class GraphWriter:
         return found
 
     def bind(self, value: Value, found: onnx.Value, dtype: onnx.DataType | None = None) -> None:
-        """Say that ``found`` is the IR value: it gets its name (``dtype`` where it is not the usual one of the type)."""
+        """Say that ``found`` is the IR value: it gets its name (``dtype`` where the type's usual one is not meant)."""
         if found.producer() is None or found in self._named or found.graph is not self.graph:
             found = self.op("Identity", found)
         self._named.add(found)
@@ -131,10 +153,21 @@ class GraphWriter:
         """Return an initializer in the data file."""
         if layout.name not in self._initializers:
             offset = self.tensors.add(layout)
-            data = onnx.ExternalTensor(DATA_FILE, offset, layout.bytes, onnx.DataType.FLOAT, shape=onnx.Shape(layout.shape),
-                                       name=layout.name, base_dir="")
-            found = onnx.Value(name=layout.name, const_value=data, type=onnx.TensorType(onnx.DataType.FLOAT),
-                               shape=onnx.Shape(layout.shape))
+            data = onnx.ExternalTensor(
+                DATA_FILE,
+                offset,
+                layout.bytes,
+                onnx.DataType.FLOAT,
+                shape=onnx.Shape(layout.shape),
+                name=layout.name,
+                base_dir="",
+            )
+            found = onnx.Value(
+                name=layout.name,
+                const_value=data,
+                type=onnx.TensorType(onnx.DataType.FLOAT),
+                shape=onnx.Shape(layout.shape),
+            )
             self.graph.register_initializer(found)
             self._initializers[layout.name] = found
         return self._initializers[layout.name]
@@ -145,7 +178,7 @@ class GraphWriter:
         return self.tensor(Layout(f"@{value.name}", shape, (Piece(value.name, shape),)))
 
     def transposed(self, *values: Value) -> onnx.Value:
-        """Return weights [N_i, K] as one matrix [K, sum of N_i], or one stack of matrices with its last two dims exchanged."""
+        """Return weights [N_i, K] as one matrix [K, sum of N_i], or a stack of matrices, each turned."""
         shapes = [weight_shape(self.module.weights[v.name]) for v in values]
         axis = len(shapes[0]) - 1
         pieces, offset = [], 0
@@ -179,7 +212,9 @@ class GraphWriter:
         finally:
             self._prefix, self._stands = before
 
-    def emit(self, kind: str, *inputs: onnx.Value | None, outputs: int = 1, domain: str = "", **attrs: Any) -> Sequence[onnx.Value]:
+    def emit(
+        self, kind: str, *inputs: onnx.Value | None, outputs: int = 1, domain: str = "", **attrs: Any
+    ) -> Sequence[onnx.Value]:
         """Append an ONNX node and return its results."""
         base = f"{self._prefix}/{kind}"
         count = self._counts.get(base, 0)
@@ -198,8 +233,13 @@ class GraphWriter:
         """Append an ONNX node with one result and return it."""
         return self.emit(kind, *inputs, domain=domain, **attrs)[0]
 
-    def branch(self, condition: onnx.Value, types: Sequence[onnx.TypeProtocol], yes: Callable[[], Sequence[onnx.Value]],
-               no: Callable[[], Sequence[onnx.Value]]) -> Sequence[onnx.Value]:
+    def branch(
+        self,
+        condition: onnx.Value,
+        types: Sequence[onnx.TypeProtocol],
+        yes: Callable[[], Sequence[onnx.Value]],
+        no: Callable[[], Sequence[onnx.Value]],
+    ) -> Sequence[onnx.Value]:
         """Append an ``If`` whose branches are what ``yes`` and ``no`` build; types of its results in ``types``.
 
         What the branches read from outside must have been made before.
@@ -214,7 +254,13 @@ class GraphWriter:
             graph.outputs.extend(results)
             self._into = outside
             graphs[role] = graph
-        return self.emit("If", condition, outputs=len(types), **graphs)
+        return self.emit(
+            "If",
+            condition,
+            outputs=len(types),
+            then_branch=graphs["then_branch"],
+            else_branch=graphs["else_branch"],
+        )
 
     # -- dims ---------------------------------------------------------------------------------------
     def size(self, value: onnx.Value, axis: int) -> onnx.Value:
@@ -263,7 +309,11 @@ class GraphWriter:
                     outside, self._into = self._into, self.graph
                     found = self.op("Shape", self._values[param.value], start=axis, end=axis + 1)
                     self._into = outside
-                    found.name, found.type, found.shape = f"dim.{name}", onnx.TensorType(onnx.DataType.INT64), onnx.Shape([1])
+                    found.name, found.type, found.shape = (
+                        f"dim.{name}",
+                        onnx.TensorType(onnx.DataType.INT64),
+                        onnx.Shape([1]),
+                    )
                     self.memo[key] = found
                     return found
         raise InternalError(f"no parameter of @{self.function.name} gives {name}")
@@ -302,4 +352,3 @@ def attrs_of(node: Node) -> Mapping[str, Any]:
 
 def _shape(type: TensorType) -> onnx.Shape:
     return onnx.Shape([d if isinstance(d, int) else str(d) for d in type.shape])
-

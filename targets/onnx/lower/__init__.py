@@ -22,7 +22,8 @@ FUSED: Mapping[str, Lowering] = {**PLAIN, **experts.CONTRIB}
 PROFILES: Mapping[str, Mapping[str, Lowering]] = {"plain": PLAIN, "fused": FUSED}
 #: ops that are lowered where their keys and values are states; elsewhere they are decomposed
 CACHED: Mapping[str, Callable[[GraphWriter, Cached], None]] = {
-    "attention": attend.standard_attention, "mla": attend.latent_attention,
+    "attention": attend.standard_attention,
+    "mla": attend.latent_attention,
 }
 #: ops that raise the error that says why
 REFUSED: Mapping[str, Lowering] = indexing.REFUSED

@@ -14,8 +14,16 @@ import onnx_ir as onnx
 
 from omnic.ir.graph import Node, Value
 from omnic.targets.onnx.lower.composites import project, rope_inputs, rotate
-from omnic.targets.onnx.lower.states import additive_mask, live, live_count, prepare_write, slot_index, slots_of, write_tokens
-from omnic.targets.onnx.plan import Cached, Fused, Heads
+from omnic.targets.onnx.lower.states import (
+    additive_mask,
+    live,
+    live_count,
+    prepare_write,
+    slot_index,
+    slots_of,
+    write_tokens,
+)
+from omnic.targets.onnx.plan import ROTARY_MULTIPLE, Cached, Fused, Heads
 from omnic.targets.onnx.writer import MICROSOFT, GraphWriter, attrs_of
 
 __all__ = ["fused_attention", "latent_attention", "standard_attention"]
@@ -34,7 +42,9 @@ def _mask(w: GraphWriter, cached: Cached, unless: onnx.Value | None = None) -> t
     Where ``unless`` holds nothing reads the mask, and it is not computed.
     """
     node = cached.node
-    q_index, parents = (_operand(node, 3), node.operands[6]) if node.op == "attention" else (_operand(node, 6), node.operands[8])
+    q_index, parents = (
+        (_operand(node, 3), node.operands[6]) if node.op == "attention" else (_operand(node, 6), node.operands[8])
+    )
     slots = slots_of(_operand(cached.writes[0], 0))
     window = int(attrs_of(node)["window"])
     key = ("mask", q_index, parents, cached.start, cached.length, slots, cached.ring, window, unless)
@@ -59,7 +69,7 @@ def _mask(w: GraphWriter, cached: Cached, unless: onnx.Value | None = None) -> t
 
 
 def _related(w: GraphWriter, parents: Value) -> onnx.Value:
-    """bool [B, T, T]: whether token j is t or an ancestor of it: the parent relation, squared until it is closed."""
+    """Bool [B, T, T]: whether token j is t or an ancestor of it: the parent relation, squared until it is closed."""
     key = ("related", parents)
     if key not in w.memo:
         found = w.need(parents)
@@ -74,8 +84,9 @@ def _related(w: GraphWriter, parents: Value) -> onnx.Value:
 
 
 # -- standard Attention ---------------------------------------------------------------------------------
-def _attend(w: GraphWriter, node: Node, q: onnx.Value, k: onnx.Value, v: onnx.Value, mask: onnx.Value,
-            sinks: Value | None) -> onnx.Value:
+def _attend(
+    w: GraphWriter, node: Node, q: onnx.Value, k: onnx.Value, v: onnx.Value, mask: onnx.Value, sinks: Value | None
+) -> onnx.Value:
     """Standard Attention over [B, H, T, D]; a sink is one more key of zeros whose mask entry is the sink's logit."""
     attrs = attrs_of(node)
     if sinks is not None:
@@ -84,8 +95,9 @@ def _attend(w: GraphWriter, node: Node, q: onnx.Value, k: onnx.Value, v: onnx.Va
     return w.op("Attention", q, k, v, mask, scale=float(attrs["scale"]), softcap=cap)
 
 
-def _with_sinks(w: GraphWriter, q: onnx.Value, k: onnx.Value, v: onnx.Value, mask: onnx.Value,
-                sinks: Value) -> tuple[onnx.Value, onnx.Value, onnx.Value]:
+def _with_sinks(
+    w: GraphWriter, q: onnx.Value, k: onnx.Value, v: onnx.Value, mask: onnx.Value, sinks: Value
+) -> tuple[onnx.Value, onnx.Value, onnx.Value]:
     def padded(x: onnx.Value) -> onnx.Value:
         return w.op("Pad", x, w.ints(0, 1), None, w.ints(2))
 
@@ -105,10 +117,12 @@ def standard_attention(w: GraphWriter, cached: Cached) -> None:
 
 
 def latent_attention(w: GraphWriter, cached: Cached) -> None:
-    """Lower ``mla`` in its absorbed form: one KV head whose keys are [latent; rope key] and whose values are the latent."""
+    """Lower ``mla`` in its absorbed form: one KV head, keys [latent; rope key], values the latent."""
     node = cached.node
     mask, count = _mask(w, cached)
-    latent, turned = (w.op("Unsqueeze", live(w, w.need(_operand(r, 0)), _operand(r, 0), count), w.ints(1)) for r in cached.reads)
+    latent, turned = (
+        w.op("Unsqueeze", live(w, w.need(_operand(r, 0)), _operand(r, 0), count), w.ints(1)) for r in cached.reads
+    )
     w_k, w_v = _operand(node, 4), _operand(node, 5)
     query = w.op("Concat", w.op("MatMul", w.need(_operand(node, 0)), w.need(w_k)), w.need(_operand(node, 1)), axis=3)
     key = w.op("Concat", latent, turned, axis=3)
@@ -155,8 +169,13 @@ def _normed(w: GraphWriter, part: Heads, heads: int, size: int) -> onnx.Value:
     return w.op("Reshape", normed, w.ints(0, 0, heads * size))
 
 
+def _unpacked(w: GraphWriter, packed: onnx.Value | None, heads: int, kv_heads: int, size: int) -> Sequence[onnx.Value]:
+    """The three projections of one packed product."""
+    return w.emit("Split", packed, w.ints(heads * size, kv_heads * size, kv_heads * size), outputs=3, axis=2)
+
+
 def fused_attention(w: GraphWriter, fused: Fused) -> None:
-    """Lower projections, norms, rotation, cache writes and attention as one operator, with its general form beside it."""
+    """Lower projections, norms, rotation, cache writes and attention as one operator, its general form beside it."""
     cached = fused.cached
     heads, kv_heads, size = _sizes(fused)
     fits, last, total = _fits(w, cached)
@@ -172,6 +191,10 @@ def fused_attention(w: GraphWriter, fused: Fused) -> None:
     else:
         parts = [_normed(w, fused.q, heads, size), _normed(w, fused.k, kv_heads, size), w.need(fused.v.source)]
     turn = fused.q.rope
+    if turn is not None and int(attrs_of(turn)["dims"]) % ROTARY_MULTIPLE:
+        q, k, v = parts or _unpacked(w, packed, heads, kv_heads, size)
+        parts, packed = [rotate(w, q, turn, heads), rotate(w, k, turn, kv_heads), v], None
+        turn = None
     tables = rope_inputs(w, turn) if turn is not None else (None, None, None)
 
     def by_group() -> Sequence[onnx.Value]:
@@ -179,24 +202,44 @@ def fused_attention(w: GraphWriter, fused: Fused) -> None:
         inputs = [packed, None, None] if packed is not None else parts
         sinks = w.get(cached.node.operands[5])
         return w.emit(
-            "GroupQueryAttention", *inputs, *(w.need(s) for s in states), last, total, *tables[:2], tables[2], None, sinks,
-            outputs=3, domain=MICROSOFT, num_heads=heads, kv_num_heads=kv_heads, scale=float(attrs["scale"]),
-            do_rotary=int(turn is not None), rotary_interleaved=int(turn is not None and bool(attrs_of(turn)["interleaved"])),
-            local_window_size=int(attrs["window"]) or -1, softcap=float(attrs["softcap"]),
+            "GroupQueryAttention",
+            *inputs,
+            *(w.need(s) for s in states),
+            last,
+            total,
+            *tables[:2],
+            tables[2],
+            None,
+            sinks,
+            outputs=3,
+            domain=MICROSOFT,
+            num_heads=heads,
+            kv_num_heads=kv_heads,
+            scale=float(attrs["scale"]),
+            do_rotary=int(turn is not None),
+            rotary_interleaved=int(turn is not None and bool(attrs_of(turn)["interleaved"])),
+            local_window_size=int(attrs["window"]) or -1,
+            softcap=float(attrs["softcap"]),
         )
 
     def in_general() -> Sequence[onnx.Value]:
-        q, k, v = parts or w.emit("Split", packed, w.ints(heads * size, kv_heads * size, kv_heads * size), outputs=3, axis=2)
-        q, k, v = (w.op("Transpose", w.op("Reshape", x, w.ints(0, 0, n, size)), perm=[0, 2, 1, 3])
-                   for x, n in ((q, heads), (k, kv_heads), (v, kv_heads)))
+        q, k, v = parts or _unpacked(w, packed, heads, kv_heads, size)
+        q, k, v = (
+            w.op("Transpose", w.op("Reshape", x, w.ints(0, 0, n, size)), perm=[0, 2, 1, 3])
+            for x, n in ((q, heads), (k, kv_heads), (v, kv_heads))
+        )
         if turn is not None:
             q, k = rotate(w, q, turn, None), rotate(w, k, turn, None)
-        after = [write_tokens(w, s, x, tokens, cached.start, cached.length) for s, x in zip(states, (k, v), strict=True)]
+        after = [
+            write_tokens(w, s, x, tokens, cached.start, cached.length) for s, x in zip(states, (k, v), strict=True)
+        ]
         seen = [live(w, x, s, count) for x, s in zip(after, states, strict=True)]
         mixed = _attend(w, cached.node, q, seen[0], seen[1], mask, cached.node.operands[5])
         return [w.op("Reshape", w.op("Transpose", mixed, perm=[0, 2, 1, 3]), w.ints(0, 0, heads * size)), *after]
 
     kind = onnx.TensorType(onnx.DataType.FLOAT)
     results = w.branch(fits, [kind] * 3, by_group, in_general)
-    for value, found in zip((fused.merge[1].result, cached.writes[0].result, cached.writes[1].result), results, strict=True):
+    for value, found in zip(
+        (fused.merge[1].result, cached.writes[0].result, cached.writes[1].result), results, strict=True
+    ):
         w.bind(value, found)

@@ -81,15 +81,24 @@ def _rms_norm(w: GraphWriter, node: Node) -> None:
 def _layer_norm(w: GraphWriter, node: Node) -> None:
     x, weight, bias = node.operands
     scale = _scale(w, weight, node.result.type.shape[-1])
-    w.bind(node.result, w.op("LayerNormalization", w.need(x), scale, w.get(bias), axis=-1, epsilon=float(attrs_of(node)["eps"])))
+    w.bind(
+        node.result,
+        w.op("LayerNormalization", w.need(x), scale, w.get(bias), axis=-1, epsilon=float(attrs_of(node)["eps"])),
+    )
 
 
 def skip_norm(w: GraphWriter, add: Node, norm: Node) -> None:
     """Lower ``norm(add)`` as one SkipSimplifiedLayerNormalization that gives the sum too."""
     weight = norm.operands[1]
     with w.at(norm, add):
-        found = w.emit("SkipSimplifiedLayerNormalization", *(w.need(v) for v in add.operands), w.need(weight), outputs=4,
-                       domain=MICROSOFT, epsilon=float(attrs_of(norm)["eps"]))
+        found = w.emit(
+            "SkipSimplifiedLayerNormalization",
+            *(w.need(v) for v in add.operands),
+            w.need(weight),
+            outputs=4,
+            domain=MICROSOFT,
+            epsilon=float(attrs_of(norm)["eps"]),
+        )
     w.bind(add.result, found[3])
     w.bind(norm.result, found[0])
 
@@ -113,7 +122,9 @@ def rope_inputs(w: GraphWriter, node: Node) -> tuple[onnx.Value, onnx.Value, onn
         number = sum(isinstance(k, tuple) and k[0] == "rope" for k in w.memo)
         cos, sin = rope_tables(np.arange(limit), dict(attrs))
         name = f"rope.{w.function.name}.{number}"
-        w.memo[key] = tuple(w.numbers(f"{name}.{part}", t.astype(np.float32)) for part, t in (("cos", cos), ("sin", sin)))
+        w.memo[key] = tuple(
+            w.numbers(f"{name}.{part}", t.astype(np.float32)) for part, t in (("cos", cos), ("sin", sin))
+        )
     cos, sin = w.memo[key]
     positions = node.operands[1]
     place = ("positions", positions)
@@ -123,13 +134,19 @@ def rope_inputs(w: GraphWriter, node: Node) -> tuple[onnx.Value, onnx.Value, onn
 
 
 def rotate(w: GraphWriter, x: onnx.Value, node: Node, heads: int | None) -> onnx.Value:
-    """Rotate x [B, H, T, R], or [B, T, heads * R]."""
+    """Rotate x as the ``rope`` node says: [B, H, T, R], or [B, T, heads * R]."""
     attrs, source = attrs_of(node), node.operands[0]
     assert source is not None
     dims = int(attrs["dims"])
     partial = dims if dims != source.type.shape[-1] else 0
-    return w.op("RotaryEmbedding", x, *rope_inputs(w, node), interleaved=int(attrs["interleaved"]), num_heads=heads,
-                rotary_embedding_dim=partial)
+    return w.op(
+        "RotaryEmbedding",
+        x,
+        *rope_inputs(w, node),
+        interleaved=int(attrs["interleaved"]),
+        num_heads=heads,
+        rotary_embedding_dim=partial,
+    )
 
 
 def _rope(w: GraphWriter, node: Node) -> None:
@@ -163,6 +180,12 @@ def _lm_head(w: GraphWriter, node: Node) -> None:
 
 
 TABLE: dict[str, Lowering] = {
-    "linear": _linear, "embedding": _embedding, "act": _act, "gated_act": _gated_act, "rms_norm": _rms_norm,
-    "layer_norm": _layer_norm, "rope": _rope, "lm_head": _lm_head,
+    "linear": _linear,
+    "embedding": _embedding,
+    "act": _act,
+    "gated_act": _gated_act,
+    "rms_norm": _rms_norm,
+    "layer_norm": _layer_norm,
+    "rope": _rope,
+    "lm_head": _lm_head,
 }

@@ -19,14 +19,20 @@ __all__ = ["TABLE", "refuse"]
 Lowering = Callable[[GraphWriter, Node], None]
 
 _NUMPY: dict[DType, Any] = {
-    DType.F32: np.float32, DType.F16: np.float32, DType.BF16: np.float32, DType.I64: np.int64, DType.I32: np.int32,
-    DType.I8: np.int8, DType.U8: np.uint8, DType.BOOL: np.bool_,
+    DType.F32: np.float32,
+    DType.F16: np.float32,
+    DType.BF16: np.float32,
+    DType.I64: np.int64,
+    DType.I32: np.int32,
+    DType.I8: np.int8,
+    DType.U8: np.uint8,
+    DType.BOOL: np.bool_,
 }
 
 
 def refuse(node: Node, why: str, hint: str) -> InputError:
     """Return the error for a node that the target cannot honour: it names the op and the line of the spec."""
-    place = f" ({str(node.loc)})".replace('"', "") if node.loc else ""
+    place = f" ({node.loc!s})".replace('"', "") if node.loc else ""
     return InputError(f"onnx cannot take {node.op} of {node.scope or node.name}{place}: {why}", hint)
 
 
@@ -91,7 +97,9 @@ def _cast(w: GraphWriter, node: Node) -> None:
     x, to = node.operands[0], attrs_of(node)["to"]
     assert x is not None
     if isinstance(to, Storage):
-        raise refuse(node, f"{to} is a storage type", "the float programs keep weights in f32: remove the quantising pass")
+        raise refuse(
+            node, f"{to} is a storage type", "the float programs keep weights in f32: remove the quantising pass"
+        )
     found = w.need(x)
     if to in (DType.F16, DType.BF16):
         # The number is rounded; arithmetic goes on in f32.
@@ -173,13 +181,48 @@ def _iota(w: GraphWriter, node: Node) -> None:
 
 
 TABLE: dict[str, Lowering] = {
-    "add": _same("Add"), "sub": _same("Sub"), "mul": _same("Mul"), "div": _same("Div"), "pow": _same("Pow"),
-    "minimum": _ordered("Min"), "maximum": _ordered("Max"), "floordiv": _floordiv, "mod": _mod,
-    "neg": _same("Neg"), "abs": _same("Abs"), "exp": _same("Exp"), "log": _same("Log"), "sqrt": _same("Sqrt"), "rsqrt": _rsqrt,
-    "sin": _same("Sin"), "cos": _same("Cos"), "tanh": _same("Tanh"), "sigmoid": _same("Sigmoid"), "erf": _same("Erf"),
-    "round": _same("Round"), "relu": _same("Relu"), "clamp": _clamp, "cast": _cast, "constant": _constant,
-    "eq": _same("Equal"), "ne": _unequal, "lt": _ordered("Less"), "le": _ordered("LessOrEqual"), "gt": _ordered("Greater"),
-    "ge": _ordered("GreaterOrEqual"), "and": _same("And"), "or": _same("Or"), "not": _same("Not"), "where": _same("Where"),
-    "matmul": _matmul, "reshape": _reshape, "transpose": _transpose, "broadcast": _broadcast, "slice": _slice,
-    "concat": _concat, "split": _split, "pad": _pad, "iota": _iota,
+    "add": _same("Add"),
+    "sub": _same("Sub"),
+    "mul": _same("Mul"),
+    "div": _same("Div"),
+    "pow": _same("Pow"),
+    "minimum": _ordered("Min"),
+    "maximum": _ordered("Max"),
+    "floordiv": _floordiv,
+    "mod": _mod,
+    "neg": _same("Neg"),
+    "abs": _same("Abs"),
+    "exp": _same("Exp"),
+    "log": _same("Log"),
+    "sqrt": _same("Sqrt"),
+    "rsqrt": _rsqrt,
+    "sin": _same("Sin"),
+    "cos": _same("Cos"),
+    "tanh": _same("Tanh"),
+    "sigmoid": _same("Sigmoid"),
+    "erf": _same("Erf"),
+    "round": _same("Round"),
+    "relu": _same("Relu"),
+    "clamp": _clamp,
+    "cast": _cast,
+    "constant": _constant,
+    "eq": _same("Equal"),
+    "ne": _unequal,
+    "lt": _ordered("Less"),
+    "le": _ordered("LessOrEqual"),
+    "gt": _ordered("Greater"),
+    "ge": _ordered("GreaterOrEqual"),
+    "and": _same("And"),
+    "or": _same("Or"),
+    "not": _same("Not"),
+    "where": _same("Where"),
+    "matmul": _matmul,
+    "reshape": _reshape,
+    "transpose": _transpose,
+    "broadcast": _broadcast,
+    "slice": _slice,
+    "concat": _concat,
+    "split": _split,
+    "pad": _pad,
+    "iota": _iota,
 }

@@ -64,8 +64,20 @@ def _fused(w: GraphWriter, node: Node) -> None:
     else:
         first = w.tensor(_interleaved(w, gate, up, (experts, 2 * hidden, width)))
         first_bias, extra = None, {"swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0}
-    y = w.op("MoE", flat, probs, first, first_bias, w.need(down), w.get(down_bias), domain=MICROSOFT, k=top_k,
-             activation_type=kind, normalize_routing_weights=0, **extra)
+    y = w.op(
+        "MoE",
+        flat,
+        probs,
+        first,
+        first_bias,
+        w.need(down),
+        w.get(down_bias),
+        domain=MICROSOFT,
+        k=top_k,
+        activation_type=kind,
+        normalize_routing_weights=0,
+        **extra,
+    )
     # The operator's gates sum to 1; ours need not.
     y = w.op("Mul", y, w.op("ReduceSum", share, w.ints(1), keepdims=1))
     w.bind(node.result, w.op("Reshape", y, w.op("Shape", w.need(x))))
@@ -100,14 +112,21 @@ def _per_expert(w: GraphWriter, node: Node) -> None:
     y = w.op("Mul", flat, w.const(np.float32(0)))
     kind = [onnx.TensorType(onnx.DataType.FLOAT)]
     for expert in range(experts):
+
         def add(expert: int = expert, y: onnx.Value = y) -> list[onnx.Value]:
             column = w.op("Gather", member, w.const(np.array(expert)), axis=1)
             rows = w.op("Transpose", w.op("NonZero", column), perm=[1, 0])
             out = _expert(w, node, expert, w.op("GatherND", flat, rows))
-            weight = w.op("Unsqueeze", w.op("GatherND", w.op("Gather", spread, w.const(np.array(expert)), axis=1), rows), w.ints(1))
+            weight = w.op(
+                "Unsqueeze",
+                w.op("GatherND", w.op("Gather", spread, w.const(np.array(expert)), axis=1), rows),
+                w.ints(1),
+            )
             return [w.op("ScatterND", y, rows, w.op("Mul", out, weight), reduction="add")]
 
-        y = w.branch(w.op("Gather", used, w.const(np.array(expert)), axis=0), kind, add, lambda y=y: [w.op("Identity", y)])[0]
+        y = w.branch(
+            w.op("Gather", used, w.const(np.array(expert)), axis=0), kind, add, lambda y=y: [w.op("Identity", y)]
+        )[0]
     w.bind(node.result, w.op("Reshape", y, w.op("Shape", w.need(x))))
 
 
@@ -116,7 +135,11 @@ def _expert(w: GraphWriter, node: Node, expert: int, x: onnx.Value) -> onnx.Valu
     up, down, gate, up_bias, down_bias, gate_bias = _weights(node)
     kind = attrs_of(node)["kind"]
     inner = _affine(w, x, up, up_bias, expert)
-    hidden = activation(w, inner, kind) if gate is None else w.op("Mul", activation(w, _affine(w, x, gate, gate_bias, expert), kind), inner)
+    hidden = (
+        activation(w, inner, kind)
+        if gate is None
+        else w.op("Mul", activation(w, _affine(w, x, gate, gate_bias, expert), kind), inner)
+    )
     return _affine(w, hidden, down, down_bias, expert)
 
 

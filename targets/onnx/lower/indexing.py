@@ -51,7 +51,12 @@ def _gather(w: GraphWriter, node: Node) -> None:
     assert index is not None
     axis = attrs_of(node)["axis"] % x.type.rank
     found, at = w.need(x), w.need(index)
-    if axis == 1 and x.type.rank >= 2 and index.type.shape[0] == x.type.shape[0] and all(d == 1 for d in index.type.shape[2:]):
+    if (
+        axis == 1
+        and x.type.rank >= 2
+        and index.type.shape[0] == x.type.shape[0]
+        and all(d == 1 for d in index.type.shape[2:])
+    ):
         # [B, N, 1..] -> [B, N, 1]: row index[b, n] of batch b, whole.
         at = w.reshape(at, index.type.shape, (*index.type.shape[:2], 1))
         w.bind(node.result, w.op("GatherND", found, at, batch_dims=1))
@@ -117,12 +122,23 @@ def _conv(w: GraphWriter, node: Node) -> None:
 
 
 def _stored(w: GraphWriter, node: Node) -> None:
-    raise refuse(node, "the float programs store no quantised numbers", "remove the quantising pass, or choose another target")
+    raise refuse(
+        node, "the float programs store no quantised numbers", "remove the quantising pass, or choose another target"
+    )
 
 
 TABLE: dict[str, Lowering] = {
-    "sum": _reduce("ReduceSum"), "max": _reduce("ReduceMax"), "mean": _reduce("ReduceMean"), "argmax": _argmax, "cumsum": _cumsum,
-    "softmax": _softmax, "gather": _gather, "index_select": _index_select, "scatter": _scatter, "topk": _topk, "sort": _sort,
+    "sum": _reduce("ReduceSum"),
+    "max": _reduce("ReduceMax"),
+    "mean": _reduce("ReduceMean"),
+    "argmax": _argmax,
+    "cumsum": _cumsum,
+    "softmax": _softmax,
+    "gather": _gather,
+    "index_select": _index_select,
+    "scatter": _scatter,
+    "topk": _topk,
+    "sort": _sort,
     "depthwise_conv1d": _conv,
 }
 #: core ops that are refused, with the error they raise

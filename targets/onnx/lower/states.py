@@ -41,7 +41,7 @@ def _steps(w: GraphWriter, tokens: Dim) -> onnx.Value:
 
 
 def _valid(w: GraphWriter, length: Value, tokens: Dim) -> onnx.Value:
-    """bool [B, T]: whether token i of the call is one of the row's ``length``."""
+    """Bool [B, T]: whether token i of the call is one of the row's ``length``."""
     key = ("valid", length, tokens)
     if key not in w.memo:
         steps = _steps(w, tokens)
@@ -111,7 +111,7 @@ def live(w: GraphWriter, state: onnx.Value, value: Value, count: onnx.Value) -> 
 
 
 def slot_index(w: GraphWriter, start: Value, length: Value, slots: int, ring: bool, count: onnx.Value) -> onnx.Value:
-    """Return i64 [B, n]: logical index of the token in each of the first ``count`` slots, negative where there is none."""
+    """Return i64 [B, n]: logical index of the token in each of the first ``count`` slots, negative where empty."""
     key = ("index", start, length, slots, ring, count)
     if key in w.memo:
         return w.memo[key]
@@ -126,8 +126,13 @@ def slot_index(w: GraphWriter, start: Value, length: Value, slots: int, ring: bo
     return index
 
 
-def additive_mask(w: GraphWriter, index: onnx.Value, q_index: onnx.Value, window: int,
-                  tree: tuple[onnx.Value, onnx.Value] | None = None) -> onnx.Value:
+def additive_mask(
+    w: GraphWriter,
+    index: onnx.Value,
+    q_index: onnx.Value,
+    window: int,
+    tree: tuple[onnx.Value, onnx.Value] | None = None,
+) -> onnx.Value:
     """Return f32 [B, 1, T, n]: 0 where query t sees slot s, else a number far below any logit.
 
     ``index`` [B, n] and ``q_index`` [B, T] are logical; ``tree`` is (bool [B, T, T] ancestor or self, i64 [B] start).
@@ -193,7 +198,9 @@ def _move(w: GraphWriter, node: Node) -> None:
     moved = w.op("GatherElements", found, at[0], axis=rank - 2)
     pads = [0] * (rank - 2) + [0, 0] + [0] * (rank - 2) + [1, 0]
     wider = w.op("Pad", found, w.ints(*pads))
-    y = w.op("Slice", w.op("ScatterElements", wider, at[1], moved, axis=rank - 2), w.ints(0), w.ints(slots), w.ints(rank - 2))
+    y = w.op(
+        "Slice", w.op("ScatterElements", wider, at[1], moved, axis=rank - 2), w.ints(0), w.ints(slots), w.ints(rank - 2)
+    )
     w.bind(node.result, y, element_type(state.type, state=True))
 
 
