@@ -17,6 +17,7 @@ DOCS = Path(__file__).resolve().parent
 # File -> "module:function", a function without arguments that returns the whole page.
 PAGES = {
     "cli.md": "omnic.cli_page:text",
+    "ir.md": "omnic.ir.docs:text",
 }
 
 

@@ -97,6 +97,11 @@ class Attr:
     choices: tuple[AttrValue, ...] = ()
     doc: str = ""
 
+    @property
+    def required(self) -> bool:
+        """Whether a node must give it."""
+        return isinstance(self.default, _Required)
+
     def check(self, value: AttrValue | None) -> str | None:
         """Return what is wrong with ``value``, or None."""
         if value is None:

@@ -39,6 +39,7 @@ class ShortConv(Composite):
     attrs = (_SNAPSHOTS,)
     outputs = ("y", "new_state", "steps")
     updates = {"state": "new_state"}
+    updates = {"state": "new_state"}
 
     def infer(self, *types: Any, **attrs: Any) -> tuple[TensorType, ...]:
         """Types of y [B, T, C], new_state [B, K-1, C], and steps [B, T, K-1, C] with ``snapshots``."""
@@ -129,6 +130,7 @@ class LinearRecurrence(Composite):
         _SNAPSHOTS,
     )
     outputs = ("y", "new_state", "steps")
+    updates = {"state": "new_state"}
     updates = {"state": "new_state"}
 
     def infer(self, *types: Any, **attrs: Any) -> tuple[TensorType, ...]:
