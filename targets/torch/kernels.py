@@ -26,21 +26,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "BLOCK",
     "FEW",
     "KEYS",
     "Seen",
     "Slots",
     "act",
     "aligned",
+    "ancestors",
     "blocked_shape",
     "cache_move",
     "cache_write",
+    "depthwise_conv1d",
     "embedding",
     "gather",
+    "head_product",
     "layer_norm",
     "linear",
     "lm_head",
     "pointwise",
+    "product",
+    "product_in_blocks",
+    "quantise_activation",
     "rms_norm",
     "rope_table",
     "rotate",
@@ -169,6 +176,24 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
     return power / torch.where(total == 0, 1.0, total)
 
 
+def quantise_activation(x: Tensor, group: int) -> Tensor:
+    """Round x to 8 bits, symmetric, one scale max|x|/127 for ``group`` numbers of the last dim (0 = all of it)."""
+    shaped = x if group == 0 else x.unflatten(-1, (-1, group))
+    peak = shaped.abs().amax(-1, keepdim=True)
+    step = torch.where(peak > 0, peak / 127.0, 1.0)
+    return ((shaped / step).round() * step).reshape(x.shape)
+
+
+def depthwise_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y[:, t] = sum_k weight[:, k] * x[:, t + k] of x [B, T, C] and weight [C, K], no padding, in the order of k."""
+    size = weight.shape[1]
+    steps = x.shape[1] - size + 1
+    y = x[:, :steps] * weight[:, 0]
+    for k in range(1, size):
+        y = y + x[:, k : k + steps] * weight[:, k]
+    return y if bias is None else y + bias
+
+
 # -- positions ------------------------------------------------------------------------------------------
 def rope_table(positions: Tensor, frequencies: tuple[float, ...], magnitude: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines [B, T, dims/2] of positions [B, T]; angles in f64."""
@@ -283,7 +308,7 @@ class Seen:
 
 
 def visible(
-    q_index: Tensor, k_index: Tensor, window: int, parents: Tensor | None = None, start: Tensor | None = None
+    q_index: Tensor, k_index: Tensor, parents: Tensor | None = None, start: Tensor | None = None, *, window: int = 0
 ) -> Seen:
     """Key s is seen by query t iff 0 <= k_index[s] <= q_index[t], in the window, and in a tree by descendants only."""
     query, key = q_index[:, :, None], k_index[:, None, :]

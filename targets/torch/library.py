@@ -18,6 +18,7 @@ __all__ = [
     "attend_capped",
     "attend_latent",
     "causal_mask",
+    "depthwise_conv1d",
     "full_precision",
     "gather",
     "group_mask",
@@ -270,6 +271,11 @@ def sort(x: Tensor, axis: int, descending: bool) -> tuple[Tensor, Tensor]:
     """A stable sort."""
     values, indices = x.sort(dim=axis, descending=descending, stable=True)
     return values, indices
+
+
+def depthwise_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolution of each channel of x [B, T, C] with its weight [C, K], without padding."""
+    return F.conv1d(x.transpose(1, 2), weight[:, None], bias, groups=weight.shape[0]).transpose(1, 2)
 
 
 def gather(x: Tensor, index: Tensor, axis: int) -> Tensor:

@@ -112,6 +112,8 @@ def _constant(pen: Pen, step: Step) -> Code:
     options = f"dtype={torch_dtype(kind)}, device={pen.like()}"
     if not shape:
         return Code(f"torch.tensor({whole[0]!r}, {options})")
+    if len(whole) == 1:
+        return Code(f"torch.full(({pen.dims(shape)},), {whole[0]!r}, {options})")
     flat = Code(f"torch.tensor({whole!r}, {options})")
     return flat if len(shape) == 1 else Code(f"{flat.text}.reshape({pen.dims(shape)})")
 
@@ -148,19 +150,21 @@ def _matmul(pen: Pen, step: Step) -> Code:
 
 
 def _reshape(pen: Pen, step: Step) -> Code:
-    return Code(f"{pen.atom(step.operands[0])}.reshape({pen.dims(step.attrs['shape'])})")
+    return Code(f"{pen.atom(step.operands[0])}.reshape({pen.dims(step.attrs['shape']) or '()'})")
 
 
 def _transpose(pen: Pen, step: Step) -> Code:
     perm = tuple(step.attrs["perm"])
     moved = [i for i, p in enumerate(perm) if p != i]
+    if not moved:
+        return Code(pen.atom(step.operands[0]))
     if len(moved) == 2:
         return call(f"{pen.atom(step.operands[0])}.transpose", str(moved[0]), str(moved[1]))
     return call(f"{pen.atom(step.operands[0])}.permute", *(str(p) for p in perm))
 
 
 def _broadcast(pen: Pen, step: Step) -> Code:
-    return Code(f"{pen.atom(step.operands[0])}.expand({pen.dims(step.attrs['shape'])})")
+    return Code(f"{pen.atom(step.operands[0])}.expand({pen.dims(step.attrs['shape']) or '()'})")
 
 
 def _slice(pen: Pen, step: Step) -> Code:
@@ -177,9 +181,9 @@ def _concat(pen: Pen, step: Step) -> Code:
 
 
 def _split(pen: Pen, step: Step) -> Code:
-    return call(
-        f"{pen.atom(step.operands[0])}.split", f"[{pen.dims(step.attrs['sizes'])}]", f"dim={step.attrs['axis']}"
-    )
+    sizes, axis = pen.dims(step.attrs["sizes"]), f"dim={step.attrs['axis']}"
+    code = call(f"{pen.atom(step.operands[0])}.split", f"[{sizes}]", axis)
+    return code if len(step.results) > 1 else Code(f"{code.text}[0]")
 
 
 def _pad(pen: Pen, step: Step) -> Code:

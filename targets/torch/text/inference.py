@@ -11,6 +11,7 @@ from typing import Any
 
 from omnic.errors import InternalError
 from omnic.ir.graph import Function, Module, Value
+from omnic.ir.ops.linear import activation_group
 from omnic.ir.rope import rope_frequencies
 from omnic.ir.types import DType, TensorType
 from omnic.targets.torch.text.core import CORE, Code, Lowering, Pen, call, torch_dtype
@@ -228,6 +229,13 @@ def _constant(pen: Pen, step: Step) -> Code:
     return Code(code.text.replace("torch.bfloat16", "torch.float32").replace("torch.float16", "torch.float32"))
 
 
+def _linear(pen: Pen, step: Step) -> Code:
+    x, w, bias = step.operands
+    group = activation_group(step.attrs["act"])
+    given = pen.arg(x) if group is None else call(pen.helper("quantise_activation"), pen.arg(x), str(group)).text
+    return call(pen.helper("linear"), given, pen.arg(w), pen.arg(bias) if bias is not None else "")
+
+
 def _gated_act(pen: Pen, step: Step) -> Code:
     gate, up = step.operands
     return Code(f'{pen.helper("act")}({pen.arg(gate)}, "{step.attrs["kind"]}") * {pen.atom(up)}', False)
@@ -289,7 +297,7 @@ INFERENCE: dict[str, Lowering] = {
     "topk": _kernel("topk", "k", "axis"),
     "scatter": _kernel("scatter", "axis", "reduce"),
     "sort": _kernel("sort", "axis", "descending"),
-    "linear": _kernel("linear"),
+    "linear": _linear,
     "embedding": _kernel("embedding"),
     "act": _kernel("act", "kind"),
     "gated_act": _gated_act,

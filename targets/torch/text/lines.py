@@ -28,6 +28,8 @@ _RESERVED = {"self", "torch", "nn", "F", "K", "A", "B", "T", "R", *dir(builtins)
 _CHAINED = {"reshape", "transpose", "cast", "broadcast", "slice"}
 #: ops that read well with their operand written inside them
 _NESTS = _CHAINED | {"add", "linear", "lm_head", "split", "rms_norm", "layer_norm", "act"}
+#: ops that are Python operators, or take Python numbers
+_OPERATORS = {"add", "sub", "mul", "div", "pow", "eq", "ne", "lt", "le", "gt", "ge", "where"}
 #: short names for results of ops that are more telling than the hint
 _RESULT_NAMES = {"router": ("indices", "gates", "router_logits")}
 
@@ -203,7 +205,7 @@ class BodyWriter:
         return self.writer.lowerings[entry.op](self, entry)
 
     def _entry(self, entry: Entry, at: int) -> None:
-        if isinstance(entry, Step) and entry.op == "constant" and entry.results[0].type.shape == ():
+        if isinstance(entry, Step) and self._is_literal(entry):
             value, kind = entry.attrs["values"][0], entry.results[0].type.dtype
             self.literals[entry.results[0]] = repr(float(value) if kind.is_float else int(value))
             return
@@ -234,6 +236,19 @@ class BodyWriter:
             self.lines += [
                 f"router_logits.append({n})" for v, n in zip(entry.results, names, strict=True) if v in self.routers
             ]
+
+    def _is_literal(self, step: Step) -> bool:
+        """Whether a scalar constant may stand as a number where it is read: next to a tensor in an operator."""
+        if step.op != "constant" or step.results[0].type.shape:
+            return False
+        value = step.results[0]
+        readers = [e for e in self.body.entries if value in e.inputs()]
+        return value not in self.body.results and all(
+            isinstance(e, Step)
+            and e.op in _OPERATORS
+            and any(v not in self.literals and v is not value for v in e.inputs())
+            for e in readers
+        )
 
     def _hint(self, value: Value, hint: str) -> str:
         if self.scope.path == "" and value in self.routers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from omnic.errors import InputError
 from omnic.ir.rope import rope_frequencies
 from omnic.targets.torch.text.core import CORE, Code, Lowering, Pen, call
 from omnic.targets.torch.text.steps import Step
@@ -23,6 +24,10 @@ def activation(pen: Pen, kind: str, x: str) -> str:
 
 def _linear(pen: Pen, step: Step) -> Code:
     x, w, bias = step.operands
+    if step.attrs["act"] != "none":
+        raise InputError(
+            f"{step.scope}: activations quantised as {step.attrs['act']} cannot be trained", "train the front module"
+        )
     return call("F.linear", pen.arg(x), pen.arg(w), pen.arg(bias) if bias else "")
 
 
