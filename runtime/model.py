@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -183,7 +183,7 @@ class Model:
             end_ids = [self.tokenizer.eos] if self.tokenizer and self.tokenizer.eos is not None else []
         request = Request(
             max_new=max_new,
-            sampling=_sampling(sampling, greedy, options),
+            sampling=self._speakable(_sampling(sampling, greedy, options)),
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             end_ids=frozenset(end_ids),
             keep=keep,
@@ -193,6 +193,14 @@ class Model:
         if stream:
             return result
         return result.result() if single else result.results()
+
+    def _speakable(self, sampling: Sampling) -> Sampling:
+        """Leave out the ids beyond the tokenizer's: a vocabulary padded to a round size has some that mean nothing."""
+        size = self.tokenizer.size if self.tokenizer is not None else self.session.info.vocab
+        if size >= self.session.info.vocab:
+            return sampling
+        first, last = sampling.allow or (0, size)
+        return replace(sampling, allow=(first, min(last, size)))
 
     def chat(self, messages: Sequence[Message], max_new: int = 512, **options: Any) -> Any:
         """Answer a conversation.

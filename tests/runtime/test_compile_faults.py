@@ -120,7 +120,7 @@ def fill_the_disk(spec: Path, target: str, tmp_path: Path, monkeypatch, capsys, 
 @pytest.mark.parametrize("target", ["torch", "onnx"])
 def test_a_disk_that_fills_up_at_some_writes(spec, target, tmp_path, monkeypatch, capsys):
     pytest.importorskip({"torch": "torch", "onnx": "onnxruntime"}[target])
-    fill_the_disk(spec, target, tmp_path, monkeypatch, capsys, 4)
+    fill_the_disk(spec, target, tmp_path, monkeypatch, capsys, 2)
 
 
 @pytest.mark.slow

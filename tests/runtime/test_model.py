@@ -71,6 +71,15 @@ def test_the_end_token_ends(model, byte_tokenizer):
     assert (got.ids, got.finish) == (want.ids[: want.ids.index(want.ids[4])], "end")
 
 
+def test_ids_beyond_the_tokenizer_are_never_chosen(fake_bundle):
+    model = load_model(fake_bundle("padded", vocab=2000))
+    result = model.generate("a", 40, temperature=1.0, top_p=1.0)
+    assert len(result.ids) == 40 and max(result.ids) < 264
+    assert max(model.generate("a", 10, allow=(8, 900), bias={700: 99.0, 20: 50.0}).ids) == 20
+    with pytest.raises(InputError, match="allow must be a slice"):
+        model.generate("a", 1, allow=(264, 2000))
+
+
 def test_logits(model):
     ids = model.encode("some text")
     got = model.logits(ids)
