@@ -40,7 +40,9 @@ def rounded(array: Any) -> Any:
 
 def check(module: Module, inputs: dict[str, Any]) -> None:
     inputs = {name: rounded(array) for name, array in inputs.items()}
-    wanted = Interpreter(module, {}).run({n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in inputs.items()})
+    wanted = Interpreter(module, {}).run(
+        {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in inputs.items()}
+    )
     found = InferenceModule(legalised(module), {}).run("forward", {}, inputs)
     assert set(found) == set(wanted)
     for name, value in wanted.items():
@@ -130,13 +132,17 @@ def test_state_op(name: str, element: DType, ring: bool, middle: tuple[int, ...]
         f.result("y", y)
         f.result("index", places)
     module = builder.build()
-    wanted = Interpreter(module, {}).run(inputs, states={"kv": have if element != DType.F32 else have.astype(np.float64)})
+    wanted = Interpreter(module, {}).run(
+        inputs, states={"kv": have if element != DType.F32 else have.astype(np.float64)}
+    )
     buffers = new_states(module, 2)
     numbers = torch.from_numpy(have.astype(np.float32))
     buffers["kv"] = to_blocks(numbers).to(buffers["kv"].dtype)
     found = InferenceModule(module, {}).run("forward", buffers, inputs)
     if name == "cache_read":
-        assert np.array_equal(found["y"].numpy(), wanted["y"]) and np.array_equal(found["index"].numpy(), wanted["index"])
+        assert np.array_equal(found["y"].numpy(), wanted["y"]) and np.array_equal(
+            found["index"].numpy(), wanted["index"]
+        )
     else:
         assert np.array_equal(state_values(buffers["kv"], capacity).numpy(), np.asarray(wanted["kv"], np.float32))
 
@@ -145,7 +151,9 @@ def test_an_excluded_op_is_refused_with_its_place() -> None:
     builder = ModuleBuilder("one", {"B": DimRange(1, 4)})
     f = builder.function("forward")
     with f.scope("blocks.0"):
-        f.result("y", f.op("fake_quant", f.param("x", TensorType(DType.F32, (symbol("B"), 8))), to=parse_element("i4<g4>")))
+        f.result(
+            "y", f.op("fake_quant", f.param("x", TensorType(DType.F32, (symbol("B"), 8))), to=parse_element("i4<g4>"))
+        )
     with pytest.raises(InputError) as caught:
         legalised(builder.build())
     assert caught.value.message.startswith("blocks.0/fake_quant.0: torch excludes fake_quant: ")
