@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -23,6 +24,7 @@ import numpy.typing as npt
 
 from omnic.errors import BundleError, InputError, InternalError, MissingExtraError, nearest
 from omnic.ir.executor import Outputs
+from omnic.runtime import resources
 from omnic.runtime.session_info import Call, Ints, SessionInfo, SessionOptions
 
 if TYPE_CHECKING:
@@ -320,7 +322,10 @@ def open_session(bundle: Bundle, options: SessionOptions | None = None) -> Sessi
         MissingExtraError: its backend is not installed.
     """
     kind = bundle.manifest.executable.kind
-    return _loader(kind)(bundle, options or SessionOptions())
+    chosen = options or SessionOptions()
+    if chosen.threads is None:
+        chosen = replace(chosen, threads=resources.threads())
+    return _loader(kind)(bundle, chosen)
 
 
 def _loader(kind: str) -> Callable[[Bundle, SessionOptions], Session]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "/help": "these lines",
     "/system [TEXT]": "show or set the system prompt (starts over)",
-    "/set NAME VALUE": "set a sampling option, such as temperature 0.5; alone: show them",
+    "/set NAME VALUE": "set max_new or a sampling option, such as temperature 0.5; alone: show them",
     "/retry": "answer the last question again",
     "/undo": "take the last question and answer back",
     "/clear": "forget the conversation",
@@ -89,30 +89,35 @@ class ChatTerminal:
         if self.lively:
             info = self.conversation.model.session.info
             self.console.print(f"[bold]{name}[/bold]  {info.kind}, context {info.capacity:,} tokens", highlight=False)
-            self.console.print("[dim]/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves[/dim]")
+            self._say("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves")
 
     def loop(self) -> None:
         """Talk until the end of the input."""
         while True:
             try:
-                line = self._next()
-            except EOFError:
-                if self.lively:
-                    self.console.print()
-                return
-            except KeyboardInterrupt:
-                self.console.print("\n[dim]Ctrl-D or /quit leaves[/dim]")
-                continue
-            try:
-                if line.startswith("/") and not line.startswith("//"):
-                    if not self._command(line):
-                        return
-                elif line.strip():
-                    self.answer(line.removeprefix("/") if line.startswith("//") else line)
-            except OmnicError as error:
-                if not self.lively:
-                    raise
-                self.console.print(f"[red]{_plain(error.render())}[/red]", highlight=False)
+                if not self._turn():
+                    return
+            except KeyboardInterrupt:  # at the prompt, or between two answers; an answer has its own handling
+                self.console.print("\n[dim]Ctrl-D or /quit leaves[/dim]", highlight=False)
+
+    def _turn(self) -> bool:
+        """Read one line and do what it says; return False to leave."""
+        try:
+            line = self._next()
+        except EOFError:
+            if self.lively:
+                self.console.print()
+            return False
+        try:
+            if line.startswith("/") and not line.startswith("//"):
+                return self._command(line)
+            if line.strip():
+                self.answer(line.removeprefix("/") if line.startswith("//") else line)
+        except OmnicError as error:
+            if not self.lively:
+                raise
+            self.console.print(f"[red]{_plain(error.render())}[/red]", highlight=False)
+        return True
 
     def answer(self, question: str) -> None:
         """Ask the model and stream what it says."""
@@ -199,7 +204,8 @@ class ChatTerminal:
 
     def _set(self, text: str) -> None:
         sampling: Sampling = self.conversation.options["sampling"]
-        shown = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
+        shown: dict[str, Any] = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
+        shown["max_new"] = self.conversation.max_new
         if not text:
             for name, value in shown.items():
                 self._say(f"  {name} = {value}")
@@ -209,8 +215,14 @@ class ChatTerminal:
         if name not in shown or not isinstance(shown[name], int | float):
             near = nearest(name, list(shown))
             raise InputError(f"there is no sampling option {name}", f"did you mean {near}?" if near else "see: /set")
-        self.conversation.options["sampling"] = replace(sampling, **{name: _parsed(name, value, shown[name])})
-        self._say(f"{name} = {getattr(self.conversation.options['sampling'], name)}")
+        new = _parsed(name, value, shown[name])
+        if name == "max_new":
+            if new < 1:
+                raise InputError(f"max_new must be at least 1, not {new}")
+            self.conversation.max_new = new
+        else:
+            self.conversation.options["sampling"] = replace(sampling, **{name: new})
+        self._say(f"{name} = {new}")
 
     def _retry(self, _: str) -> None:
         question = self.conversation.undo()

@@ -7,7 +7,7 @@ import pytest
 
 from omnic.errors import BundleError, InputError, InternalError, MissingExtraError
 from omnic.runtime import session as sessions
-from omnic.runtime.session import last_rows
+from omnic.runtime.session import SessionOptions, last_rows
 
 
 def test_chunks_rows_and_positions_do_not_matter(fake):
@@ -166,10 +166,13 @@ class _Bundle:
 
 
 def test_registry(monkeypatch, fake):
-    made = fake()
+    made, asked = fake(), []
     monkeypatch.setitem(sessions.EXECUTABLES, "fake", "json:load_fake")
-    monkeypatch.setattr("json.load_fake", lambda bundle, options: made, raising=False)
+    monkeypatch.setattr("json.load_fake", lambda bundle, options: asked.append(options) or made, raising=False)
+    monkeypatch.setattr("omnic.runtime.resources.threads", lambda: 3)
     assert sessions.open_session(_Bundle("fake")) is made
+    sessions.open_session(_Bundle("fake"), SessionOptions(threads=1, memory=5))
+    assert asked == [SessionOptions(threads=3), SessionOptions(threads=1, memory=5)]
     with pytest.raises(BundleError, match="executable kind 'onx' is unknown") as caught:
         sessions.open_session(_Bundle("onx"))
     assert caught.value.hint == "did you mean 'onnx'?"

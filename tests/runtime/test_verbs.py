@@ -197,7 +197,8 @@ def test_commands(fake_bundle, tmp_path):
     file = tmp_path / "talk.json"
     done = Talk(
         fake_bundle(), "/system Be kind.", "one \\", "line", '"""two', 'lines"""', "//slash", f"/save {file}", "/undo",
-        "/set top_k 5", "/set top-p x", "/set tempo 1", "/set ban_last on", "/retri", "/save /none/where", "/help",
+        "/set top_k 5", "/set max_new 3", "/set max_new 0",
+        "/set top-p x", "/set tempo 1", "/set ban_last on", "/retri", "/save /none/where", "/help",
         "/quit", "never said",
     ).run()  # fmt: skip
     saved = json.loads(file.read_text())["messages"]
@@ -205,8 +206,10 @@ def test_commands(fake_bundle, tmp_path):
     assert said == ["Be kind.", "one \nline", "two\nlines", "/slash"]
     assert len(saved) == 7 and len(done.talk.messages) == 4
     assert done.talk.options["sampling"] == Sampling.greedy(top_k=5, ban_last=True)
+    assert done.talk.max_new == 3
     shown = done.err.getvalue()
     for text in ("fake, context 96 tokens", "taken back: /slash", "top_p is a number, not 'x'",
+                 "max_new must be at least 1, not 0",
                  "no sampling option tempo", "there is no command /retri", "did you mean /retry?",
                  "/none/where: No such file", "tokens/s", "context 2", "/save FILE"):  # fmt: skip
         assert text in shown, text
