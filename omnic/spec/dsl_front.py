@@ -12,7 +12,7 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput
 from lark.lark import PostLex
 
 from omnic.errors import DiagnosticError, Span
-from omnic.spec.tree import MAX_DEPTH, Node, Scalar, Text, read_scalar
+from omnic.spec.tree import CONTROL, MAX_DEPTH, Node, Scalar, Text, read_scalar
 
 __all__ = ["read_dsl"]
 
@@ -83,6 +83,10 @@ def read_dsl(source: Text) -> Node:
     Raises:
         DiagnosticError: the text is not of the language.
     """
+    control = CONTROL.search(source.text)
+    if control is not None:
+        message = f"the character U+{ord(control[0]):04X} is not allowed in a spec"
+        raise source.error(message, source.at(control.start()))
     try:
         tree = _parser().parse(source.text)
     except _TooDeep as error:

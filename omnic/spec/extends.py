@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path as FilePath
 
 from omnic.errors import Diagnostic, DiagnosticError, InputError
-from omnic.spec.tree import Node, Text
+from omnic.spec.tree import Node, Text, shown
 
 __all__ = ["extend", "merge_nodes"]
 
@@ -32,7 +32,7 @@ def extend(tree: Node, text: Text, read: Reader) -> Node:
         base_text, base = _read(name, node, read)
         identity = _identity(base_text)
         if identity in [seen for _, seen in chain]:
-            raise DiagnosticError([Diagnostic(f"'{name}' extends itself", node.span, _circle(chain, identity))])
+            raise DiagnosticError([Diagnostic(f"{shown(name)} extends itself", node.span, _circle(chain, identity))])
         chain.append((base, identity))
         if len(chain) > MAX_CHAIN:
             raise DiagnosticError([Diagnostic(f"more than {MAX_CHAIN} specs extend each other", node.span)])
@@ -63,7 +63,9 @@ def merge_nodes(base: Node, over: Node) -> Node:
         for key, node in over.value.items():
             if not (key.isascii() and key.isdigit() and int(key) < len(entries)):
                 known = ", ".join(str(i) for i in range(len(entries)))
-                raise DiagnosticError([Diagnostic(f"'{key}' is no entry to override", node.key, f"entries: {known}")])
+                raise DiagnosticError(
+                    [Diagnostic(f"{shown(key)} is no entry to override", node.key, f"entries: {known}")]
+                )
             entries[int(key)] = merge_nodes(entries[int(key)], node)
         return Node(entries, over.span, over.key, over.text)
     return over

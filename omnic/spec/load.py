@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from omnic.spec.presets import preset_names, preset_text
 from omnic.spec.rules import check_rules
 from omnic.spec.salvage import patched
 from omnic.spec.schema import Spec
-from omnic.spec.tree import Node, Path, Text
+from omnic.spec.tree import MAX_TEXT, Node, Path, Text, shown
 
 __all__ = [
     "SUFFIXES",
@@ -108,17 +109,20 @@ def syntax_of(file: str) -> Syntax:
     raise DiagnosticError([Diagnostic(f"{file}: '{suffix}' is not a spec", hint=hint)])
 
 
-def read_file(path: FilePath, shown: str | None = None) -> Text:
+def read_file(path: FilePath) -> Text:
     """Return the text of a spec file.
 
     Raises:
         DiagnosticError: it cannot be read, or is not UTF-8.
     """
-    file = shown or path.as_posix()
+    file = path.as_posix()
     try:
-        data = path.read_bytes()
+        with path.open("rb") as stream:
+            data = stream.read(4 * MAX_TEXT)  # UTF-8 has at most 4 bytes a character
     except OSError as error:
         raise DiagnosticError([Diagnostic(f"{file}: cannot be read: {error.strerror}")]) from None
+    except ValueError:
+        raise DiagnosticError([Diagnostic(f"{shown(file)} cannot be the name of a file")]) from None
     try:
         return Text(file, data.decode("utf-8-sig"), folder=path.parent)
     except UnicodeDecodeError as error:
@@ -146,10 +150,10 @@ def _text_named(name: str) -> Text:
     if name in preset_names():
         return preset_text(name)
     path = FilePath(name)
-    if path.suffix == "" and not path.exists():
+    if path.suffix == "" and not os.path.exists(path):
         guess = nearest(name, preset_names())
         hint = f"did you mean '{guess}'?" if guess else f"presets: {', '.join(preset_names())}"
-        raise DiagnosticError([Diagnostic(f"there is no spec file or preset '{name}'", hint=hint)])
+        raise DiagnosticError([Diagnostic(f"there is no spec file or preset {shown(name)}", hint=hint)])
     return read_file(path)
 
 
@@ -168,7 +172,7 @@ def _text_beside(name: str, folder: FilePath | None) -> Text:
     if name in preset_names() or folder is None:
         return _text_named(name)
     path = folder / name
-    return read_file(path) if path.suffix or path.exists() else _text_named(name)
+    return read_file(path) if path.suffix or os.path.exists(path) else _text_named(name)
 
 
 def _draft(name: str, folder: FilePath | None) -> Spec | None:

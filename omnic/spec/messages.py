@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from omnic.errors import Diagnostic, nearest
 from omnic.spec.keys import kind_first, model_at
 from omnic.spec.kinds import known_kinds
-from omnic.spec.tree import Node, Path, path_text
+from omnic.spec.tree import Node, Path, path_text, shown
 
 __all__ = ["Problem", "diagnostic", "flatten", "one_of", "problem_of"]
 
@@ -77,22 +77,22 @@ def problem_of(root: type[BaseModel], tree: Node, path: Path, error: Mapping[str
             keys = _keys(root, tree, path[:-1])
             guess = nearest(name, keys)
             hint = f"did you mean '{guess}'?" if guess else f"keys: {', '.join(keys)}"
-            return Problem(path, f"unknown key '{name}' in {parent}", hint, True, path)
+            return Problem(path, f"unknown key {shown(name)} in {parent}", hint, True, path)
         case "missing":
             return Problem(path[:-1], f"'{name}' is missing in {parent}", None, True, path[:-1])
         case "kind_missing":
             known = ", ".join(known_kinds(ctx["family"]))
             return Problem(path, f"'kind' is missing in {what}", f"kinds: {known}", True, path)
         case "kind_unknown":
-            shown = _shown(_get(value, "kind"))
+            wrong = shown(_get(value, "kind"))
             hint = one_of(_get(value, "kind"), ctx["known"], f"kinds of {ctx['family']}")
-            return Problem((*path, "kind"), f"{shown} is not a kind of {ctx['family']}", hint, drop=path)
+            return Problem((*path, "kind"), f"{wrong} is not a kind of {ctx['family']}", hint, drop=path)
         case "literal_error":
             if path == ("omnic",):
-                return Problem(path, f"this omnic reads version 1 of the spec language, not {_shown(value)}", drop=path)
-            return Problem(path, f"{_shown(value)} is not a value of {what}", _choices(ctx, value), drop=path)
+                return Problem(path, f"this omnic reads version 1 of the spec language, not {shown(value)}", drop=path)
+            return Problem(path, f"{shown(value)} is not a value of {what}", _choices(ctx, value), drop=path)
         case "bad_size":
-            tail = f", not {_shown(value)}" if ctx["said"].startswith("must") else f": {_shown(value)}"
+            tail = f", not {shown(value)}" if ctx["said"].startswith("must") else f": {shown(value)}"
             return Problem(path, f"{what} {ctx['said']}{tail}", drop=path)
         case "bad_value":
             return Problem(path, f"{what} {ctx['said']}", drop=path)
@@ -102,7 +102,7 @@ def problem_of(root: type[BaseModel], tree: Node, path: Path, error: Mapping[str
             return Problem(path, f"{what} must have at most {ctx['max_length']} entries", drop=path)
         case "passes":
             return Problem(path, "passes must be 'auto' or a list of NAME or {NAME: options}", drop=path)
-    return Problem(path, f"{what} {_must(kind, ctx, name)}, not {_shown(value)}", drop=path)
+    return Problem(path, f"{what} {_must(kind, ctx, name)}, not {shown(value)}", drop=path)
 
 
 def _must(kind: str, ctx: Mapping[str, Any], name: str) -> str:
@@ -135,21 +135,6 @@ def _must(kind: str, ctx: Mapping[str, Any], name: str) -> str:
 
 def _number(value: float) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _shown(value: object) -> str:
-    """Return a value as the person wrote it, shortened."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if value is None:
-        return "none"
-    if isinstance(value, str):
-        return f"'{value}'" if len(value) <= 40 else f"'{value[:37]}...'"
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list | tuple):
-        return "an empty list" if not value else "a list"
-    return str(value)
 
 
 def _choices(ctx: Mapping[str, Any], value: object) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
@@ -247,7 +248,7 @@ def _capacity(spec: Spec) -> Iterator[Problem]:
 
 def _tokenizer(spec: Spec) -> Iterator[Problem]:
     path = spec.resolve("tokenizer")
-    if path is None or not path.is_file():
+    if path is None or not os.path.isfile(path):
         return
     try:
         found = tokenizer_size(path)

@@ -11,13 +11,16 @@ from pathlib import Path as FilePath
 
 from omnic.errors import Diagnostic, DiagnosticError, Span
 
-__all__ = ["MAX_DEPTH", "MAX_TEXT", "Node", "Path", "Scalar", "Text", "path_text", "read_scalar"]
+__all__ = ["CONTROL", "MAX_DEPTH", "MAX_TEXT", "Node", "Path", "Scalar", "Text", "path_text", "read_scalar", "shown"]
 
 Scalar = str | int | float | bool | None
 Path = tuple[str | int, ...]
 
 MAX_TEXT = 1 << 20  # characters; the longest spec people write is a few kB
 MAX_DEPTH = 32
+
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\ud800-\udfff]")
+"""Characters that no spec has: a terminal would obey them, or no file can hold them."""
 
 _INT = re.compile(r"[-+]?\d{1,3}(?:_?\d{1,3}){0,5}\Z", re.ASCII)
 _FLOAT = re.compile(r"[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d{1,3})?|\d+[eE][-+]?\d{1,3})\Z", re.ASCII)
@@ -119,7 +122,7 @@ class Text:
         if len(self.text) > MAX_TEXT:
             message = f"{self.file}: the text has {len(self.text)} characters; a spec has at most {MAX_TEXT}"
             raise DiagnosticError([Diagnostic(message)])
-        self.lines = _BREAK.split(self.text)
+        self.lines = [CONTROL.sub("\ufffd", line) for line in _BREAK.split(self.text)]
         self.starts = [0, *(found.end() for found in _BREAK.finditer(self.text))]
 
     def at(self, offset: int, width: int = 1) -> Span:
@@ -153,6 +156,21 @@ def read_scalar(text: str) -> Scalar:
     return text
 
 
+def shown(value: object) -> str:
+    """Return a value as the person wrote it, for a message: shortened, control characters escaped."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "none"
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else f"{value[:37]}...")
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "an empty list" if not value else "a list"
+    return str(value)
+
+
 def path_text(path: Sequence[str | int]) -> str:
     """Return ``blocks[0].attention.heads`` for the path of a value."""
     text = ""
@@ -160,5 +178,6 @@ def path_text(path: Sequence[str | int]) -> str:
         if isinstance(step, int):
             text += f"[{step}]"
         else:
-            text += f".{step}" if text else step
+            word = step if step.isprintable() else repr(step)
+            text += f".{word}" if text else word
     return text

@@ -13,7 +13,7 @@ import yaml
 from yaml import events
 
 from omnic.errors import DiagnosticError, Span
-from omnic.spec.tree import MAX_DEPTH, Node, Text, read_scalar
+from omnic.spec.tree import MAX_DEPTH, Node, Text, read_scalar, shown
 
 __all__ = ["read_yaml"]
 
@@ -103,7 +103,9 @@ def _start_entry(source: Text, top: _Open, event: events.NodeEvent) -> None:
     if key == "<<":
         raise source.error("merge keys are not part of the spec language", span, "use 'extends: FILE'")
     if key in top.firsts:
-        raise source.error(f"the key '{key}' is written twice", span, f"it is first written in line {top.firsts[key]}")
+        raise source.error(
+            f"the key {shown(key)} is written twice", span, f"it is first written in line {top.firsts[key]}"
+        )
     top.firsts[key] = span.line
     top.key, top.key_span = key, span
 

@@ -133,3 +133,26 @@ def test_a_text_without_a_folder_looks_at_no_files() -> None:
     assert parse_spec(text).draft == "other.yaml"
     with pytest.raises(DiagnosticError, match="reads"):
         parse_spec(BASE.replace("tie: true", "draft: draft_3b").replace("size: 512", "size: 32000"))
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ('extends: "a\\0b.yaml"', "cannot be the name of a file"),
+        ('extends: "a\\0b"', "there is no spec file or preset"),
+        (f"extends: {'x' * 5000}", "there is no spec file or preset"),
+        (f"extends: {'x' * 5000}.yaml", "cannot be read: File name too long"),
+        ("extends: inner", "cannot be read: Is a directory"),
+        ("extends: /dev/zero", "/dev/zero: the text has 4194304 characters"),
+        (f"extends: inner/base.yaml\ntokenizer: {'x' * 500}", None),
+        (f"extends: inner/base.yaml\ndraft: {'x' * 500}", "the draft is no valid spec: there is no spec file"),
+    ],
+)
+def test_names_that_no_file_has(folder: Path, key: str, said: str | None) -> None:
+    path = write(folder, f"model: own\n{key}\n")
+    if said is None:
+        assert load_spec(path).tokenizer
+        return
+    with pytest.raises(DiagnosticError) as caught:
+        load_spec(path)
+    assert said in caught.value.render()
