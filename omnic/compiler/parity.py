@@ -135,8 +135,9 @@ def whole_model_cases(
     session = open_session(bundle, SessionOptions(threads=threads))
     count = TOKENS if module.parameters() < SMALL else TOKENS_LARGE
     count = min(count, module.dims["T"].high, session.info.capacity)
-    ids, _ = sample_tokens(session.info.vocab, count, tokenizer)
-    count = len(ids)
+    texts = sample_tokens(session.info.vocab, 3 * count, tokenizer)[0]
+    count = len(texts) // 3
+    ids = texts[:count]
     reference = _Reference(module, weights, kind)
     progress("parity: reference", 0.0)
     wanted, undecided = reference(ids[None], np.full(1, count))
@@ -152,7 +153,7 @@ def whole_model_cases(
         found, at = run()
         yield _judge(name, found, logits[at], undecided[0][at], kind, lambda at=at: forced()[at])
     progress("parity: ragged batch of 3", 0.0)
-    yield _ragged(session, reference, ids, kind)
+    yield _ragged(session, reference, texts[: 3 * count].reshape(3, count), kind)
     yield from _other_heads(session, ids, wanted, undecided[0], kind)
     if "mtp" in module.functions:
         progress("parity: mtp", 0.0)
@@ -211,9 +212,9 @@ def _runs(session: Session, ids: NDArray[np.int64]) -> Iterator[tuple[str, Run]]
     yield f"{STEPS} single tokens", single_tokens
 
 
-def _ragged(session: Session, reference: _Reference, ids: NDArray[np.int64], kind: NumericClass) -> Case:
-    count = len(ids)
-    tokens = np.stack([ids, ids[::-1], np.roll(ids, count // 3)])
+def _ragged(session: Session, reference: _Reference, tokens: NDArray[np.int64], kind: NumericClass) -> Case:
+    """Three rows of different lengths in one call; tokens is [3, T]."""
+    count = tokens.shape[1]
     length = np.array([count, max(count // 2, 1), max(count // 3, 1)])
     wanted, undecided = reference(tokens, length)
     session.reset(3)

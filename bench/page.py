@@ -1,0 +1,49 @@
+"""Writes ``docs/benchmarks.md`` from the last recorded run of every benchmark.
+
+python bench/page.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+HISTORY = Path(__file__).parent / "history"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
+
+#: history file -> heading, and the command that makes it
+BENCHES = {
+    "quality": ("Shipped models", "python bench/quality.py"),
+    "onnx_decode": ("ONNX float against onnxruntime-genai", "python bench/onnx_decode.py"),
+    "engine": ("Engine over the bare session", "python bench/engine.py"),
+    "large": ("A model larger than memory: mobile_4gb to ONNX", "python bench/large.py"),
+    "train": ("Training module against a plain loop", "python bench/train_ratio.py"),
+}
+HEAD = """# Benchmarks
+
+Every figure here was printed by the command above it and recorded in `bench/history/`; this page is
+written by `python bench/page.py`. Ratios are medians of interleaved rounds with a 95 % bootstrap interval;
+a bar counts as met when the median reaches it and the interval stays within 3 % of it.
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    parts = [HEAD]
+    for name, (heading, command) in BENCHES.items():
+        file = HISTORY / f"{name}.jsonl"
+        if not file.is_file():
+            continue
+        entry = json.loads(file.read_text(encoding="utf-8").splitlines()[-1])
+        conditions = ", ".join(f"{key} {value}" for key, value in entry["conditions"].items())
+        parts.append(f"\n## {heading}\n\n`{command}`, {entry['at']}, {entry['processor']}; {conditions}.\n")
+        parts.append("| what | figure | bar | |\n|---|---|---|---|")
+        for item in entry["rows"]:
+            verdict = {True: "met", False: "**missed**", None: ""}[item["met"]]
+            parts.append(f"| {item['what']} | {item['figure']} | {item['bar']} | {verdict} |")
+    PAGE.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    print(f"{PAGE.name}: written")
+
+
+if __name__ == "__main__":
+    main()
