@@ -84,7 +84,7 @@ def write_function(module: Module, function: Function, tensors: TensorTable, pro
     """
     table = PROFILES[profile]
     cached = make_plan(function, "plain").cached
-    lowered = decompose_function(function, lambda n: _kept(n, table, cached))
+    lowered = decompose_function(function, lambda n: _kept(module, n, table, cached))
     plan = make_plan(lowered, profile)
     _check_states(module, lowered)
     w = GraphWriter(module, lowered, tensors, profile)
@@ -105,10 +105,12 @@ def write_function(module: Module, function: Function, tensors: TensorTable, pro
     return Program(model, w.nodes, remarks, description)
 
 
-def _kept(node: Node, table: Mapping[str, Any], cached: Mapping[str, Any]) -> bool:
+def _kept(module: Module, node: Node, table: Mapping[str, Any], cached: Mapping[str, Any]) -> bool:
     """Whether a composite is lowered as it is."""
     if node.op in CACHED:
         return node.name in cached
+    if node.op == "rope" and position_limit(module) is None:
+        return False
     if node.op == "linear" and node.attrs.get("act", "none") != "none":
         return False
     return node.op in table
@@ -199,6 +201,6 @@ def _describe(w: GraphWriter, profile: str, shown: Sequence[str]) -> dict[str, A
         "inputs": [p.value.name for p in function.params if p.state is None],
         "states": states,
         "results": results,
-        "positions": position_limit(w),
+        "positions": position_limit(module),
         "shown": list(shown),
     }

@@ -184,7 +184,7 @@ class OnnxSession(SessionBase):
         batch, count = inputs["positions"].shape
         longest = int(inputs["length"].max())
         limit = self.programs.get(function)[1]["positions"]
-        if int(inputs["positions"].max()) >= limit or int(inputs["positions"].min()) < 0:
+        if limit is not None and int(inputs["positions"].max()) >= limit:
             self._check_positions(inputs, limit)
         if longest < count:
             inputs = self._cut(inputs, max(longest, 1))
@@ -201,7 +201,7 @@ class OnnxSession(SessionBase):
 
     def _check_positions(self, inputs: Mapping[str, npt.NDArray[Any]], limit: int) -> None:
         valid = np.arange(inputs["positions"].shape[1])[None] < inputs["length"][:, None]
-        wrong = valid & ((inputs["positions"] >= limit) | (inputs["positions"] < 0))
+        wrong = valid & (inputs["positions"] >= limit)
         if wrong.any():
             raise InputError(
                 f"position {inputs['positions'][wrong][0]} is outside this program's rotary tables, 0..{limit - 1}",
@@ -242,6 +242,11 @@ class OnnxSession(SessionBase):
         return step
 
     # -- beyond the common interface -------------------------------------------------------------------------
+    @property
+    def states(self) -> Mapping[str, npt.NDArray[Any]]:
+        """The buffers of the states by name; calls write into them."""
+        return self._states
+
     @property
     def mtp_start(self) -> Ints:
         """Tokens that the MTP block has seen of each row, i64[B]; rolled back with the main states."""

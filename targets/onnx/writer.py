@@ -221,6 +221,8 @@ class GraphWriter:
         self._counts[base] = count + 1
         name = f"{base}.{count}"
         given = {k: v for k, v in attrs.items() if v is not None}
+        while inputs and inputs[-1] is None:
+            inputs = inputs[:-1]
         node = onnx.node(kind, list(inputs), attributes=given, domain=domain, num_outputs=outputs, name=name)
         for index, result in enumerate(node.outputs):
             result.name = f"{name}:{index}"

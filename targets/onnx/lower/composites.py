@@ -8,16 +8,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as onnx
 
-from omnic.ir.graph import Node, Value
+from omnic.errors import InternalError
+from omnic.ir.graph import Module, Node, Value
 from omnic.ir.ops.rope import rope_tables
 from omnic.targets.onnx.writer import MICROSOFT, GraphWriter, attrs_of
 
 __all__ = ["TABLE", "activation", "position_limit", "project", "rope_inputs", "rotate", "skip_norm"]
 
 Lowering = Callable[[GraphWriter, Node], None]
-
-#: positions a table covers where the module does not say how far its tokens reach
-POSITIONS = 4096
 
 
 def project(w: GraphWriter, x: onnx.Value, weights: tuple[Value, ...], biases: tuple[Value | None, ...]) -> onnx.Value:
@@ -103,10 +101,13 @@ def skip_norm(w: GraphWriter, add: Node, norm: Node) -> None:
     w.bind(norm.result, found[0])
 
 
-def position_limit(w: GraphWriter) -> int:
-    """Return how many positions the rotary tables cover: every token a state can hold, or the trained context."""
-    known = [int(str(w.module.meta[k])) for k in ("capacity", "context") if k in w.module.meta]
-    return max(known) if known else POSITIONS
+def position_limit(module: Module) -> int | None:
+    """Return how many positions the rotary tables cover: every token a state can hold, or the trained context.
+
+    None where the module says neither; its rotations are computed from the positions then.
+    """
+    known = [int(str(module.meta[k])) for k in ("capacity", "context") if k in module.meta]
+    return max(known, default=None)
 
 
 def rope_inputs(w: GraphWriter, node: Node) -> tuple[onnx.Value, onnx.Value, onnx.Value]:
@@ -116,7 +117,9 @@ def rope_inputs(w: GraphWriter, node: Node) -> tuple[onnx.Value, onnx.Value, onn
     the table and are clipped; sessions refuse such positions of valid tokens.
     """
     attrs = attrs_of(node)
-    limit = position_limit(w)
+    limit = position_limit(w.module)
+    if limit is None:
+        raise InternalError(f"{node.name}: a rotation without a table was to be decomposed")
     key = ("rope", tuple(sorted((k, v) for k, v in attrs.items() if k != "interleaved" and v is not None)))
     if key not in w.memo:
         number = sum(isinstance(k, tuple) and k[0] == "rope" for k in w.memo)

@@ -36,6 +36,15 @@ def refuse(node: Node, why: str, hint: str) -> InputError:
     return InputError(f"onnx cannot take {node.op} of {node.scope or node.name}{place}: {why}", hint)
 
 
+def _where(w: GraphWriter, node: Node) -> None:
+    condition, yes, no = (w.need(v) for v in node.operands)
+    if node.result.type.dtype == DType.BOOL:
+        # ONNX Runtime has no kernel that chooses between bools.
+        w.bind(node.result, w.op("Or", w.op("And", condition, yes), w.op("And", w.op("Not", condition), no)))
+        return
+    w.bind(node.result, w.op("Where", condition, yes, no))
+
+
 def _same(kind: str) -> Lowering:
     """An op that ONNX has as it is."""
 
@@ -215,7 +224,7 @@ TABLE: dict[str, Lowering] = {
     "and": _same("And"),
     "or": _same("Or"),
     "not": _same("Not"),
-    "where": _same("Where"),
+    "where": _where,
     "matmul": _matmul,
     "reshape": _reshape,
     "transpose": _transpose,
