@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,10 @@ from omnic.ir.caps import Caps
 from omnic.ir.graph import Module
 from omnic.ir.weights import Source, WeightStore
 
-__all__ = ["EmitRequest", "Emitted", "Progress", "Target"]
+if TYPE_CHECKING:
+    from omnic.runtime.bundle import Bundle
+
+__all__ = ["EmitRequest", "Emitted", "Phase", "Progress", "Target"]
 
 #: called with what is being done and the share done, 0..1
 Progress = Callable[[str, float], None]
@@ -63,6 +66,21 @@ class Emitted:
     interface: Mapping[str, Any]
     nodes: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Where the time of one phase went.
+
+    Attributes:
+        name: ``prefill`` or ``decode``.
+        tokens: how many were computed.
+        seconds: by scope of the IR (``blocks.0.attn``); the empty scope is what several parts share.
+    """
+
+    name: str
+    tokens: int
+    seconds: Mapping[str, float]
 
 
 class Target(ABC):
@@ -113,6 +131,10 @@ class Target(ABC):
     @abstractmethod
     def weights(self, bundle: Path) -> Source:
         """Return the weights of the bundle's ``module.ir`` as read back from the program's own bytes."""
+
+    @abstractmethod
+    def profile(self, bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int) -> list[Phase]:
+        """Run a prefill of ``tokens`` [T] and ``steps`` single tokens, and say where the time went."""
 
     def disk_bytes(self, module: Module) -> int:
         """Return the bytes that a bundle of ``module`` takes while it is written: its weights and a margin."""

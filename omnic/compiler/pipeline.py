@@ -15,7 +15,9 @@ from typing import Any
 from omnic import __version__
 from omnic.compiler.fidelity import measure_fidelity
 from omnic.compiler.parity import measure_parity
+from omnic.compiler.profiling import measure_profile
 from omnic.compiler.progress import Progress, silent
+from omnic.compiler.sample import whole_model
 from omnic.errors import BundleError, InputError
 from omnic.ir.caps import Caps
 from omnic.ir.graph import Module
@@ -37,6 +39,7 @@ from omnic.runtime.manifest import (
     StateEntry,
     TokenizerEntry,
 )
+from omnic.runtime.resources import threads
 from omnic.runtime.tokenizer import Tokenizer
 from omnic.spec import Spec, to_yaml
 from omnic.targets import get_target
@@ -183,6 +186,10 @@ def compile_spec(request: CompileRequest, progress: Progress = silent) -> Bundle
                 progress=progress,
             )
             writer.json("parity.json", parity.model_dump(mode="json", by_alias=True))
+        if whole_model(emitted.module):
+            progress("profile", 0.0)
+            profile = measure_profile(writer.preview(manifest), target, tokenizer, request.threads or threads())
+            writer.json("profile.json", profile)
         write_report(writer.preview(manifest), writer.path("report.html"))
         progress("write", 1.0)
         return writer.commit(manifest)

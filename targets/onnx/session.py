@@ -76,6 +76,10 @@ class Programs:
             )
         self._open: dict[str, tuple[ort.InferenceSession, dict[str, Any]]] = {}
 
+    def use(self, function: str, session: ort.InferenceSession, about: dict[str, Any]) -> None:
+        """Take ``session`` for a function instead of opening the program."""
+        self._open[function] = session, about
+
     def get(self, function: str) -> tuple[ort.InferenceSession, dict[str, Any]]:
         """Return the ONNX Runtime session of a function and what the program says about itself."""
         if function not in self._open:

@@ -14,9 +14,11 @@ from omnic.errors import BundleError, InputError, nearest
 from omnic.ir.caps import Caps
 from omnic.ir.graph import Module
 from omnic.ir.weights import Source
-from omnic.targets.base import EmitRequest, Emitted, Target
+from omnic.runtime.bundle import Bundle
+from omnic.targets.base import EmitRequest, Emitted, Phase, Target
 from omnic.targets.onnx.caps import CAPS, PROFILE_CAPS
 from omnic.targets.onnx.emit import TABLE_FILE, emit
+from omnic.targets.onnx.profile import profile
 from omnic.targets.onnx.program import describe, run_part, run_whole
 from omnic.targets.onnx.tensors import ProgramSource
 
@@ -78,6 +80,10 @@ class OnnxTarget(Target):
                 f"{bundle}: the bundle has no file '{TABLE_FILE}'", "copy the bundle again, or compile it again"
             )
         return ProgramSource(bundle, json.loads(path.read_text(encoding="utf-8")))
+
+    def profile(self, bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int) -> list[Phase]:
+        """Run a prefill and ``steps`` single tokens under ONNX Runtime's profiler."""
+        return profile(bundle, tokens, steps, threads)
 
     def disk_bytes(self, module: Module) -> int:
         """Weights are f32 whatever the spec stores; small models pay for page alignment."""

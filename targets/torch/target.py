@@ -15,12 +15,15 @@ from omnic.errors import BundleError, InputError, nearest
 from omnic.ir.graph import Function, Module, Node, Param, Result, Value
 from omnic.ir.text import parse_module
 from omnic.ir.weights import SafetensorsSource, Source, WeightStore
-from omnic.targets.base import EmitRequest, Emitted, Target
+from omnic.runtime.bundle import Bundle
+from omnic.runtime.session import SessionOptions
+from omnic.targets.base import EmitRequest, Emitted, Phase, Target
 from omnic.targets.torch import emit
 from omnic.targets.torch.caps import CAPS
 from omnic.targets.torch.inference import InferenceModule, load_weights, new_states
 from omnic.targets.torch.kernels import to_blocks
-from omnic.targets.torch.session import WEIGHTS_FILE
+from omnic.targets.torch.profile import profile
+from omnic.targets.torch.session import WEIGHTS_FILE, load
 
 __all__ = ["TARGET", "TorchTarget"]
 
@@ -86,6 +89,10 @@ class TorchTarget(Target):
         target = _module(bundle).function(function)
         hidden = _state_values(target)
         return tuple(v.name for node in target.nodes for v in node.results if v.type.is_float and v not in hidden)
+
+    def profile(self, bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int) -> list[Phase]:
+        """Run a prefill and ``steps`` single tokens with a clock on every line of the emitted function."""
+        return profile(load(bundle, SessionOptions(threads=threads)), tokens, steps)
 
     def weights(self, bundle: Path) -> Source:
         """Return the weights as the program holds them."""

@@ -1,0 +1,50 @@
+"""Where the time goes: seconds by kind of part, for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omnic.compiler.sample import sample_tokens
+from omnic.runtime.bundle import Bundle
+from omnic.runtime.tokenizer import Tokenizer
+from omnic.targets.base import Target
+
+__all__ = ["measure_profile", "part_of"]
+
+TOKENS, STEPS = 128, 16
+
+
+def measure_profile(bundle: Bundle, target: Target, tokenizer: Tokenizer | None, threads: int) -> dict[str, Any]:
+    """Return the contents of ``profile.json``: phases, each with seconds by kind of part and by scope."""
+    module = bundle.module
+    vocab = int(str(module.meta["vocab"]))
+    ids, _ = sample_tokens(vocab, min(TOKENS, module.dims["T"].high), tokenizer)
+    routed = {n.scope for n in module.function("forward").nodes if n.op == "moe"}
+    phases = [
+        {"phase": f"{p.name}, {p.tokens} tokens", "parts": _grouped(p.seconds, routed), "scopes": dict(p.seconds)}
+        for p in target.profile(bundle, ids, STEPS, threads)
+    ]
+    conditions = f"Measured on the machine that compiled, {threads} thread{'s' if threads > 1 else ''}, batch 1."
+    return {"schema_version": 1, "conditions": conditions, "phases": phases}
+
+
+def _grouped(seconds: Mapping[str, float], routed: set[str]) -> list[dict[str, Any]]:
+    found: dict[str, float] = {}
+    for scope, spent in seconds.items():
+        name = part_of(scope, routed)
+        found[name] = found.get(name, 0.0) + spent
+    return [{"part": name, "seconds": spent} for name, spent in sorted(found.items(), key=lambda item: -item[1])]
+
+
+def part_of(scope: str, routed: set[str]) -> str:
+    """Return the kind of part a scope belongs to, in the words of the report's palette."""
+    if scope.endswith(".attn"):
+        return "attention"
+    if scope.endswith(".shared"):
+        return "shared experts"
+    if scope.endswith(".ffn"):
+        return "experts" if scope in routed else "feed-forward"
+    if scope in ("head", "mtp", "verifier"):
+        return scope
+    return "embedding" if scope == "embed" else "norms" if scope.startswith(("blocks", "final_norm")) else "other"

@@ -1,0 +1,65 @@
+"""Seconds of each scope of the saved program, from ONNX Runtime's own profiler."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from omnic.runtime.bundle import Bundle
+from omnic.runtime.session import SessionOptions
+from omnic.targets.base import Phase
+from omnic.targets.onnx.program import METADATA, runtime_options
+from omnic.targets.onnx.session import OnnxSession, Programs
+
+__all__ = ["profile"]
+
+
+def profile(bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int) -> list[Phase]:
+    """Time a prefill of ``tokens`` [T] and ``steps`` single tokens after it, once each after a warm-up."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = runtime_options(threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "ort")
+        program = ort.InferenceSession(
+            str(bundle.path / "forward.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+        programs = Programs(bundle.path, bundle.module, SessionOptions(threads=threads))
+        about = json.loads(program.get_modelmeta().custom_metadata_map[METADATA])
+        programs.use("forward", program, about)
+        session = OnnxSession(programs)
+        for _ in range(2):
+            session.reset(1)
+            session.forward(tokens[None], rows=np.array([[len(tokens) - 1]]))
+            session.forward(tokens[None, -1:])
+        session.reset(1)
+        session.forward(tokens[None], rows=np.array([[len(tokens) - 1]]))
+        for _ in range(steps):
+            session.forward(tokens[None, -1:])
+        events = json.loads(Path(program.end_profiling()).read_text(encoding="utf-8"))
+    runs = _runs(events)[-(1 + steps) :]
+    decode: dict[str, float] = {}
+    for run in runs[1:]:
+        for scope, seconds in run.items():
+            decode[scope] = decode.get(scope, 0.0) + seconds
+    return [Phase("prefill", len(tokens), runs[0]), Phase("decode", steps, decode)]
+
+
+def _runs(events: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Return seconds by scope of every run; a branch's own nodes are counted, not the If around them."""
+    whole = sorted((e for e in events if e.get("name") == "model_run"), key=lambda e: e["ts"])
+    runs: list[dict[str, float]] = [{} for _ in whole]
+    for event in events:
+        kernel = event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+        if not kernel or event["args"].get("op_name") == "If":
+            continue
+        at = next((i for i, run in enumerate(whole) if run["ts"] <= event["ts"] <= run["ts"] + run["dur"]), None)
+        if at is not None:
+            scope = event["name"].split("/", 1)[0]
+            runs[at][scope] = runs[at].get(scope, 0.0) + event["dur"] / 1e6
+    return runs
