@@ -22,15 +22,15 @@ CASES = {
     "silu": (PLAIN % "silu", "", True),
     "gelu": (PLAIN % "gelu", "", False),
     "gelu_tanh, split": (PLAIN.replace("top_k: 2", "top_k: 2, split: 2") % "gelu_tanh", "", True),
-    "relu, gates that do not sum to 1": (
+    "relu, gates of any sum": (
         PLAIN.replace("top_k: 2", "top_k: 3, renormalise: false") % "relu",
         "bias: true\n",
         True,
     ),
     "relu2": (PLAIN % "relu2", "", False),
     "groups, sigmoid, bias, scale": (
-        "{kind: moe, hidden: 24, experts: 6, top_k: 2, groups: [2, 4], top_groups: 2, group_gate: true, score: sigmoid, "
-        "select_bias: true, gate_scale: 2.5, activation: silu}",
+        "{kind: moe, hidden: 24, experts: 6, top_k: 2, groups: [2, 4], top_groups: 2, group_gate: true, "
+        "score: sigmoid, select_bias: true, gate_scale: 2.5, activation: silu}",
         "",
         True,
     ),
