@@ -94,8 +94,9 @@ def aligned(x: Tensor) -> Tensor:
 
 def product(rows: Tensor, weight: Tensor) -> Tensor:
     """Return rows [n, K] times weight [N, K] transposed, one row at a time."""
-    parts = [F.linear(aligned(row), weight) for row in rows.split(1)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    if rows.shape[0] == 1:
+        return F.linear(aligned(rows), weight)
+    return torch.cat([F.linear(aligned(row), weight) for row in rows.split(1)])
 
 
 def product_in_blocks(rows: Tensor, weight: Tensor) -> Tensor:
