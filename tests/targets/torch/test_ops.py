@@ -24,7 +24,7 @@ from tests.ir import composite_cases, core_cases
 
 NATIVE = sorted(name for name, support in CAPS.ops.items() if support.form != "excluded")
 STATE_OPS = ("cache_write", "cache_read", "cache_move")
-FEW = settings(max_examples=12)
+FEW = settings(max_examples=8)
 
 
 def test_every_op_has_an_entry_or_a_reasoned_exclusion() -> None:
