@@ -23,7 +23,8 @@ import numpy as np
 from omnic.errors import InputError, nearest
 from omnic.ir.op import Array
 
-__all__ = ["AMBIGUOUS_FACTOR", "AMBIGUOUS_SHARE", "TAIL_SHARE", "CLASSES", "Case", "NumericClass", "compare", "find_class",
+__all__ = ["AMBIGUOUS_FACTOR", "AMBIGUOUS_SHARE", "TAIL_SHARE",
+           "CLASSES", "Case", "NumericClass", "compare", "find_class",
            "kl_divergence", "logit_rms", "near_ties", "router_margin", "router_ties", "top_margin"]
 
 AMBIGUOUS_FACTOR = 4.0
@@ -55,10 +56,12 @@ class NumericClass:
 
 CLASSES: Mapping[str, NumericClass] = {
     c.name: c for c in (
-        NumericClass("f64", 1e-9, 1e-9, None, 1e-7, "f64 sums in another order; 1e-16 each, some thousands of terms, deep"),
+        NumericClass("f64", 1e-9, 1e-9, None, 1e-7,
+                     "f64 sums in another order; 1e-16 each, some thousands of terms, deep"),
         NumericClass("f32", 2e-5, 2e-5, None, 1e-3, "f32 sums in another order and other exp and tanh"),
         NumericClass("f16", 2e-3, 2e-3, None, 5e-2, "states or weights rounded to 16 bits, sums in f32"),
-        NumericClass("int8", 2e-2, None, 1e-3, 0.0, "activations rounded to 8 bits: rounding decides ties, not meaning"),
+        NumericClass("int8", 2e-2, None, 1e-3, 0.0,
+                     "activations rounded to 8 bits: rounding decides ties, not meaning"),
     )
 }
 

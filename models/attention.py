@@ -102,7 +102,8 @@ def latent_attention(ctx: Context, x: Value, layer: Layer, group: int, prefix: s
                 f"{name} is not defined for mla attention ({layer.place[0]}:{layer.place[1]}:{layer.place[2]})",
                 "the latent has its own norm: remove the key or use gqa",
             )
-    latent, nope, rotated = attention.latent, attention.nope_dim, attention.rope_dim
+    latent, nope, rotated, value_dim = attention.latent, attention.nope_dim, attention.rope_dim, attention.v_dim
+    assert latent is not None and nope is not None and rotated is not None and value_dim is not None
     width, eps = attention.heads * (nope + rotated), layer.norm.eps
     if attention.q_latent:
         low = ctx.linear(x, f"{prefix}.q_a", attention.q_latent, bias=attention.bias)
@@ -131,7 +132,7 @@ def latent_attention(ctx: Context, x: Value, layer: Layer, group: int, prefix: s
         latents,
         rope_keys,
         ctx.weight(f"{prefix}.w_k", attention.heads, nope, latent),
-        ctx.weight(f"{prefix}.w_v", attention.heads, attention.v_dim, latent),
+        ctx.weight(f"{prefix}.w_v", attention.heads, value_dim, latent),
         ctx.q_index,
         index,
         ctx.parents,

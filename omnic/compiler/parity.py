@@ -74,28 +74,31 @@ def measure_parity(
 
 def record(target: str, kind: NumericClass, reference: str, model: str, cases: tuple[Case, ...]) -> records.Parity:
     """Return the contents of ``parity.json``."""
-    return records.Parity(
-        target=target,
-        numeric_class=kind.name,
-        reference=reference,
-        model_sha256=model,
-        cases=tuple(
-            records.Case(
-                name=c.name,
-                max_abs=c.max_abs,
-                logit_rms=c.logit_rms,
-                ratio=c.ratio,
-                ambiguous=c.ambiguous,
-                positions=c.positions,
-                ok=c.ok,
-                problem=c.problem,
-            )
-            for c in cases
-        ),
-        max_abs=max(c.max_abs for c in cases),
-        ratio=max(c.ratio for c in cases),
-        bound=kind.bound if kind.bound is not None else 0.0,
-        ok=all(c.ok for c in cases),
+    listed = [
+        {
+            "name": c.name,
+            "max_abs": c.max_abs,
+            "logit_rms": c.logit_rms,
+            "ratio": c.ratio,
+            "ambiguous": c.ambiguous,
+            "positions": c.positions,
+            "ok": c.ok,
+            "problem": c.problem,
+        }
+        for c in cases
+    ]
+    return records.Parity.model_validate(
+        {
+            "target": target,
+            "class": kind.name,
+            "reference": reference,
+            "model_sha256": model,
+            "cases": listed,
+            "max_abs": max(c.max_abs for c in cases),
+            "ratio": max(c.ratio for c in cases),
+            "bound": kind.bound or 0.0,
+            "ok": all(c.ok for c in cases),
+        }
     )
 
 

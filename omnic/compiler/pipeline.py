@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from omnic.ir.text import print_module
 from omnic.ir.verify import verify
 from omnic.ir.weights import WeightStore
 from omnic.models import build
+from omnic.passes.base import make_pass
 from omnic.report import write_report
 from omnic.runtime.bundle import MANIFEST, Bundle, open_bundle
 from omnic.runtime.bundle_write import BundleWriter, check_destination
@@ -97,25 +99,28 @@ def lower(spec: Spec) -> Lowered:
     """
     front = build(spec)
     verify(front)
-    if spec.passes != "auto":
-        from omnic.passes.base import run_pipeline
-
-        lossy, records = run_pipeline(front, spec.passes)
-        return Lowered(
-            front,
-            lossy,
-            tuple(
-                PassRecord(
-                    name=r.name,
-                    stage=r.stage,
-                    options=dict(r.options),
-                    changed=r.changed,
-                    remarks=tuple(Remark(rule=m.rule, node=m.node, message=m.message) for m in r.remarks),
-                )
-                for r in records
-            ),
+    lossy, records = front, list[PassRecord]()
+    for name, options in _listed(spec):
+        began = time.perf_counter()
+        result = make_pass(name, options).run(lossy)
+        verify(result.module)
+        lossy = result.module
+        remarks = tuple(Remark(rule=r.rule, node=r.node, message=r.message) for r in result.remarks)
+        seconds = time.perf_counter() - began
+        records.append(
+            PassRecord(name=name, options=dict(options), changed=result.changed, seconds=seconds, remarks=remarks)
         )
-    return Lowered(front, front, ())
+    return Lowered(front, lossy, tuple(records))
+
+
+def _listed(spec: Spec) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the passes the spec lists, with their options; ``auto`` has nothing lossy to run."""
+    if isinstance(spec.passes, str):
+        return []
+    listed: list[tuple[str, Mapping[str, Any]]] = []
+    for item in spec.passes:
+        listed.extend([(item, {})] if isinstance(item, str) else item.items())
+    return listed
 
 
 def open_weights(

@@ -33,15 +33,15 @@ class RouterWatch:
         """Look at one evaluated node."""
         if node.op != "router":
             return
-        attrs = find_op("router").bind(node.attrs)
+        attrs: dict[str, Any] = dict(find_op("router").bind(node.attrs))
         bias = node.operands[3]
         logits = np.asarray(results[2], np.float64)
         margin = router_margin(
             logits,
-            int(attrs["top_k"]),
+            attrs["top_k"],
             attrs["groups"],
-            int(attrs["top_groups"]),
-            str(attrs["score"]),  # type: ignore[arg-type]
+            attrs["top_groups"],
+            attrs["score"],
             self.interpreter.weight(bias.name) if bias is not None else None,
         )
         self._undecided |= router_ties(margin, logits, self.kind)

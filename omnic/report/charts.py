@@ -62,7 +62,7 @@ def layer_picture(rows: Sequence[LayerRow]) -> str:
         kind = {"embed": "embedding"}.get(row.name, row.name)
         colour = PALETTE.get(kind, PALETTE["attention"])
         parts.append(_text(30, y + 16, row.name if row.name.isdigit() else "", "name", "end"))
-        parts.append(_text(40, y + 16, row.attention, "words"))
+        parts.append(_text(40, y + (16 if row.ffn else 22), row.attention, "words"))
         parts.append(_text(40, y + 32, row.ffn, "dim"))
         first = room * row.attention_bytes / widest
         parts.append(
