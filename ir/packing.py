@@ -19,6 +19,7 @@ A group of zeros has scale 0 and codes 0 (with s4: scale 1 times its row).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,13 +77,18 @@ class QTensor:
         every = {"codes": self.codes, "scale": self.scale, "zero": self.zero, "row": self.row}
         return {name: part for name, part in every.items() if part is not None}
 
+    @classmethod
+    def of_parts(cls, type: Storage, parts: Mapping[str, Array]) -> QTensor:
+        """Return the tensor of :meth:`parts`."""
+        return cls(parts["codes"], parts["scale"], parts.get("zero"), type, parts.get("row"))
+
     def copy(self) -> QTensor:
         """Return a copy with arrays of its own."""
-        return QTensor(type=self.type, **{"zero": None, **{name: part.copy() for name, part in self.parts().items()}})
+        return QTensor.of_parts(self.type, {name: part.copy() for name, part in self.parts().items()})
 
     def pick(self, index: Any) -> QTensor:
         """Return the part at ``index``, which selects along dims before the grouped one (rows stay whole)."""
-        return QTensor(type=self.type, **{"zero": None, **{name: part[index] for name, part in self.parts().items()}})
+        return QTensor.of_parts(self.type, {name: part[index] for name, part in self.parts().items()})
 
 
 def check_storage(type: Storage, shape: tuple[int, ...] | None = None) -> None:

@@ -72,7 +72,7 @@ class CacheWrite(Op):
             raise InputError(f"cache_write: start {start.tolist()} is negative")
         if not ring and length.size and int((start + length).max()) > slots:
             raise InputError(f"cache_write: {int((start + length).max())} tokens do not fit a state of {slots} slots")
-        step = np.arange(tokens)[None, :]
+        step = np.arange(int(tokens))[None, :]
         batch, token = np.nonzero((step < length[:, None]) & (step >= length[:, None] - slots))
         slot = start[batch] + token
         slot = slot % slots if ring else slot
@@ -104,7 +104,7 @@ class CacheRead(Op):
         return state.with_element(DType.F32), TensorType(DType.I64, (state.shape[0], state.shape[-2]))
 
     def reference(self, state: Any, start: Array, length: Array, *, ring: bool, **attrs: Any) -> tuple[Array, Array]:
-        slots = state.shape[-2]
+        slots: int = state.shape[-2]
         last = (start + length - 1)[:, None]
         slot = np.arange(slots)[None, :]
         index = last - (last - slot) % slots if ring else np.where(slot <= last, slot, -1)

@@ -32,7 +32,7 @@ def common_element(op: str, *types: TensorType) -> DType:
 
 def round_to(x: Array, element: ElementType) -> Array:
     """Return ``x`` rounded to the nearest f16 or bf16 number, in the dtype it has; other floats are left alone."""
-    if element in (DType.F16, DType.BF16) and isinstance(element, DType):
+    if element in (DType.F16, DType.BF16):
         with np.errstate(over="ignore"):
             return x.astype(element.numpy).astype(x.dtype)
     return x

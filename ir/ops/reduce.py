@@ -26,8 +26,9 @@ def check_axis(op: str, axis: int, x: TensorType) -> int:
 
 def softmax(x: Array, axis: int = -1) -> Array:
     """Return the softmax of ``x`` along ``axis``; -inf entries get 0, a row of nothing but -inf gets 0 everywhere."""
-    top = np.max(x, axis=axis, keepdims=True)
-    power = np.subtract(x, np.where(np.isneginf(top), np.zeros_like(top), top))
+    top: Array = np.max(x, axis=axis, keepdims=True)
+    finite = np.where(np.equal(top, -np.inf), np.zeros_like(top), top)
+    power: Array = np.subtract(x, finite)
     np.exp(power, out=power)
     total = np.sum(power, axis=axis, keepdims=True)
     power /= np.where(total == 0, np.ones_like(total), total)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -75,7 +75,7 @@ class Interpreter:
                  cache_bytes: int = 2 << 30) -> None:
         self.module = module
         self.dtype: np.dtype[Any] = np.dtype(dtype)
-        if self.dtype not in (np.float64, np.float32):
+        if self.dtype.name not in ("float64", "float32"):
             raise InputError(f"the reference computes in f64 or f32, not {self.dtype}")
         self._weights = weights
         self._kept: dict[str, Array] = {}
@@ -237,7 +237,7 @@ class Interpreter:
             if isinstance(error, OmnicError):
                 raise
             raise InternalError(f"the reference of {node.op} failed at {node.name}: {error}") from error
-        results: tuple[Any, ...] = found if isinstance(found, tuple) else (found,)
+        results = cast("tuple[Any, ...]", found) if isinstance(found, tuple) else (found,)
         if len(results) != len(node.results):
             raise InternalError(f"{node.name} has {len(node.results)} results, its reference gave {len(results)}")
         if routing is not None and node.name in routing:
@@ -249,7 +249,7 @@ class Interpreter:
         if isinstance(result, QTensor):
             return result
         array = np.asarray(result)
-        if array.dtype in (np.float64, np.float32) and array.dtype != self.dtype:
+        if array.dtype.name in ("float64", "float32") and array.dtype != self.dtype:
             return array.astype(self.dtype)
         return array
 

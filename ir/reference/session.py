@@ -129,7 +129,7 @@ class ReferenceSession:
         valid = np.full(batch, count, np.int64) if length is None else np.asarray(length)
         if valid.shape != (batch,) or (valid < 0).any() or (valid > count).any():
             raise InputError(f"length must be in 0..{count} for each of the {batch} rows, not {valid.tolist()}")
-        steps = np.arange(count)[None]
+        steps = np.arange(int(count))[None]
         inputs |= {
             "positions": start[:, None] + steps if positions is None else positions,
             "start": start,
@@ -237,7 +237,7 @@ class ReferenceExecutor:
         for first in range(0, tokens.shape[1], self._chunk):
             part = tokens[:, first : first + self._chunk]
             batch, count = part.shape
-            steps = np.repeat(np.arange(count)[None], batch, 0)
+            steps = np.repeat(np.arange(int(count))[None], batch, 0)
             every = {"tokens": part, "positions": first + steps, "start": np.full(batch, first),
                      "length": np.full(batch, count), "rows": steps}
             found.append(interpreter.run({k: v for k, v in every.items() if k in takes}, states=states, observe=look))

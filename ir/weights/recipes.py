@@ -99,9 +99,9 @@ class Evaluator:
             axis = int(_arg(recipe, "axis"))
             return (*first[:axis], int(_arg(recipe, "stop")) - int(_arg(recipe, "start")), *first[axis + 1 :])
         if kind == "transpose":
-            return tuple(first[p] for p in _arg(recipe, "perm"))
+            return tuple(first[int(p)] for p in cast(tuple[int, ...], _arg(recipe, "perm")))
         if kind == "reshape":
-            return tuple(int(d) for d in _arg(recipe, "shape"))
+            return tuple(int(d) for d in cast(tuple[int, ...], _arg(recipe, "shape")))
         if kind == "stack":
             return (len(inputs), *first)
         raise InternalError(f"weight '{self.name}': unknown recipe '{kind}'")
@@ -292,7 +292,7 @@ class Evaluator:
                 parts.append(self.quantised(inner, type, (first - base, last - base)))
             base += size
         arrays = {name: np.concatenate([p.parts()[name] for p in parts]) for name in parts[0].parts()}
-        return QTensor(type=type, **{"zero": None, **arrays})
+        return QTensor.of_parts(type, arrays)
 
 
 def _quantises(recipe: Recipe) -> bool:

@@ -79,4 +79,4 @@ class ResultStore:
         type = parse_element(source.metadata.get("type", ""))
         if not isinstance(type, Storage) or "codes" not in parts or "scale" not in parts:
             raise BundleError(f"{path} is not a stored result")
-        return QTensor(type=type, **{"zero": None, **parts})
+        return QTensor.of_parts(type, parts)

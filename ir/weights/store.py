@@ -215,7 +215,7 @@ class WeightStore:
         ranges = self.row_ranges(name, SLICE_BYTES // 4)
         parts = [evaluator.quantised(weight.recipe, type, part).parts() for part in ranges]
         arrays = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
-        return QTensor(type=type, **{"zero": None, **arrays})
+        return QTensor.of_parts(type, arrays)
 
     def _random(self, name: str, type: Storage, shape: tuple[int, ...], rows: tuple[int, int]) -> QTensor:
         """Return random codes with scales that give numbers of about the size of trained weights (0.02)."""
