@@ -28,11 +28,11 @@ def softmax(x: Array, axis: int = -1) -> Array:
     """Return the softmax of ``x`` along ``axis``; -inf entries get 0, a row of nothing but -inf gets 0 everywhere."""
     top: Array = np.max(x, axis=axis, keepdims=True)
     finite = np.where(np.equal(top, -np.inf), np.zeros_like(top), top)
-    power: Array = np.subtract(x, finite)
+    power: Array = np.asarray(x - finite)
     np.exp(power, out=power)
-    total = np.sum(power, axis=axis, keepdims=True)
-    power /= np.where(total == 0, np.ones_like(total), total)
-    return power
+    total: Array = np.sum(power, axis=axis, keepdims=True)
+    divisor = np.where(np.equal(total, 0), np.ones_like(total), total)
+    return np.divide(power, divisor, out=power)
 
 
 class _Reduce(Op):
