@@ -26,9 +26,7 @@ def profile(bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int)
         options = runtime_options(threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "ort")
-        program = ort.InferenceSession(
-            str(bundle.path / "forward.onnx"), options, providers=["CPUExecutionProvider"]
-        )
+        program = ort.InferenceSession(str(bundle.path / "forward.onnx"), options, providers=["CPUExecutionProvider"])
         programs = Programs(bundle.path, bundle.module, SessionOptions(threads=threads))
         about = json.loads(program.get_modelmeta().custom_metadata_map[METADATA])
         programs.use("forward", program, about)

@@ -195,7 +195,6 @@ class OnnxSession(SessionBase):
         step = self._step(function, batch, inputs["positions"].shape[1], inputs["rows"].shape[1])
         for name, array in step.inputs.items():
             array[...] = inputs[name]
-        step.binding.synchronize_inputs()
         self.programs.get(function)[0].run_with_iobinding(step.binding)
         return dict(step.outputs) if longest >= count else _padded(step.outputs, count)
 
