@@ -39,7 +39,8 @@ def prompt_text() -> str:
     """Return the beginning of the first function of the held-out text that is long enough to continue."""
     lines = heldout().text.splitlines(keepends=True)
     at = next(i for i, line in enumerate(lines) if i > 40 and line.startswith("def "))
-    return "".join(lines[max(at - PROMPT_LINES, 0) : at + 2])
+    # Without the last newline: the tokenizer joins a newline with the indent that follows it.
+    return "".join(lines[max(at - PROMPT_LINES, 0) : at + 2]).rstrip()
 
 
 def measure(bundle: Bundle, text: str, say: Console) -> dict[str, Any]:
@@ -113,18 +114,19 @@ def _rows(figures: dict[str, dict[str, Any]], bundles: list[Bundle], xz: float) 
                 human_bytes(one["state_bytes"]),
                 f"{one['bits_per_byte']:.3f}",
                 f"{one['bits_per_byte'] / xz:.2f}x",
-                f"{parity.get('ratio', float('nan')):.1e} {'ok' if parity.get('ok') else 'MISSED'}",
+                f"{parity.get('ratio', float('nan')):.1e}{' ok' if parity.get('ok') else ' MISSED'}",
             )
         )
     return rows
 
 
-HEADINGS = ("bundle", "tokens/s", "first token", "bundle size", "cache", "bits/byte", "of xz", "parity")
+HEADINGS = ("bundle", "tokens/s", "first", "size", "cache", "bits/byte", "of xz", "parity")
 
 
 def _table(figures: dict[str, dict[str, Any]], bundles: list[Bundle], xz: float) -> Table:
     table = Table(
-        title=f"greedy, batch 1, {NEW_TOKENS} new tokens; bits per byte of the held-out text, xz -9e: {xz:.3f}"
+        title=f"greedy, batch 1, {NEW_TOKENS} new tokens; xz -9e: {xz:.3f} bits per byte",
+        padding=(0, 0),
     )
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "bundle" else "right")
