@@ -91,7 +91,7 @@ def write_weights(module: Module, weights: WeightStore, path: Path, progress: Pr
         file.write(len(text).to_bytes(8, "little") + text)
         for name, weight in module.weights.items():
             if progress is not None:
-                progress(f"weights: {name}", done / max(offset, 1))
+                progress("write weights", done / max(offset, 1))
             if weight.type.rank == 0:
                 file.write(np.asarray(weights.array(name), weight.type.dtype.numpy).tobytes())
             for _, _, part in weights.slices(name) if weight.type.rank else ():

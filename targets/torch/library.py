@@ -258,7 +258,9 @@ def mix_experts(
 def softmax(x: Tensor, axis: int) -> Tensor:
     """Softmax in full precision; a row of nothing but -inf gives 0."""
     x = full_precision(x)
-    return x.softmax(axis).nan_to_num(0.0) if not x.requires_grad else x.softmax(axis)
+    power = torch.exp(x - x.detach().amax(axis, keepdim=True).clamp(min=-1e30))
+    total = power.sum(axis, keepdim=True)
+    return power / torch.where(total == 0, 1.0, total)
 
 
 def topk(x: Tensor, k: int, axis: int) -> tuple[Tensor, Tensor]:
