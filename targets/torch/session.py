@@ -64,6 +64,12 @@ def session_info(module: Module) -> SessionInfo:
     )
 
 
+def _no_tokens(module: Module, batch: int) -> dict[str, Ints]:
+    """Return how many tokens each MTP block has seen before the first: none."""
+    blocks = [name for name in module.functions if name == "mtp" or name.startswith("mtp.")]
+    return {name: np.zeros(batch, np.int64) for name in blocks}
+
+
 class TorchSession(SessionBase):
     """A batch of rows: their states, and the program they share with other sessions.
 
@@ -77,7 +83,7 @@ class TorchSession(SessionBase):
         super().__init__(session_info(program.module), batch)
         self.program, self.threads = program, threads
         self._states = new_states(program.module, batch)
-        self._mtp_start = np.zeros(batch, np.int64)
+        self._mtp_start = _no_tokens(program.module, batch)
 
     @classmethod
     def of(cls, module: Module, weights: WeightStore, options: SessionOptions | None = None) -> TorchSession:
@@ -104,7 +110,7 @@ class TorchSession(SessionBase):
     # -- what SessionBase asks for -----------------------------------------------------------------------
     def _reset(self, batch: int) -> None:
         self._states = new_states(self.program.module, batch)
-        self._mtp_start = np.zeros(batch, np.int64)
+        self._mtp_start = _no_tokens(self.program.module, batch)
 
     def _call(self, function: str, inputs: dict[str, Any]) -> dict[str, Tensor]:
         before = torch.get_num_threads()
@@ -132,11 +138,11 @@ class TorchSession(SessionBase):
         SessionBase.__init__(other, self._info, len(self._start))
         other.program, other.threads = self.program, self.threads
         other._states = {n: s.clone() for n, s in self._states.items()}
-        other._mtp_start = self._mtp_start.copy()
+        other._mtp_start = dict(self._mtp_start)
         return other
 
     def _rollback(self, lengths: Ints) -> None:
-        self._mtp_start = np.minimum(self._mtp_start, lengths)
+        self.mtp_rollback(lengths)
 
     def state_bytes(self) -> int:
         """Return the bytes that the states of all rows take."""
@@ -145,8 +151,13 @@ class TorchSession(SessionBase):
     # -- beyond the common interface ------------------------------------------------------------------------
     @property
     def mtp_start(self) -> Ints:
-        """Tokens that the MTP block has seen of each row, i64[B]; rolled back with the main states."""
-        return self._mtp_start.copy()
+        """Tokens that the (first) MTP block has seen of each row, i64[B]; rolled back with the main states."""
+        return next((start.copy() for start in self._mtp_start.values()), np.zeros_like(self._start))
+
+    def mtp_rollback(self, lengths: npt.ArrayLike) -> None:
+        """Keep at most the first ``lengths[b]`` tokens of each MTP block's states, so dropping drafts."""
+        limit = np.asarray(lengths, np.int64)
+        self._mtp_start = {name: np.minimum(start, limit) for name, start in self._mtp_start.items()}
 
     def mtp_forward(
         self,
@@ -154,7 +165,7 @@ class TorchSession(SessionBase):
         next_tokens: npt.ArrayLike,
         length: npt.ArrayLike | None = None,
         rows: npt.ArrayLike | None = None,
-        function: str = "mtp",
+        depth: int = 0,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Append tokens to the MTP block's states and return its logits [B, R, V] and hidden [B, T, D].
 
@@ -163,11 +174,14 @@ class TorchSession(SessionBase):
             next_tokens: i64[B, T], the token after each.
             length: i64[B], valid tokens of each row; T when None.
             rows: i64[B, R], indices whose logits are wanted; all when None.
-            function: ``mtp``, or ``mtp.0`` and so on for several blocks.
+            depth: which block; the last one where there are fewer.
 
         Raises:
             InputError: the model has no such block, shapes do not fit, or the states are full.
         """
+        if not self._mtp_start:
+            raise InputError("this program has no MTP block")
+        function = list(self._mtp_start)[min(depth, len(self._mtp_start) - 1)]
         states = np.asarray(hidden, np.float32)
         tokens = np.asarray(next_tokens, np.int64)
         batch = len(self._start)
@@ -184,7 +198,7 @@ class TorchSession(SessionBase):
         step = np.arange(count, dtype=np.int64)[None]
         valid = np.full(batch, count, np.int64) if length is None else np.asarray(length, np.int64)
         wanted = np.repeat(step, batch, 0) if rows is None else np.asarray(rows, np.int64)
-        start = self._mtp_start
+        start = self._mtp_start[function]
         if valid.shape != (batch,) or (valid < 0).any() or (valid > count).any():
             raise InputError(f"length must be in 0..{count} for every row")
         if ((start + valid) > self._info.capacity).any():
@@ -202,7 +216,7 @@ class TorchSession(SessionBase):
             "parents": np.repeat(step - 1, batch, 0),
         }
         found = self._call(function, inputs)
-        self._mtp_start = start + valid
+        self._mtp_start[function] = start + valid
         return found["logits"].numpy(), found["hidden"].numpy()
 
     def move(self, source: npt.ArrayLike, target: npt.ArrayLike) -> None:

@@ -82,7 +82,20 @@ def emit_training(module: Module) -> str:
     functions = _with_dependencies(helpers)
     imports = "\nfrom omnic.targets.torch.grouped import grouped_linear\n" if "mix_experts" in functions else ""
     source = library_source([getattr(library, n) for n in functions])
-    return "\n\n".join([head + imports, source, *(c.text for c in classes)]).rstrip("\n") + "\n"
+    texts = [*(c.text for c in classes[:-1]), classes[-1].text + _several_blocks(list(methods))]
+    return "\n\n".join([head + imports, source, *texts]).rstrip("\n") + "\n"
+
+
+def _several_blocks(functions: list[str]) -> str:
+    """Return the method that picks one of several MTP blocks; nothing for one block, which is that method itself."""
+    count = sum(name.startswith("mtp.") for name in functions)
+    if not count:
+        return ""
+    methods = ", ".join(f"self.mtp_{n}_forward" for n in range(count))
+    return (
+        "\n    def mtp_forward(self, hidden, next_tokens, depth=0):\n"
+        f"        return ({methods}{',' if count == 1 else ''})[min(depth, {count - 1})](hidden, next_tokens)\n"
+    )
 
 
 def _prepared(module: Module, name: str) -> Program:

@@ -200,6 +200,25 @@ def test_the_mtp_block_runs_and_rolls_back_with_the_rest() -> None:
     assert caught.value.message.startswith("hidden must be [1, T, D] and next_tokens [1, T], not ")
 
 
+def test_each_of_several_mtp_blocks_counts_its_own_tokens() -> None:
+    session, module, store = session_of("two mtp blocks with experts")
+    reference = ReferenceSession(module, store)
+    tokens = ids(session, 2, 9)
+    session.reset(2)
+    reference.reset(2)
+    hidden = session.forward(tokens).hidden
+    assert hidden is not None
+    for depth in (0, 1, 5):
+        logits, _ = session.mtp_forward(hidden[:, :4], tokens[:, 1:5], depth=depth)
+        wanted = reference.mtp_forward(hidden[:, :4], tokens[:, 1:5], depth=depth).logits
+        assert np.abs(logits - wanted).max() <= 2e-5 * logit_rms(wanted)
+    session.mtp_rollback([2, 3])
+    assert session.mtp_start.tolist() == [2, 3] and session.start.tolist() == [9, 9]
+    with pytest.raises(InputError) as caught:
+        session_of("yarn")[0].mtp_forward(hidden, tokens)
+    assert caught.value.message == "this program has no MTP block"
+
+
 def test_states_are_updated_in_place_and_weights_held_once() -> None:
     session, module, _ = session_of("tiny")
     before = {n: s.data_ptr() for n, s in session._states.items()}

@@ -48,10 +48,11 @@ def test_it_computes_what_the_reference_says(name: str) -> None:
     for key, value in wanted.items():
         near(found[key], value, 2e-3 if name == "f16 cache" else 2e-5)
     assert len(routers) == sum(n.op == "router" for n in module.function().nodes)
-    if "mtp" in module.functions:
+    for depth, block_name in enumerate(n for n in module.functions if n != "forward"):
         hidden, following = wanted["hidden"], np.roll(tokens, -1, 1)
-        block = reference.run({"hidden": hidden, "next_tokens": following}, "mtp")
-        logits, state = model.mtp_forward(torch.from_numpy(hidden).float(), torch.from_numpy(following))
+        block = reference.run({"hidden": hidden, "next_tokens": following}, block_name)
+        options = {"depth": depth} if block_name != "mtp" else {}
+        logits, state = model.mtp_forward(torch.from_numpy(hidden).float(), torch.from_numpy(following), **options)
         near(logits, block["logits"])
         near(state, block["hidden"])
 

@@ -49,6 +49,7 @@ VARIANTS = {
     + f"  - {{width: 32, attention: {{{MLA}}},"
     + " ffn: {kind: moe, hidden: 22, experts: 4, top_k: 2, activation: gelu}}\n"
     + "heads: {mtp: {kind: linear, depth: 2}, verifier: true}\n",
+    "two mtp blocks with experts": model(MHA, f"{MOE}, activation: gelu") + "heads: {mtp: {kind: block, depth: 2}}\n",
     "f16 cache": model(GQA, SWIGLU, "kv_dtype: f16\n"),
 }
 
