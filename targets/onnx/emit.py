@@ -158,11 +158,11 @@ def _check_states(module: Module, function: Function) -> None:
     for param in function.params:
         if param.state is None:
             continue
-        state = module.states[param.state]
-        place = f"state {state.name} of @{function.name}"
+        state, users = module.states[param.state], uses.users.get(param.value, [])
+        loc = next((f" ({n.loc})".replace('"', "") for n, _ in users if n.loc), "")
+        place = f"state {state.name} of @{function.name}{loc}"
         if state.type.element not in (DType.F32, DType.F16):
             raise InputError(f"onnx cannot keep {place} as {state.type.element}", "set kv_dtype to f32 or f16")
-        users = uses.users.get(param.value, [])
         if state.rollback != "positional" or any(n.op not in ("cache_write", "cache_move") for n, _ in users):
             raise InputError(
                 f"onnx cannot update {place} in place: it is not written token by token",

@@ -140,7 +140,9 @@ def test_missing_and_short_files_are_bundle_errors(tmp_path: Path) -> None:
 
 def test_a_state_of_another_kind_is_refused(tmp_path: Path) -> None:
     module = build(parse_spec(spec_text(extra="kv_dtype: bf16\n"), "small.yaml"))
-    with pytest.raises(InputError, match=r"onnx cannot keep state kv.0.k of @forward as bf16") as error:
+    with pytest.raises(
+        InputError, match=r"onnx cannot keep state kv.0.k of @forward \(small.yaml:\d+:5\) as bf16"
+    ) as error:
         emitted(module, WeightStore.random(module, 0), tmp_path, "fused")
     assert error.value.hint == "set kv_dtype to f32 or f16"
     builder = ModuleBuilder("recurrent", {"B": DimRange(1, 4)})
