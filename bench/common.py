@@ -96,7 +96,7 @@ def record(name: str, conditions: Mapping[str, Any], rows: list[dict[str, Any]])
     }
     HISTORY.mkdir(exist_ok=True)
     with open(HISTORY / f"{name}.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        file.write(json.dumps(entry, ensure_ascii=False, default=lambda number: number.item()) + "\n")
     return entry
 
 
