@@ -165,6 +165,9 @@ def _fits(w: GraphWriter, cached: Cached) -> tuple[onnx.Value, onnx.Value, onnx.
         batch, tokens = w.size(index, 0), w.size(index, 1)
         single = w.op("Or", w.op("Equal", batch, one), w.op("Equal", tokens, one))
         full = w.op("Equal", w.op("ReduceMin", w.need(cached.length), keepdims=1), tokens)
+        if w.module.dims["T"].high >= slots:
+            # A call that fills the whole state leaves no room for the larger total below.
+            full = w.op("And", full, w.op("Less", tokens, w.ints(slots)))
         ends = w.op("Add", w.need(cached.start), tokens)
         last = w.op("Cast", w.op("Sub", ends, one), to=onnx.DataType.INT32)
         # A total of more than T keeps the operator off its first-prompt form, which reads only the first position.

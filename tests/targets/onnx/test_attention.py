@@ -90,6 +90,16 @@ def test_positions_of_the_caller_reach_the_rotation(start: int, tmp_path: Path) 
     assert np.abs(found - wanted).max() <= 2e-5 * np.sqrt(np.mean(wanted**2))
 
 
+def test_positions_count_where_one_call_fills_the_state(tmp_path: Path) -> None:
+    module, weights = model(spec_text().replace("context: 64", "context: 16"))
+    emitted(module, weights, tmp_path, "fused")
+    session, reference = session_of(module, tmp_path), ReferenceSession(module, weights)
+    ids, where = np.random.default_rng(0).integers(0, 96, (1, 16)), np.random.default_rng(1).permutation(16)[None]
+    wanted = reference.forward(ids, positions=where).logits
+    found = np.asarray(session.forward(ids, positions=where).logits)
+    assert np.abs(found - wanted).max() <= 2e-5 * np.sqrt(np.mean(wanted**2))
+
+
 @pytest.mark.parametrize("attention", [GQA, MLA])
 def test_a_tree_of_drafts_is_the_reference(attention: str, tmp_path: Path) -> None:
     from omnic.ir.weights import WeightStore
