@@ -3,8 +3,9 @@
 python bench/onnx_decode.py [--threads 1] [--rounds 21] [--json]
 
 A decoded token is one greedy step of each: ``generate_next_token`` of genai; one session call and an argmax of
-ours. A prefill of 512 is one call that gives the logits of the last position; genai's model is built
-with ``prune_lm_head``, so it computes one row of logits too.
+ours. The two take turns token by token, so that what else the machine does falls on both. A prefill of 512 is one
+call that gives the logits of the last position; genai's model is built with ``prune_lm_head``, so it computes one
+row of logits too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ blocks:
     attention: {kind: gqa, heads: 12, kv_heads: 4, head_dim: 64}
     ffn: {kind: dense, hidden: 2048, activation: swiglu}
 """
-SEED, CONTEXTS, PREFILL, NEW = 1, (128, 512), 512, 8
+SEED, CONTEXTS, PREFILL, NEW = 1, (128, 512), 512, 16
 BAR = 1.0
 FOLDER = Path("build/bench")
 
@@ -139,15 +140,12 @@ class Peer:
         self.params = og.GeneratorParams(self.model)
         self.params.set_search_options(max_length=length, do_sample=False, min_length=length)
 
-    def decode(self, ids: np.ndarray, new: int) -> float:
-        """Return seconds a token after the prompt ``ids``."""
+    def stepper(self, ids: np.ndarray) -> Callable[[], object]:
+        """Return what decodes one more token after the prompt ``ids``."""
         generator = self.og.Generator(self.model, self.params)
         generator.append_tokens(ids)
         generator.generate_next_token()
-        began = time.perf_counter()
-        for _ in range(new):
-            generator.generate_next_token()
-        return (time.perf_counter() - began) / new
+        return generator.generate_next_token
 
     def prefill(self, ids: np.ndarray) -> float:
         """Return seconds for the prompt."""
@@ -164,16 +162,28 @@ class Peer:
         return np.asarray(generator.get_logits())[0, -1]
 
 
-def ours_decode(session: Session, ids: np.ndarray, new: int) -> float:
-    """Return seconds a token after the prompt ``ids``."""
+def stepper(session: Session, ids: np.ndarray) -> Callable[[], object]:
+    """Return what decodes one more token after the prompt ``ids``."""
     session.reset(1)
-    last = np.array([[len(ids) - 1]])
-    token = int(session.forward(ids[None], rows=last).logits[0, 0].argmax())
-    token = int(session.forward(np.array([[token]])).logits[0, 0].argmax())
-    began = time.perf_counter()
-    for _ in range(new):
+    token = int(session.forward(ids[None], rows=np.array([[len(ids) - 1]])).logits[0, 0].argmax())
+
+    def step() -> None:
+        nonlocal token
         token = int(session.forward(np.array([[token]])).logits[0, 0].argmax())
-    return (time.perf_counter() - began) / new
+
+    step()
+    return step
+
+
+def alternated(ours: Callable[[], object], theirs: Callable[[], object], new: int) -> tuple[float, float]:
+    """Decode ``new`` tokens of each, token by token in turn; return seconds a token of each."""
+    spent = {ours: 0.0, theirs: 0.0}
+    for turn in range(new):
+        for step in (ours, theirs) if turn % 2 else (theirs, ours):
+            began = time.perf_counter()
+            step()
+            spent[step] += time.perf_counter() - began
+    return spent[ours] / new, spent[theirs] / new
 
 
 def ours_prefill(session: Session, ids: np.ndarray) -> float:
@@ -201,8 +211,7 @@ def main() -> int:
     rng = np.random.default_rng(0)
     prompts = {n: rng.integers(3, spec.vocab.size, n).astype(np.int32) for n in (*CONTEXTS, PREFILL)}
     rows: list[dict[str, Any]] = [agreement(session, peer, prompts[CONTEXTS[0]])]
-    for name, ours, theirs in cases(session, peer, prompts):
-        times = interleaved({"ours": ours, "genai": theirs}, args.rounds)
+    for name, times in cases(session, peer, prompts, args.rounds):
         found = ratio(times["genai"], times["ours"])
         medians = {k: 1e3 * float(np.median(v)) for k, v in times.items()}
         rows.append(
@@ -239,17 +248,21 @@ def agreement(session: Session, peer: Peer, ids: np.ndarray) -> dict[str, Any]:
 
 
 def cases(
-    session: Session, peer: Peer, prompts: dict[int, np.ndarray]
-) -> list[tuple[str, Callable[[], float], Callable[[], float]]]:
-    """Return (name, ours, theirs) of each comparison."""
-    found: list[tuple[str, Callable[[], float], Callable[[], float]]] = [
-        (f"decode at {n}", lambda n=n: ours_decode(session, prompts[n], NEW), lambda n=n: peer.decode(prompts[n], NEW))
-        for n in CONTEXTS
-    ]
-    found.append(
-        (f"prefill {PREFILL}", lambda: ours_prefill(session, prompts[PREFILL]), lambda: peer.prefill(prompts[PREFILL]))
+    session: Session, peer: Peer, prompts: dict[int, np.ndarray], rounds: int
+) -> Iterator[tuple[str, dict[str, list[float]]]]:
+    """Yield (name, seconds of each round by contestant) of each comparison."""
+    for count in CONTEXTS:
+        times: dict[str, list[float]] = {"ours": [], "genai": []}
+        for _ in range(rounds):
+            found = alternated(stepper(session, prompts[count]), peer.stepper(prompts[count]), NEW)
+            for name, seconds in zip(times, found, strict=True):
+                times[name].append(seconds)
+        yield f"decode at {count}", times
+    ids = prompts[PREFILL]
+    yield (
+        f"prefill {PREFILL}",
+        interleaved({"ours": lambda: ours_prefill(session, ids), "genai": lambda: peer.prefill(ids)}, rounds),
     )
-    return found
 
 
 if __name__ == "__main__":
