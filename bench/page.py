@@ -17,7 +17,7 @@ BENCHES = {
     "onnx_decode": ("ONNX float against onnxruntime-genai", "python bench/onnx_decode.py"),
     "engine": ("Engine over the bare session", "python bench/engine.py"),
     "large": ("A model larger than memory: mobile_4gb to ONNX", "python bench/large.py"),
-    "train": ("Training module against a plain loop", "python bench/train_ratio.py"),
+    "train_ratio": ("Training module against a plain loop", "python bench/train_ratio.py"),
 }
 HEAD = """# Benchmarks
 
