@@ -49,6 +49,7 @@ def check_destination(out: str | Path, force: bool = False, key: str = "") -> No
     if out.is_symlink() and not out.exists():
         raise InputError(f"{out}: a link to nothing", "remove it, or choose another folder with -o")
     if not out.exists():
+        check_parent(out)
         return
     if not out.is_dir():
         raise InputError(f"{out}: is a file, a bundle is a folder", "choose another folder with -o")
@@ -69,6 +70,21 @@ def check_destination(out: str | Path, force: bool = False, key: str = "") -> No
         raise InputError(
             f"{out}: holds a bundle of other content ({there.model} for {there.target})",
             "replace it with --force, or choose another folder with -o",
+        )
+
+
+def check_parent(out: Path) -> None:
+    """Refuse a destination below a file, or where no folder can be made.
+
+    Raises:
+        InputError: naming the nearest path there is.
+    """
+    above = next(p for p in out.absolute().parents if p.exists())
+    if not above.is_dir():
+        raise InputError(f"{out}: {above} is a file, no folder can be made in it", "choose another folder with -o")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{out}: {above} cannot be written", "change the permissions, or choose another folder with -o"
         )
 
 

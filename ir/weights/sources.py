@@ -125,10 +125,10 @@ def _files(path: Path) -> list[Path]:
     if path.is_dir():
         found = sorted(path.glob("*.safetensors"))
         if not found:
-            raise BundleError(f"{path} holds no .safetensors file")
+            raise BundleError(f"{path} holds no .safetensors file", "name the weight file, or the folder it lies in")
         return found
     if not path.is_file():
-        raise BundleError(f"weight file {path} does not exist")
+        raise BundleError(f"weight file {path} does not exist", "give --weights FILE, or --seed N for random ones")
     if path.name.endswith(".index.json"):
         index = _json(path.read_bytes(), path)
         shards: Any = index.get("weight_map")
@@ -156,7 +156,8 @@ def _header(path: Path) -> tuple[dict[str, _Entry], dict[str, str]]:
         head = file.read(8)
         length = int.from_bytes(head, "little")
         if len(head) < 8 or length > size - 8:
-            raise BundleError(f"{path} is truncated or not a safetensors file ({size} bytes)")
+            raise BundleError(f"{path} is truncated or not a safetensors file ({size} bytes)",
+                              "fetch or write the file again")
         table = _json(file.read(length), path)
     metadata: Any = table.pop("__metadata__", {})
     if not isinstance(metadata, dict):

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from omnic.errors import InputError
+from omnic.models import build
+from omnic.models.summary import summarise
+from omnic.runtime.files import human_bytes
 from omnic.spec import Spec, with_values
 
 __all__ = ["key_values", "with_budget", "with_passes"]
@@ -37,8 +40,23 @@ def key_values(items: Sequence[str]) -> dict[str, Any]:
 
 
 def with_budget(spec: Spec, budget: str | None) -> Spec:
-    """Return ``spec`` with ``budget.memory`` replaced."""
-    return spec if budget is None else with_values(spec, {"budget": {"memory": budget}}, "--budget")
+    """Return ``spec`` with ``budget.memory`` replaced.
+
+    Raises:
+        InputError: no size, or the model's weights and states take more.
+    """
+    if budget is None:
+        return spec
+    spec = with_values(spec, {"budget": {"memory": budget}}, "--budget")
+    summary = summarise(build(spec))
+    need, allowed = summary.weight_bytes + summary.state_bytes, spec.budget.memory
+    if allowed is not None and need > allowed:
+        raise InputError(
+            f"{spec.model} takes {human_bytes(summary.weight_bytes)} of weights and {human_bytes(summary.state_bytes)} "
+            f"of states for {spec.capacity:,} tokens, more than the --budget of {human_bytes(allowed)}",
+            "allow more, set a smaller budget.context or dtype in the spec, or take a smaller model",
+        )
+    return spec
 
 
 def with_passes(spec: Spec, passes: Sequence[str]) -> Spec:

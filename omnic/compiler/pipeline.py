@@ -110,7 +110,20 @@ def lower(spec: Spec) -> Lowered:
         records.append(
             PassRecord(name=name, options=dict(options), changed=result.changed, seconds=seconds, remarks=remarks)
         )
+    _check_still_runs(front, lossy, records)
     return Lowered(front, lossy, tuple(records))
+
+
+def _check_still_runs(front: Module, lossy: Module, records: list[PassRecord]) -> None:
+    """Refuse a list of passes that takes an input or a state from ``@forward``: no session could call it."""
+    left = {p.value.name for p in lossy.function("forward").params}
+    gone = [p.value.name for p in front.function("forward").params if p.value.name not in left]
+    if gone:
+        raise InputError(
+            f"after the passes {', '.join(r.name for r in records)}, @forward has no input {', '.join(gone[:4])}"
+            " any more, and cannot be run",
+            "leave out the pass that makes functions for training",
+        )
 
 
 def _listed(spec: Spec) -> list[tuple[str, Mapping[str, Any]]]:
