@@ -264,6 +264,16 @@ def _outcome(arguments: Sequence[str]) -> int:
         return _report(_machine_error(error) or _defect(error, arguments), arguments)
 
 
+def _open_missing_streams() -> None:
+    """Give the null device to a standard stream that the shell closed (``omnic chat <&-``).
+
+    Python leaves None there, and the next file opened would take its descriptor.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code.
 
@@ -271,6 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments without the program's name; ``sys.argv[1:]`` when None.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_missing_streams()
     try:
         return _outcome(arguments)
     except KeyboardInterrupt:

@@ -47,6 +47,7 @@ __all__ = ["Request", "Result", "train"]
 # A second seed's data order for the distillation: it must not repeat the last batches of training.
 _DISTILL_SEED = 1_000_003
 
+_EVALUATION_WINDOW = 256  # evaluate.bits_per_byte's length: the published figures need this context
 _PREFIXES = 320
 """Held-out prefixes of the MTP measure."""
 
@@ -85,10 +86,19 @@ class Request:
 
     def __post_init__(self) -> None:
         """Refuse a request that cannot be carried out."""
+        if self.steps is not None and self.steps < 1:
+            raise InputError(f"a training needs at least one step, not {self.steps}", "give --steps N, or --budget-hours H")
         if (self.hours is None) == (self.steps is None):
             raise InputError("a training needs a budget or a number of steps", "give --budget-hours H or --steps N")
         if self.hours is not None and not self.hours > 0:
             raise InputError(f"a budget of {self.hours} hours leaves no time to train")
+        needed = max(self.config.sequence, _EVALUATION_WINDOW)
+        if self.spec.context < needed:
+            raise InputError(
+                f"{self.spec.model} has a context of {self.spec.context} tokens; training reads windows of "
+                f"{self.config.sequence} and the evaluation windows of {_EVALUATION_WINDOW}",
+                f"set context: {needed} or more",
+            )
         if self.threads < 1:
             raise InputError(f"a training needs at least one thread, not {self.threads}")
         if self.mode is not None:
