@@ -87,8 +87,14 @@ class Request:
     def __post_init__(self) -> None:
         """Refuse a request that cannot be carried out."""
         if self.steps is not None and self.steps < 1:
-            raise InputError(f"a training needs at least one step, not {self.steps}", "give --steps N, or --budget-hours H")
-        if (self.hours is None) == (self.steps is None):
+            raise InputError(
+                f"a training needs at least one step, not {self.steps}", "give --steps N, or --budget-hours H"
+            )
+        if self.hours is not None and self.steps is not None:
+            raise InputError(
+                "a training needs a budget or a number of steps, not both", "give --budget-hours H or --steps N"
+            )
+        if self.hours is None and self.steps is None:
             raise InputError("a training needs a budget or a number of steps", "give --budget-hours H or --steps N")
         if self.hours is not None and not self.hours > 0:
             raise InputError(f"a budget of {self.hours} hours leaves no time to train")

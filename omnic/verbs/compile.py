@@ -22,7 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--weights", metavar="FILE", help="a safetensors file (default: the one the spec names)")
     parser.add_argument("--seed", type=int, metavar="N", help="random weights instead of trained ones")
-    parser.add_argument("--budget", metavar="SIZE", help="memory the weights and states may take, such as 4GB; more is refused")
+    parser.add_argument(
+        "--budget", metavar="SIZE", help="memory the weights and states may take, such as 4GB; more is refused"
+    )
     parser.add_argument(
         "--pass",
         dest="passes",

@@ -40,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     out = Path(args.out) if args.out else Path(f"{bundle.path.name}.html")
     if out.is_dir():
-        raise InputError(f"{out} is a folder, the report is a file", f"choose a file with -o, such as {out}/report.html")
+        raise InputError(
+            f"{out} is a folder, the report is a file", f"choose a file with -o, such as {out}/report.html"
+        )
     if not out.parent.is_dir():
         raise InputError(f"{out}: there is no folder {out.parent}", "make it, or choose another file with -o")
     if out.exists() and not args.force:

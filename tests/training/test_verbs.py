@@ -48,9 +48,9 @@ def test_tokenizer_build_takes_the_size_of_a_spec_or_refuses_both(text, tmp_path
     ("options", "message"),
     [
         ([], "a training needs a budget or a number of steps"),
-        (["--steps", "1", "--budget-hours", "1"], "a training needs a budget or a number of steps"),
+        (["--steps", "1", "--budget-hours", "1"], "a training needs a budget or a number of steps, not both"),
         (["--steps", "0"], "a training needs at least one step, not 0"),
-        (["--steps", "1", "--set", "sequence=4096"], "tiny has a context of 1024 tokens; training reads windows of 4096"),
+        (["--steps", "1", "--set", "sequence=4096"], "tiny has a context of 1024 tokens; training reads"),
         (["--steps", "1", "--set", "muon_rat=1"], "did you mean 'muon_rate'?"),
         (["--steps", "1", "--set", "batch=x"], "--set batch=x: batch is a whole number"),
         (["--steps", "1", "--set", "batch"], "--set 'batch' is not NAME=VALUE"),
