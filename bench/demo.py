@@ -101,7 +101,7 @@ def main() -> int:
     page = out / "report.html"
     lead = (
         f"Two small models, trained on the Python standard library, compiled from one spec each for two targets. "
-        f"{cores()} cores. xz -9e needs {xz:.3f} bits per byte of the same text."
+        f"{cores():.0f} cores. xz -9e needs {xz:.3f} bits per byte of the same text."
     )
     write_atomic(page, render_many("omnic demo", lead, _html(figures, bundles, xz, prompt), bundles).encode())
     say.print(f"report: {page}   ({time.monotonic() - began:.0f} s)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import lzma
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnic.errors import InputError
+from omnic.runtime.score import windows
 from omnic.runtime.tokenizer import Tokenizer
 from omnic.training.heldout import Heldout
 from omnic.training.protocol import has_block_mtp, mtp_depth, mtp_forward
 
-__all__ = ["BitsPerByte", "TokensPerPass", "bits_per_byte", "tokens_per_pass", "windows", "xz_bits_per_byte"]
+__all__ = ["BitsPerByte", "TokensPerPass", "bits_per_byte", "tokens_per_pass"]
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,6 @@ class TokensPerPass:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         return {**asdict(self), "accepted": list(self.accepted)}
-
-
-def windows(count: int, length: int = 256, stride: int = 128) -> list[tuple[int, int, int]]:
-    """Cut ``count`` predictions into overlapping windows that score each exactly once.
-
-    Returns:
-        ``(start, end, first)``: inputs ``start..end-1`` predict ids ``start+1..end``, of which those
-        predicted from input ``first`` on are scored.
-    """
-    cut, start, scored = [], 0, 0
-    while scored < count:
-        end = min(start + length, count)
-        cut.append((start, end, scored))
-        scored, start = end, start + stride
-    return cut
 
 
 @torch.no_grad()
@@ -137,12 +122,6 @@ def bits_per_byte(
     model.train(was_training)
     size = len(text.encode()) if sample is None else spanned
     return BitsPerByte(nats / math.log(2) / size, tokens, size, len(cut))
-
-
-def xz_bits_per_byte(text: str) -> float:
-    """Return what ``xz -9e`` makes of the text, in bits per byte (its container included)."""
-    data = text.encode()
-    return len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)) * 8 / len(data)
 
 
 @torch.no_grad()

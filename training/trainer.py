@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from omnic.errors import InputError
+from omnic.runtime.score import xz_bits_per_byte
 from omnic.runtime.tokenizer import Tokenizer
 from omnic.spec import Spec
 from omnic.training import evaluate as evaluation
@@ -372,7 +373,7 @@ class _Run:
         load_weights(self.model, stored)
         held = heldout()
         figure = evaluation.bits_per_byte(self.model, self.tokenizer, held.text)
-        xz = evaluation.xz_bits_per_byte(held.text)
+        xz = xz_bits_per_byte(held.text)
         self.progress.say(f"held out: {figure.value:.4f} bits per byte, {figure.value / xz:.3f} of xz -9e ({xz:.4f})")
         tokens_a_pass = None
         if has_block_mtp(self.model):

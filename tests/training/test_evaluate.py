@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnic.errors import InputError
-from omnic.training.evaluate import bits_per_byte, tokens_per_pass, windows, xz_bits_per_byte
+from omnic.runtime.score import windows, xz_bits_per_byte
+from omnic.training.evaluate import bits_per_byte, tokens_per_pass
 from omnic.training.heldout import Heldout
 from tests.training.modules import Counting, Uniform, one_hot
 
