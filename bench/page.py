@@ -34,13 +34,18 @@ def main() -> None:
         file = HISTORY / f"{name}.jsonl"
         if not file.is_file():
             continue
-        entry = json.loads(file.read_text(encoding="utf-8").splitlines()[-1])
+        runs = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        entry = runs[-1]
         conditions = ", ".join(f"{key} {value}" for key, value in entry["conditions"].items())
         parts.append(f"\n## {heading}\n\n`{command}`, {entry['at']}, {entry['processor']}; {conditions}.\n")
         parts.append("| what | figure | bar | |\n|---|---|---|---|")
         for item in entry["rows"]:
             verdict = {True: "met", False: "**missed**", None: ""}[item["met"]]
             parts.append(f"| {item['what']} | {item['figure']} | {item['bar']} | {verdict} |")
+        missed = [run["at"] for run in runs[:-1] if any(item["met"] is False for item in run["rows"])]
+        if missed:
+            when = ", ".join(missed)
+            parts.append(f"\nOf {len(runs)} recorded runs, {len(missed)} before this one missed a bar: {when}.")
     PAGE.write_text("\n".join(parts) + "\n", encoding="utf-8")
     print(f"{PAGE.name}: written")
 
