@@ -74,7 +74,8 @@ def card_text(facts: dict[str, Any], curve: Sequence[dict[str, Any]]) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| budget and time used | {_hours(facts['budget_hours'])}, {facts['seconds'] / 60:.1f} minutes of wall time |",
+        f"| budget and time used | {_hours(facts['budget_hours'])}, {facts['seconds'] / 60:.1f} minutes of wall time, "
+        f"{facts['cpu_seconds'] / 60:.1f} of processor time |",
         f"| machine | {versions['processor']}; {facts['threads']} threads, {facts['mode']} |",
         f"| versions | Python {versions['python']}, torch {versions['torch']}, tokenizers {versions['tokenizers']} |",
         f"| seed | {facts['seed']} |",

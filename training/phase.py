@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -28,16 +29,35 @@ __all__ = ["Clock", "Phase", "PhaseState", "StopRequest"]
 
 
 class Clock:
-    """Wall seconds of a run, those of earlier processes counted in."""
+    """Wall and processor seconds of a run, those of earlier processes counted in.
 
-    def __init__(self, used: float = 0.0) -> None:
-        self._used = used
-        self._began = time.perf_counter()
+    Args:
+        used: wall seconds of earlier processes.
+        cpu_used: their processor seconds.
+    """
+
+    def __init__(self, used: float = 0.0, cpu_used: float = 0.0) -> None:
+        self._used, self._cpu_used = used, cpu_used
+        self._began, self._cpu_began = time.perf_counter(), _cpu_seconds()
 
     @property
     def seconds(self) -> float:
         """Seconds used so far."""
         return self._used + time.perf_counter() - self._began
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor seconds used so far: all threads, and child processes that ended (compilers)."""
+        return self._cpu_used + _cpu_seconds() - self._cpu_began
+
+    def to_dict(self) -> dict[str, float]:
+        """Return JSON values: ``seconds`` and ``cpu_seconds``."""
+        return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
+
+
+def _cpu_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 class StopRequest:
@@ -166,7 +186,7 @@ class Phase:
         """Write a checkpoint of this moment."""
         weights = {name: p.detach() for name, p in self.model.named_parameters()}
         weights |= {name: b.detach() for name, b in self.model.named_buffers() if name.endswith("select_bias")}
-        facts = {**self.facts, "phase": self.name, "seconds": clock.seconds, self.name: self.state.to_dict()}
+        facts = {**self.facts, "phase": self.name, **clock.to_dict(), self.name: self.state.to_dict()}
         checkpoint = Checkpoint(self.steps_before + self.state.step, weights, self.optimizer.state(), facts)
         save_checkpoint(folder.checkpoints, checkpoint)
 

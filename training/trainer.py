@@ -206,7 +206,7 @@ class _Run:
             checkpoint = load_checkpoint(newest)
             load_weights(self.model, checkpoint.weights)
             self._kept_optimizer: dict[str, Tensor] | None = checkpoint.optimizer
-            self.clock = Clock(checkpoint.facts["seconds"])
+            self.clock = Clock(checkpoint.facts["seconds"], checkpoint.facts["cpu_seconds"])
             self.folder.rewind_log(checkpoint.step)
             self.progress.say(f"going on from {newest.name}, {as_clock(self.clock.seconds)} used")
             return checkpoint.facts
@@ -408,7 +408,7 @@ class _Run:
             "config": self.config.to_dict(),
             "memory_plan": self.plan.to_dict(),
             "budget_hours": self.request.hours,
-            "seconds": self.clock.seconds,
+            **self.clock.to_dict(),
             "versions": versions(),
             "reproduce": self._command(),
         }
