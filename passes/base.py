@@ -19,9 +19,10 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 from omnic.errors import InputError, nearest
 from omnic.ir.graph import Module
 from omnic.ir.rewrite import Remark
+from omnic.passes.context import PassContext
 
 __all__ = ["Pass", "PassResult", "Remark", "all_passes", "find_pass", "make_pass", "parse_pass", "register_pass",
-           "run_passes"]
+           "run_passes", "NOTHING", "PassContext"]
 
 ENTRY_POINTS = "omnic.passes"
 
@@ -44,13 +45,17 @@ class PassResult:
     remarks: tuple[Remark, ...] = ()
 
 
+#: the context of a pass that is run by itself
+NOTHING = PassContext()
+
+
 @runtime_checkable
 class Pass(Protocol):
     """A frozen dataclass with a name and a ``run``."""
 
     name: ClassVar[str]
 
-    def run(self, module: Module) -> PassResult:
+    def run(self, module: Module, context: PassContext = NOTHING) -> PassResult:
         """Return the changed module; the given one is not touched."""
         ...
 
@@ -179,11 +184,11 @@ def parse_pass(text: str) -> Pass:
     return make_pass(name, options)
 
 
-def run_passes(module: Module, passes: list[Pass]) -> PassResult:
+def run_passes(module: Module, passes: list[Pass], context: PassContext = NOTHING) -> PassResult:
     """Run ``passes`` in order and return the last module with every remark."""
     changed, remarks = False, list[Remark]()
     for each in passes:
-        result = each.run(module)
+        result = each.run(module, context)
         module, changed = result.module, changed or result.changed
         remarks.extend(result.remarks)
     return PassResult(module, changed, tuple(remarks))

@@ -13,7 +13,7 @@ from omnic.ir.graph import AttrValue, Function, Module, Node, Param, Result, Val
 from omnic.ir.op import find_op
 from omnic.ir.rewrite import Remark, eliminate_dead_code
 from omnic.ir.types import DType, TensorType
-from omnic.passes.base import PassResult, register_pass
+from omnic.passes.base import NOTHING, PassContext, PassResult, register_pass
 
 __all__ = ["SpecialisePhase", "SpecialiseTrain", "specialise_phase", "specialise_train", "substitute_dims"]
 
@@ -310,7 +310,7 @@ class SpecialiseTrain:
     name: ClassVar[str] = "specialise-train"
     tokens: int | None = None
 
-    def run(self, module: Module) -> PassResult:
+    def run(self, module: Module, context: PassContext = NOTHING) -> PassResult:
         """Return the training module."""
         trained = specialise_train(module, self.tokens)
         removed = len(module.states)
@@ -348,7 +348,7 @@ class SpecialisePhase:
     mla_form: str | None = None
     function: str = "forward"
 
-    def run(self, module: Module) -> PassResult:
+    def run(self, module: Module, context: PassContext = NOTHING) -> PassResult:
         """Return the module with the clone."""
         cloned = specialise_phase(module, self.phase, self.tokens, self.mla_form, self.function)
         told = f"@{self.phase} is @{self.function} with T up to {self.tokens}"

@@ -13,7 +13,18 @@ import pytest
 from omnic.errors import InputError
 from omnic.ir.builder import ModuleBuilder
 from omnic.ir.graph import Module
-from omnic.passes.base import Pass, PassResult, Remark, all_passes, make_pass, parse_pass, register_pass, run_passes
+from omnic.passes.base import (
+    NOTHING,
+    Pass,
+    PassContext,
+    PassResult,
+    Remark,
+    all_passes,
+    make_pass,
+    parse_pass,
+    register_pass,
+    run_passes,
+)
 from omnic.passes.specialise import SpecialisePhase, SpecialiseTrain
 from omnic.passes.split_at_host import SplitAtHost
 
@@ -73,7 +84,7 @@ class Rename:
     to: str
     shout: bool = False
 
-    def run(self, module: Module) -> PassResult:
+    def run(self, module: Module, context: PassContext = NOTHING) -> PassResult:
         renamed = dataclasses.replace(module, name=self.to.upper() if self.shout else self.to)
         return PassResult(renamed, True, (Remark(self.name, f"@{module.name} is @{renamed.name}"),))
 
