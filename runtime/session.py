@@ -276,7 +276,9 @@ class SessionBase:
 
     def _checked_parents(self, parents: npt.ArrayLike | None, batch: int, count: int) -> Ints | None:
         if parents is None:
-            return None
+            # A chain: each token's parent is the one before it.
+            chain = np.arange(-1, count - 1, dtype=np.int64)[None]
+            return np.repeat(chain, batch, 0) if self._info.parents else None
         if not self._info.parents:
             raise InputError("this program takes no token trees (parents)")
         tree = _ints("parents", parents, (batch, count))

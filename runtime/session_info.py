@@ -104,7 +104,7 @@ class Call:
         start: i64[B].
         length: i64[B].
         rows: i64[B, R].
-        parents: i64[B, T] or None.
+        parents: i64[B, T] (a chain where the caller gave none); None when the program takes no trees.
         embeds: f32[B, T, D] or None.
         embed_mask: bool[B, T] or None.
     """

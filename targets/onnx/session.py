@@ -8,7 +8,6 @@ arrays and runs.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,8 @@ from omnic.errors import BundleError, InputError, MissingExtraError
 from omnic.ir.dims import evaluate
 from omnic.ir.graph import Module
 from omnic.ir.types import DType
+from omnic.runtime import resources
+from omnic.runtime.mtp_session import MtpSession, mtp_functions
 from omnic.runtime.session import Call, Ints, Outputs, SessionBase, SessionInfo, SessionOptions
 from omnic.targets.onnx.program import METADATA, runtime_options
 
@@ -67,7 +68,7 @@ class Programs:
 
     def __init__(self, folder: Path, module: Module, options: SessionOptions) -> None:
         self.folder, self.module = folder, module
-        self.threads = options.threads or _cores()
+        self.threads = options.threads or resources.threads()
         need = sum(f.stat().st_size for f in folder.glob("*.bin"))
         if options.memory is not None and need > options.memory:
             raise InputError(
@@ -115,10 +116,6 @@ def open_program(path: Path, threads: int) -> ort.InferenceSession:
         raise MissingExtraError(f"an operator of {path.name} in ONNX Runtime {ort.__version__}", "onnx") from error
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @dataclass(frozen=True)
 class _Step:
     """What calls of one shape share: bound inputs to write into, and bound results to read."""
@@ -129,7 +126,7 @@ class _Step:
     owned: tuple[Any, ...]
 
 
-class OnnxSession(SessionBase):
+class OnnxSession(MtpSession):
     """A batch of rows: their states, and the programs they share with other sessions.
 
     Args:
@@ -139,7 +136,8 @@ class OnnxSession(SessionBase):
 
     def __init__(self, programs: Programs, batch: int = 1) -> None:
         half = any(s.type.element == DType.F16 for s in programs.module.states.values())
-        super().__init__(SessionInfo.of(programs.module, "onnx", "f16" if half else "f32"), batch)
+        info = SessionInfo.of(programs.module, "onnx", "f16" if half else "f32")
+        super().__init__(info, mtp_functions(programs.module.functions), batch)
         self.programs = programs
         self._reset(batch)
 
@@ -150,7 +148,6 @@ class OnnxSession(SessionBase):
             shape = [evaluate(d, {"B": batch}) for d in state.type.shape]
             states[name] = np.zeros(shape, np.float16 if state.type.element == DType.F16 else np.float32)
         self._hold(states)
-        self._mtp_start = np.zeros(batch, np.int64)
 
     def _hold(self, states: dict[str, npt.NDArray[Any]]) -> None:
         """Keep these buffers as the states; what was bound before is dropped."""
@@ -163,28 +160,21 @@ class OnnxSession(SessionBase):
         SessionBase.__init__(other, self._info, len(self._start))
         other.programs = self.programs
         other._hold({name: array.copy() for name, array in self._states.items()})
-        other._mtp_start = self._mtp_start.copy()
         return other
-
-    def _rollback(self, lengths: Ints) -> None:
-        self._mtp_start = np.minimum(self._mtp_start, lengths)
 
     def state_bytes(self) -> int:
         """Return the bytes that the states of all rows take."""
         return sum(array.nbytes for array in self._states.values())
 
     def _run(self, call: Call) -> Outputs:
-        inputs = {n: getattr(call, n) for n in ("tokens", "positions", "start", "length", "rows")}
-        if self._info.parents:
-            # A chain where none is given: each token's parent is the one before it.
-            chain = np.arange(-1, call.tokens.shape[1] - 1)
-            inputs["parents"] = call.parents if call.parents is not None else np.broadcast_to(chain, call.tokens.shape)
+        inputs = {n: getattr(call, n) for n in ("tokens", "positions", "start", "length", "rows", "parents")}
         found = self._call("forward", inputs)
         return Outputs(found["logits"], found.get("hidden"), found.get("mtp"), found.get("verifier"))
 
     # -- running a program ---------------------------------------------------------------------------------
     def _call(self, function: str, inputs: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.float32]]:
         """Run a program on its states; tokens beyond the longest row's ``length`` are not computed."""
+        inputs = {n: inputs[n] for n in self.programs.get(function)[1]["inputs"]}
         batch, count = inputs["positions"].shape
         longest = int(inputs["length"].max())
         limit = self.programs.get(function)[1]["positions"]
@@ -250,85 +240,12 @@ class OnnxSession(SessionBase):
         """The buffers of the states by name; calls write into them."""
         return self._states
 
-    @property
-    def mtp_start(self) -> Ints:
-        """Tokens that the MTP block has seen of each row, i64[B]; rolled back with the main states."""
-        return self._mtp_start.copy()
-
-    def mtp_forward(
-        self,
-        hidden: npt.NDArray[np.float32],
-        next_tokens: npt.ArrayLike,
-        length: npt.ArrayLike | None = None,
-        rows: npt.ArrayLike | None = None,
-        function: str = "mtp",
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Append tokens to the MTP block's states and return its logits [B, R, V] and hidden [B, T, D].
-
-        Args:
-            hidden: f32[B, T, D], the residual stream of the main model (or of the block, for further drafts).
-            next_tokens: i64[B, T], the token after each.
-            length: i64[B], valid tokens of each row; T when None.
-            rows: i64[B, R], indices whose logits are wanted; all when None.
-            function: ``mtp``, or ``mtp.0`` and so on for several blocks.
-
-        Raises:
-            InputError: the model has no such block, shapes do not fit, or the states are full.
-        """
-        stream, tokens = np.asarray(hidden, np.float32), np.asarray(next_tokens, np.int64)
-        batch, start = len(self._start), self._mtp_start
-        if stream.ndim != 3 or tokens.shape != stream.shape[:2] or len(tokens) != batch:
-            raise InputError(
-                f"hidden {list(stream.shape)} and next_tokens {list(tokens.shape)} must be "
-                f"[{batch}, T, D] and [{batch}, T]"
-            )
-        if tokens.size and (int(tokens.min()) < 0 or int(tokens.max()) >= self._info.vocab):
-            raise InputError(f"a token id is outside the vocabulary 0..{self._info.vocab - 1}")
-        count = tokens.shape[1]
-        if not 1 <= count <= self._info.chunk:
-            raise InputError(f"{count} tokens in one call; this program takes 1 to {self._info.chunk}")
-        step = np.arange(count, dtype=np.int64)[None]
-        valid = np.full(batch, count, np.int64) if length is None else np.asarray(length, np.int64)
-        wanted = np.repeat(step, batch, 0) if rows is None else np.asarray(rows, np.int64)
-        if valid.shape != (batch,) or (valid < 0).any() or (valid > count).any():
-            raise InputError(f"length must be in 0..{count} for every row")
-        if ((start + valid) > self._info.capacity).any():
-            raise InputError(
-                f"a row would hold more than {self._info.capacity} tokens in the MTP block",
-                "shorten the prompt, or compile with a larger budget.context",
-            )
-        inputs: dict[str, npt.NDArray[Any]] = {
-            "hidden": stream,
-            "next_tokens": tokens,
-            "positions": start[:, None] + step,
-            "start": start,
-            "length": valid,
-            "rows": wanted,
-            "parents": np.repeat(step - 1, batch, 0),
-        }
-        found = self._call(function, {n: inputs[n] for n in self.programs.get(function)[1]["inputs"]})
-        self._mtp_start = start + valid
-        return found["logits"], found["hidden"]
-
-    def move(self, source: npt.ArrayLike, target: npt.ArrayLike) -> None:
-        """Copy token ``source[b, n]`` to ``target[b, n]`` in every state (logical indices, -1 skips the pair).
-
-        This compacts the accepted path of a token tree; ``rollback`` to its end comes after it.
-
-        Raises:
-            InputError: an index is outside what the row holds.
-        """
-        read, write = np.asarray(source, np.int64), np.asarray(target, np.int64)
-        held = self._start[:, None]
-        if read.ndim != 2 or read.shape != write.shape or len(read) != len(held):
-            raise InputError(f"source and target must both be i64[{len(held)}, N]")
-        if (read < -1).any() or (write < -1).any() or (read >= held).any() or (write >= held).any():
-            raise InputError("source and target must be -1 or indices of tokens that the row holds")
-        row, pair = np.nonzero((read >= 0) & (write >= 0))
+    def _move(self, source: Ints, target: Ints) -> None:
+        row, pair = np.nonzero((source >= 0) & (target >= 0))
         for name in self.programs.get("forward")[1]["states"]:
             slots = np.moveaxis(self._states[name], -2, 1)
             capacity = slots.shape[1]
-            slots[row, write[row, pair] % capacity] = slots[row, read[row, pair] % capacity]
+            slots[row, target[row, pair] % capacity] = slots[row, source[row, pair] % capacity]
 
 
 def _padded(outputs: Mapping[str, npt.NDArray[np.float32]], count: int) -> dict[str, npt.NDArray[np.float32]]:

@@ -13,6 +13,7 @@ from omnic.ir.verify import verify
 from omnic.ir.weights import WeightStore
 from omnic.models import build
 from omnic.spec import Spec, load_spec, parse_spec, preset_names, scale
+from tests.models.variants import MHA, SWIGLU, VARIANTS, model
 
 TOKENS = 40
 F64 = 1e-9
@@ -142,53 +143,11 @@ def test_the_mtp_block_over_chunks_is_the_mtp_block_at_once() -> None:
     close(np.concatenate([first["logits"], second["logits"]], 1), whole["logits"])
 
 
-HEAD = """omnic: 1
-model: m
-vocab: {size: 97}
-context: 64
-chunk: 16
-"""
-
-MHA, GQA = "kind: mha, heads: 4", "kind: gqa, heads: 4, kv_heads: 2"
-MLA = "kind: mla, heads: 4, latent: 12, nope_dim: 8, rope_dim: 4, v_dim: 6"
-SWIGLU = "kind: dense, hidden: 64, activation: swiglu"
-MOE = "kind: moe, hidden: 32, experts: 6, top_k: 2"
+# A cache of 16 bits rounds, so that f64 sums in another order need not end in the same number.
+EXACT = [name for name in VARIANTS if name != "f16 cache"]
 
 
-def dense(activation: str) -> str:
-    return f"kind: dense, hidden: 64, activation: {activation}"
-
-
-def model(attention: str, ffn: str, extra: str = "", repeat: int = 1, width: int = 32) -> str:
-    block = f"repeat: {repeat}, width: {width}, attention: {{{attention}}}, ffn: {{{ffn}}}"
-    return f"{HEAD}{extra}blocks:\n  - {{{block}}}\n"
-
-
-VARIANTS = {
-    "mqa": model("kind: mqa, heads: 6, head_dim: 8", dense("geglu"), width=48),
-    "layer norm, biases": model(MHA, dense("gelu"), "bias: true\nnorm: {kind: layer}\n"),
-    "post norm": model(MHA, dense("relu"), "norm: {place: post}\n", repeat=2),
-    "both norms": model(MHA, dense("silu"), "norm: {place: both}\n"),
-    "sinks, softcap, qk_norm": model(
-        f"{GQA}, window: 9", dense("relu2"), "qk_norm: true\nsinks: true\nsoftcap: {attention: 8.0, logits: 12.0}\n"
-    ),
-    "pattern": model(f"{GQA}, window: 5, pattern: [local, local, global]", SWIGLU, repeat=4),
-    "yarn": model(
-        f"{MHA}, rope: {{base: 10000, scaling: {{kind: yarn, factor: 4}}}}", SWIGLU, "budget: {context: 256}\n"
-    ),
-    "q latent": model(f"{MLA}, q_latent: 20, window: 7", SWIGLU),
-    "groups, split, bias": model(
-        MHA, f"{MOE}, shared: 1, groups: [2, 4], split: 2, select_bias: true, activation: swiglu"
-    ),
-    "group gate": model(MHA, f"{MOE}, groups: [3, 3], group_gate: true, score: sigmoid, activation: gelu"),
-    "several kinds": model(MHA, SWIGLU, repeat=2)
-    + f"  - {{width: 32, attention: {{{MLA}}},"
-    + " ffn: {kind: moe, hidden: 32, experts: 4, top_k: 2, activation: gelu}}\n"
-    + "heads: {mtp: {kind: linear, depth: 2}, verifier: true}\n",
-}
-
-
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", EXACT)
 def test_every_variant_decodes_as_it_prefills(name: str) -> None:
     runner = Runner(parse_spec(VARIANTS[name], "variant.yaml"))
     tokens = runner.tokens(2, 44)
@@ -197,7 +156,7 @@ def test_every_variant_decodes_as_it_prefills(name: str) -> None:
 
 
 def test_linear_heads_and_the_verifier_come_out_per_row() -> None:
-    runner = Runner(parse_spec(VARIANTS["several kinds"], "variant.yaml"))
+    runner = Runner(parse_spec(VARIANTS["several kinds, linear heads"], "variant.yaml"))
     out = runner.call(runner.tokens(2, 9), [0, 0], rows=np.array([[8], [3]]))
     assert (
         out["logits"].shape == (2, 1, 97) and out["mtp"].shape == (2, 1, 2, 97) and out["verifier"].shape == (2, 1, 97)
@@ -213,7 +172,7 @@ def test_a_window_forgets_what_lies_before_it() -> None:
     differs = np.abs(one - two).max(-1) > 0
     assert differs[10:16].all() and not differs[:10].any() and not differs[16:].any()
     ring = runner.module.states["kv.0.k"]
-    assert ring.ring and ring.type.shape[-2] == 6 + 16 - 1
+    assert ring.ring and ring.type.shape[-2] == 6 + 24 - 1
 
 
 def _names(module: Module) -> set[str]:

@@ -152,7 +152,7 @@ def test_the_mtp_block_is_the_reference(gqa: Made) -> None:
         assert np.abs(after - wanted.hidden).max() <= 1e-4
     assert session.mtp_start.tolist() == [9]
     with pytest.raises(
-        InputError, match=r"hidden \[1, 2, 32\] and next_tokens \[1, 3\] must be \[1, T, D\] and \[1, T\]"
+        InputError, match=r"hidden must be \[1, T, D\] and next_tokens \[1, T\], not \[1, 2, 32\] and \[1, 3\]"
     ):
         session.mtp_forward(hidden[:, :2], IDS[:1, :3])
 

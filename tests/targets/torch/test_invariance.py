@@ -17,7 +17,7 @@ from omnic.ir.weights import WeightStore
 from omnic.runtime.session import SessionOptions
 from omnic.targets.torch import kernels as K
 from omnic.targets.torch.session import TorchSession
-from tests.targets.torch.variants import VARIANTS, variant
+from tests.models.variants import VARIANTS, variant
 
 NAMES = (*VARIANTS, "tiny_moe", "mobile_4gb")
 RANDOM = np.random.default_rng(2)

@@ -17,7 +17,7 @@ from omnic.ir.weights import WeightStore
 from omnic.targets import get_target, target_names
 from omnic.targets.base import EmitRequest
 from omnic.targets.torch.session import WEIGHTS_FILE
-from tests.targets.torch.variants import variant
+from tests.models.variants import variant
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from omnic.ir.weights import WeightStore
 from omnic.passes.specialise import specialise_train
 from omnic.targets.torch.grouped import grouped_linear
 from omnic.targets.torch.training import emit_training, load_training_module
-from tests.targets.torch.variants import VARIANTS, variant
+from tests.models.variants import VARIANTS, variant
 
 NAMES = (*VARIANTS, "tiny", "tiny_moe", "mobile_4gb")
 
@@ -153,7 +153,7 @@ def test_isomorphic_scopes_are_one_class_and_runs_of_blocks_are_loops() -> None:
 def test_numbers_in_which_scopes_differ_become_arguments() -> None:
     from omnic.models import build
     from omnic.spec import parse_spec
-    from tests.targets.torch.variants import MHA, model
+    from tests.models.variants import MHA, model
 
     two = model(MHA, "kind: dense, hidden: 40, activation: silu") + (
         f"  - {{width: 32, attention: {{{MHA}}}, ffn: {{kind: dense, hidden: 56, activation: silu}}}}\n"
