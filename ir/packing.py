@@ -3,8 +3,9 @@
 Every step of quantisation is done in f32, so that a torch or C twin gives the same codes.  With ``x`` one
 group of numbers, ``m`` = max|x| and round() to the nearest whole number, ties to even:
 
-* ``i8 i4 i2`` symmetric: ``q = clamp(round(x / s), -Q - 1, Q)``, ``s = scale(m / Q)``, Q = 127, 7, 1;
-* asymmetric, over the range that also holds 0: ``s = scale((max - min) / L)``, L = 255, 15, 3,
+* ``i8 i6 i5 i4 i3 i2`` symmetric: ``q = clamp(round(x / s), -Q - 1, Q)``, ``s = scale(m / Q)``,
+  Q = 127, 31, 15, 7, 3, 1;
+* asymmetric, over the range that also holds 0: ``s = scale((max - min) / L)``, L = 255, 63, 31, 15, 7, 3,
   ``zero = clamp(round(-min / s), 0, L)``, ``q = clamp(round(x / s) + zero, 0, L)``, x ~ ``(q - zero) s``;
   codes are kept as the signed ``q - (L + 1) / 2``, and the zero point as a u8;
 * ``nf4``: ``s = scale(m)`` and the nearest of the 16 levels of QLoRA (arXiv:2305.14314, appendix E), a tie to
@@ -33,8 +34,9 @@ from omnic.ir.types import Storage
 __all__ = ["FP4_LEVELS", "NF4_LEVELS", "QTensor", "check_storage", "decode", "layout", "pack_codes", "pack_scales",
            "quantise", "scale_shape", "unpack_codes", "unpack_scales", "zeros"]
 
-_PEAK = {"i8": 127.0, "i4": 7.0, "i2": 1.0, "nf4": 1.0, "fp4": 6.0, "t2": 1.0}
-_OFFSET = {"i8": 128, "i4": 8, "i2": 2, "nf4": 0, "fp4": 0, "t2": 1}
+_PEAK = {"i8": 127.0, "i6": 31.0, "i5": 15.0, "i4": 7.0, "i3": 3.0, "i2": 1.0, "nf4": 1.0, "fp4": 6.0, "t2": 1.0}
+_OFFSET = {"i8": 128, "i6": 32, "i5": 16, "i4": 8, "i3": 4, "i2": 2, "nf4": 0, "fp4": 0, "t2": 1}
+_INTEGERS = ("i8", "i6", "i5", "i4", "i3", "i2")
 
 NF4_LEVELS = np.array(
     [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -97,8 +99,8 @@ def check_storage(type: Storage, shape: tuple[int, ...] | None = None) -> None:
     Raises:
         InputError: it has none.
     """
-    if type.asym and type.kind not in ("i8", "i4", "i2"):
-        raise InputError(f"{type}: {type.kind} has no zero point", "only i8, i4 and i2 can be asym")
+    if type.asym and type.kind not in _INTEGERS:
+        raise InputError(f"{type}: {type.kind} has no zero point", f"only {', '.join(_INTEGERS)} can be asym")
     if type.scale == "s4" and (type.kind == "t2" or type.group == -1):
         raise InputError(f"{type}: s4 scales need groups along a row and a kind other than t2")
     if type.group == -1 and type.axis != -1:
@@ -261,13 +263,17 @@ def zeros(type: Storage, shape: tuple[int, ...]) -> QTensor:
 def pack_codes(codes: Array, type: Storage) -> Array:
     """Return codes in the canonical packing: u8 [other dims..., ceil(size * bits / 8)], lowest bits = lowest index.
 
-    ``i4`` and ``i2`` are stored offset (q + 8, q + 2), ``t2`` as q + 1, ``i8`` as its two's complement byte.
+    Signed integers are stored offset (``i4`` as q + 8, ``i2`` as q + 2, ...), ``t2`` as q + 1, ``i8`` as its two's
+    complement byte.  Codes of 3, 5 and 6 bits run on over the ends of bytes.
     """
     moved = np.moveaxis(codes, type.axis, -1)
     if type.bits == 8:
         return np.ascontiguousarray(moved.astype(np.int8)).view(np.uint8)
-    per = 8 // type.bits
     unsigned = (moved + _OFFSET[type.kind]).astype(np.uint8)
+    if 8 % type.bits:
+        bits = np.unpackbits(unsigned[..., None], axis=-1, bitorder="little")[..., : type.bits]
+        return np.packbits(bits.reshape(*bits.shape[:-2], -1), axis=-1, bitorder="little")
+    per = 8 // type.bits
     tail = -unsigned.shape[-1] % per
     if tail:
         unsigned = np.concatenate([unsigned, np.zeros((*unsigned.shape[:-1], tail), np.uint8)], axis=-1)
@@ -291,12 +297,21 @@ def unpack_codes(packed: Array, type: Storage, shape: tuple[int, ...]) -> Array:
                          f"got {packed.dtype} {list(packed.shape)}")
     if type.bits == 8:
         return np.ascontiguousarray(np.moveaxis(packed.view(np.int8), -1, axis))
-    per = 8 // type.bits
+    codes = _unsigned(packed, type.bits, size).astype(np.int8) - np.int8(_OFFSET[type.kind])
+    return np.ascontiguousarray(np.moveaxis(codes, -1, axis))
+
+
+def _unsigned(packed: Array, bits: int, size: int) -> Array:
+    """Return ``size`` unsigned codes of each row of bytes."""
+    if 8 % bits:
+        single = np.unpackbits(packed, axis=-1, count=size * bits, bitorder="little")
+        codes = np.packbits(single.reshape(*packed.shape[:-1], size, bits), axis=-1, bitorder="little")
+        return codes[..., 0]
+    per = 8 // bits
     unsigned = np.empty((*packed.shape[:-1], packed.shape[-1] * per), np.uint8)
     for place in range(per):
-        unsigned[..., place::per] = (packed >> np.uint8(place * type.bits)) & np.uint8(2**type.bits - 1)
-    codes = unsigned[..., :size].astype(np.int8) - np.int8(_OFFSET[type.kind])
-    return np.ascontiguousarray(np.moveaxis(codes, -1, axis))
+        unsigned[..., place::per] = (packed >> np.uint8(place * bits)) & np.uint8(2**bits - 1)
+    return unsigned[..., :size]
 
 
 def pack_scales(scale: Array) -> Array:

@@ -62,9 +62,9 @@ _NUMPY: dict[str, type] = {
     "i8": np.int8, "u8": np.uint8, "bool": np.bool_,
 }
 
-StorageKind = Literal["i8", "i4", "i2", "nf4", "fp4", "t2"]
+StorageKind = Literal["i8", "i6", "i5", "i4", "i3", "i2", "nf4", "fp4", "t2"]
 ScaleKind = Literal["f16", "f32", "s4"]
-_STORAGE_BITS: dict[str, int] = {"i8": 8, "i4": 4, "i2": 2, "nf4": 4, "fp4": 4, "t2": 2}
+_STORAGE_BITS: dict[str, int] = {"i8": 8, "i6": 6, "i5": 5, "i4": 4, "i3": 3, "i2": 2, "nf4": 4, "fp4": 4, "t2": 2}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Storage:
     """A storage-quantised element type.
 
     Attributes:
-        kind: the code: ``i8 i4 i2`` integers, ``nf4`` (QLoRA, arXiv:2305.14314), ``fp4`` (E2M1),
+        kind: the code: ``i8 i6 i5 i4 i3 i2`` integers, ``nf4`` (QLoRA, arXiv:2305.14314), ``fp4`` (E2M1),
             ``t2`` ternary in two bits.
         group: numbers along ``axis`` that share a scale; 0 = the whole axis (``row``);
             -1 = everything but the first dim (``head``).

@@ -220,10 +220,13 @@ class WeightStore:
     def _random(self, name: str, type: Storage, shape: tuple[int, ...], rows: tuple[int, int]) -> QTensor:
         """Return random codes with scales that give numbers of about the size of trained weights (0.02)."""
         assert self.seed is not None
-        low, high = {"i8": (-128, 127), "i4": (-8, 7), "i2": (-2, 1), "t2": (-1, 1)}.get(type.kind, (0, 15))
+        low, high = (0, 15)
+        if type.kind not in ("nf4", "fp4"):
+            high = 2 ** (type.bits - 1) - 1
+            low = -1 if type.kind == "t2" else -high - 1
         part = packing.zeros(type, (rows[1] - rows[0], *shape[1:]))
         codes = code_rows(self.seed, name, shape, low, high, rows)
-        spread = {"i8": 74.0, "i4": 4.6, "i2": 1.1, "t2": 0.8, "nf4": 0.5, "fp4": 3.0}[type.kind]
+        spread = {"t2": 0.8, "nf4": 0.5, "fp4": 3.0}.get(type.kind, (2**type.bits - 1) / 12**0.5)
         unit = 0.02 / spread / (1.0 if part.row is None else 8.0)
         if part.row is None:
             part.scale.fill(unit)

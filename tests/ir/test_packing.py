@@ -18,6 +18,7 @@ from omnic.ir.types import Storage, parse_element
 EVERY = [
     "i8<row>", "i8<g32>", "i8<head>", "i8<g8, asym>", "i8<g8, asym, f32>", "i8<g8, s4>", "i8<g4, axis-2>",
     "i4<row>", "i4<g32>", "i4<g8, asym>", "i4<g8, s4>", "i4<g8, asym, s4>", "i4<g8, f32>", "i4<g4, axis-2>", "i4<head>",
+    "i6<g8>", "i6<g8, asym>", "i5<row>", "i5<g8, asym, s4>", "i3<g8>", "i3<g8, asym>", "i3<g4, axis-2>", "i3<g8, s4>",
     "i2<g8>", "i2<g8, asym>", "nf4<g16>", "nf4<g16, s4>", "fp4<g16>", "fp4<g16, f32>", "t2<g16>", "t2<row, f32>",
 ]
 
@@ -141,9 +142,11 @@ def test_error_is_at_most_half_a_step(text: str, data: st.DataObject) -> None:
     if type.kind == "t2":
         return
     # Half of the widest gap between neighbours, in units of the largest number of the tensor.
-    gap = {"i8": 1 / 127, "i4": 1 / 7, "i2": 1.0, "nf4": 0.31, "fp4": 2 / 6}[type.kind]
+    gap = {"i8": 1 / 127, "i6": 1 / 31, "i5": 1 / 15, "i4": 1 / 7, "i3": 1 / 3, "i2": 1.0, "nf4": 0.31, "fp4": 2 / 6}[
+        type.kind]
     gap *= 1.02 if type.asym or type.scale != "s4" else 1.08
-    gap *= {"i8": 127 / 255 * 2, "i4": 14 / 15, "i2": 2 / 3}.get(type.kind, 1) if type.asym else 1
+    steps = 2**type.bits - 1
+    gap *= (steps - 1) / steps if type.asym else 1
     # s4 rounds a group's scale up to the next fifteenth of the row's.
     assert np.abs(found - x).max() <= (gap / 2 * 1.01 + (0.002 if type.scale == "f16" else 0)) * np.abs(x).max() * (
         1.15 if type.scale == "s4" else 1)
@@ -177,6 +180,10 @@ def test_packing_round_trips_and_has_the_stated_size(text: str, data: st.DataObj
 def test_packed_bytes_have_the_lowest_index_in_the_lowest_bits() -> None:
     assert pack_codes(np.array([[-8, 7, 0]], np.int8), storage("i4<row>")).tolist() == [[0xF0, 0x08]]
     assert pack_codes(np.array([[-2, -1, 0, 1, 1]], np.int8), storage("i2<row>")).tolist() == [[0b11100100, 3]]
+    # 000 then 111 then 100: codes of three bits run on over the end of a byte.
+    assert pack_codes(np.array([[-4, 3, 0]], np.int8), storage("i3<row>")).tolist() == [[0b00111000, 0b1]]
+    assert pack_codes(np.array([[-16, 15]], np.int8), storage("i5<row>")).tolist() == [[0b11100000, 0b11]]
+    assert pack_codes(np.array([[31, -32]], np.int8), storage("i6<row>")).tolist() == [[0b00111111, 0]]
     assert pack_codes(np.array([[-1, 0, 1, 0]], np.int8), storage("t2<row>")).tolist() == [[0b01100100]]
     assert pack_codes(np.array([[-1, 127]], np.int8), storage("i8<row>")).tolist() == [[255, 127]]
     assert pack_codes(np.array([[15, 1]], np.int8), storage("nf4<row>")).tolist() == [[0x1F]]
