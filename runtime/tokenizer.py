@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["Stream", "Tokenizer"]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_LONGEST_CHARACTER = 4
+"""Bytes of a UTF-8 character, so the most tokens that one spans."""
+_LONGEST_WAIT = 32
+"""Ids without a certain end after which a stream tries to drop the first of them."""
 
 
 class Tokenizer:
@@ -153,34 +157,69 @@ class Tokenizer:
 class Stream:
     """Text from ids as they arrive: never half a character, and in all exactly ``decode``'s text.
 
-    A byte-level token may end inside a character; the text of it then waits for the next ids.
+    A token may end inside a character; the text of it then waits for the next ids.  Other decoders than byte-level
+    ones look at the token before (the first token of a text loses its space, a word piece joins the one before), so
+    the ids of the last text that was shown stay as context; no more is decoded again, however long the text grows.
+    Bytes of a byte fallback that turn out not to be UTF-8 after the characters before them were shown do not take
+    those back, as ``decode`` does with the whole run of bytes.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._skipped = frozenset(tokenizer.special_ids.values())
+        self._start()
+
+    def _start(self) -> None:
         self._ids: list[int] = []
-        self._shown = 0
+        self._context = 0  # ids at the front whose text was shown
+        self._shown = 0  # characters of the text of _ids that were shown
 
     def push(self, identity: int) -> str:
         """Take one id and return the text that is now certain (may be empty)."""
+        if identity in self._skipped:
+            return ""
         self._ids.append(identity)
         text = self._tokenizer.decode(self._ids)
-        # Trailing U+FFFD may be the head of a character whose other bytes are still to come; a
-        # UTF-8 character has at most four bytes, so at most three such marks can still change.
+        # Trailing U+FFFD may be the head of a character whose other bytes are still to come.  A UTF-8 character has
+        # at most four bytes, so at most three such marks can still change; a byte fallback makes marks of the
+        # whole run of bytes as long as its end is missing.
+        change = _LONGEST_CHARACTER - 1 if self._tokenizer.byte_level else len(text)
         certain = len(text)
-        while certain > self._shown and certain > len(text) - 3 and text[certain - 1] == _REPLACEMENT:
+        while certain > self._shown and certain > len(text) - change and text[certain - 1] == _REPLACEMENT:
             certain -= 1
         new = text[self._shown : certain]
         self._shown = max(self._shown, certain)
         if certain == len(text) and self._tokenizer.byte_level:
             # A byte-level decoder has no context beyond an unfinished character.
-            self._ids, self._shown = [], 0
+            self._start()
+        elif certain == len(text) and new:
+            self._keep(self._context)
+        elif len(self._ids) > _LONGEST_WAIT:
+            new += self._cut(text)
+        return new
+
+    def _keep(self, start: int) -> None:
+        """Drop the ids before ``start``; the rest is context, all of it shown."""
+        self._ids = self._ids[start:]
+        self._context, self._shown = len(self._ids), len(self._tokenizer.decode(self._ids))
+
+    def _cut(self, text: str) -> str:
+        """Drop the first ids of a long run of bytes that are no text, and return what of them was not shown.
+
+        The last ids can hold the head of a character.
+        """
+        head = self._tokenizer.decode(self._ids[:-_LONGEST_CHARACTER])
+        if head + self._tokenizer.decode(self._ids[-_LONGEST_CHARACTER:]) != text:
+            return ""
+        new = head[self._shown :]
+        self._ids = self._ids[-_LONGEST_CHARACTER:]
+        self._context, self._shown = 0, max(self._shown - len(head), 0)
         return new
 
     def finish(self) -> str:
         """Return what was held back, as it is, and start afresh."""
         text = self._tokenizer.decode(self._ids)[self._shown :]
-        self._ids, self._shown = [], 0
+        self._start()
         return text
 
 

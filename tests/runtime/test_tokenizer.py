@@ -88,6 +88,80 @@ def test_a_stream_of_any_ids_ends_with_decodes_text(tokenizer, ids):
     assert "".join(stream.push(i) for i in ids) + stream.finish() == tokenizer.decode(ids)
 
 
+# The decoders of common tokenizers that look beyond one token: (decoder, pieces of the vocabulary).
+_SPACE = {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}
+_STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+DECODERS = {
+    "metaspace": (
+        {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
+        ["\u2581", "\u2581\u2581", "\u2581he", "llo", "\u2581wor", "ld", ".", "\n"],
+    ),
+    "byte fallback": (
+        {"type": "Sequence", "decoders": [_SPACE, {"type": "ByteFallback"}, {"type": "Fuse"}, _STRIP]},
+        ["\u2581", "\u2581he", "llo", "\u2581a", "b", *(f"<0x{byte:02X}>" for byte in "€😀é".encode())],
+    ),
+    "word pieces": ({"type": "WordPiece", "prefix": "##", "cleanup": True}, ["he", "##llo", "world", ".", "##s", "'s"]),
+    "word ends": ({"type": "BPEDecoder", "suffix": "</w>"}, ["he", "llo</w>", "world</w>", "a", "b</w>"]),
+}
+
+
+def tokenizer_with(name):
+    decoder, pieces = DECODERS[name]
+    special = {"id": 0, "content": "<s>", "special": True} | dict.fromkeys(
+        ("single_word", "lstrip", "rstrip", "normalized"), False
+    )
+    fields = {
+        "version": "1.0",
+        "added_tokens": [special],
+        "decoder": decoder,
+        "model": {"type": "WordLevel", "unk_token": "<s>", "vocab": {p: i for i, p in enumerate(["<s>", *pieces])}},
+    } | dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor"))
+    return Tokenizer(json.dumps(fields))
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@given(data=st.data())
+def test_a_stream_of_other_decoders_gives_the_text_of_decode(name, data):
+    tokenizer = tokenizer_with(name)
+    if name == "byte fallback":  # whole characters: what decode makes of broken ones is not known before the run ends
+        units = st.sampled_from([[0], [1], [2], [3], [4], [5], [6, 7, 8], [9, 10, 11, 12], [13, 14]])
+        ids = [i for unit in data.draw(st.lists(units, max_size=12)) for i in unit]
+    else:
+        ids = data.draw(st.lists(st.integers(0, tokenizer.size - 1), max_size=20))
+    stream = tokenizer.stream()
+    pieces = [stream.push(i) for i in ids]
+    assert "".join(pieces) + stream.finish() == tokenizer.decode(ids)
+    assert "\ufffd" not in "".join(pieces)
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [("metaspace", [3, 4, 0, 7]), ("metaspace", [0]), ("byte fallback", [9, 10, 11, 12]), ("byte fallback", [9])],
+)
+def test_the_work_of_a_stream_does_not_grow_with_the_text(name, unit, monkeypatch):
+    tokenizer = tokenizer_with(name)
+    longest = 0
+
+    def decode(ids, special=False):
+        nonlocal longest
+        longest = max(longest, len(ids))
+        return Tokenizer.decode(tokenizer, ids, special)
+
+    monkeypatch.setattr(tokenizer, "decode", decode)
+    stream = tokenizer.stream()
+    text = "".join(stream.push(i) for _ in range(200) for i in unit) + stream.finish()
+    assert text == Tokenizer.decode(tokenizer, unit * 200)
+    assert longest <= 40
+
+
+def test_bytes_that_are_no_text_do_not_pile_up_in_a_stream(tokenizer):
+    head = tokenizer.encode("\N{OLD PERSIAN SIGN A}")[0]
+    stream = tokenizer.stream()
+    text = "".join(stream.push(head) for _ in range(300))
+    assert len(stream._ids) <= 40
+    assert text + stream.finish() == tokenizer.decode([head] * 300)
+
+
 def test_half_a_character_is_shown_as_such_at_the_end(tokenizer):
     stream = tokenizer.stream()
     assert stream.push(tokenizer.encode("\N{OLD PERSIAN SIGN A}")[0]) == ""
