@@ -193,7 +193,7 @@ class Weight:
         return self.value.type
 
 
-Role = Literal["k", "v", "latent", "rope_k", "recurrent", "conv", "landmark"]
+Role = Literal["k", "v", "latent", "rope_k", "recent", "recurrent", "conv", "landmark"]
 
 
 @dataclass(frozen=True)
@@ -203,12 +203,12 @@ class State:
     Attributes:
         name: such as ``kv.0.k``.
         type: element type and capacity dims, ``[B, ..., S, D]``; never a live length.
-        role: what it holds.
+        role: what it holds; ``recent`` is a ring of the newest tokens of a state that is quantised in blocks of tokens.
         group: the layer it belongs to.
         rollback: ``positional`` (drop the tail) or ``snapshot(n)``.
         snapshots: n of ``snapshot(n)``, else 0.
         ring: whether slots are reused modulo the capacity.
-        window: W, the attended keys of a ring (0 = everything).
+        window: W, the attended keys of a ring (0 = everything); of a ``recent`` ring the tokens of a block.
     """
 
     name: str

@@ -15,7 +15,8 @@ group of numbers, ``m`` = max|x| and round() to the nearest whole number, ties t
 
 ``scale()`` rounds to f16, or leaves f32.  ``s4`` scales: ``row = max over groups(v) / 15``,
 ``s = clamp(ceil(v / row), 1, 15) * row`` with v the scale before rounding and one f32 ``row`` per row.
-A group of zeros has scale 0 and codes 0 (with s4: scale 1 times its row).
+A group of zeros has scale 0 and codes 0 (with s4: scale 1 times its row).  ``one`` scales are 1 whatever the numbers
+are, and are not stored: numbers outside the range of the codes are clamped.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class QTensor:
 
     Attributes:
         codes: int8, of the tensor's shape (fp4 and nf4: 0..15; t2: -1..1; integers: signed).
-        scale: the other dims in order, then the groups ([shape[0]] for ``head``): f16 or f32 numbers, or u8 in
-            1..15 with s4.
+        scale: the other dims in order, then the groups ([shape[0]] for ``head``): f16 or f32 numbers, u8 in
+            1..15 with s4, or f32 ones that are not stored.
         zero: u8 of the shape of ``scale``, or None when symmetric.
         type: the storage type.
         row: with s4 the f32 factor of each row, shape of the other dims, else None.
@@ -103,6 +104,8 @@ def check_storage(type: Storage, shape: tuple[int, ...] | None = None) -> None:
         raise InputError(f"{type}: {type.kind} has no zero point", f"only {', '.join(_INTEGERS)} can be asym")
     if type.scale == "s4" and (type.kind == "t2" or type.group == -1):
         raise InputError(f"{type}: s4 scales need groups along a row and a kind other than t2")
+    if type.scale == "one" and type.asym:
+        raise InputError(f"{type}: a scale of one is not stored, so neither is a zero point")
     if type.group == -1 and type.axis != -1:
         raise InputError(f"{type}: a head scale covers all dims but the first, so it takes no axis")
     if shape is not None and len(shape) < max(-type.axis, 2 if type.group == -1 else 1):
@@ -126,7 +129,7 @@ def layout(type: Storage, shape: tuple[int, ...]) -> dict[str, tuple[np.dtype[An
         "": (np.dtype(np.uint8), (*others, -(-shape[axis] * type.bits // 8)))}
     if type.scale == "s4":
         found[".scale"] = (np.dtype(np.uint8), (*others, -(-scale[-1] // 2)))
-    else:
+    elif type.scale != "one":
         found[".scale"] = (np.dtype(np.float16 if type.scale == "f16" else np.float32), scale)
     if type.asym:
         found[".zero"] = (np.dtype(np.uint8), scale)
@@ -169,6 +172,8 @@ def _absolute_mean(x: Array, type: Storage, shape: tuple[int, ...]) -> Array:
 
 def _round_scale(value: Array, type: Storage, shape: tuple[int, ...]) -> tuple[Array, Array | None, Array]:
     """Return the scales as stored, the rows of s4, and the scales as f32 numbers."""
+    if type.scale == "one":
+        return np.ones_like(value), None, np.ones_like(value)
     if type.scale == "f32":
         return value, None, value
     if type.scale == "f16":
@@ -254,10 +259,13 @@ def zeros(type: Storage, shape: tuple[int, ...]) -> QTensor:
     """Return the tensor of ``shape`` whose codes, scales and zero points are all 0 (it decodes to 0)."""
     check_storage(type, shape)
     scale = scale_shape(type, shape)
-    kind = {"f16": np.float16, "f32": np.float32, "s4": np.uint8}[type.scale]
+    kind = {"f16": np.float16, "f32": np.float32, "s4": np.uint8, "one": np.float32}[type.scale]
     zero = np.zeros(scale, np.uint8) if type.asym else None
     row = np.zeros(scale[:-1], np.float32) if type.scale == "s4" else None
-    return QTensor(np.zeros(shape, np.int8), np.zeros(scale, kind), zero, type, row)
+    start = np.ones(scale, kind) if type.scale == "one" else np.zeros(scale, kind)
+    # 0 is the eighth level of nf4; elsewhere code 0 stands for it, or any code with scale 0 does.
+    code = 7 if type.kind == "nf4" and type.scale == "one" else 0
+    return QTensor(np.full(shape, code, np.int8), start, zero, type, row)
 
 
 def pack_codes(codes: Array, type: Storage) -> Array:

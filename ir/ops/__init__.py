@@ -2,6 +2,7 @@
 
 from omnic.ir.ops import attention as attention
 from omnic.ir.ops import cache as cache
+from omnic.ir.ops import cache_blocks as cache_blocks
 from omnic.ir.ops import conv as conv
 from omnic.ir.ops import elementwise as elementwise
 from omnic.ir.ops import heads as heads

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from omnic.ir.builder import FunctionBuilder
     from omnic.ir.graph import Value
 
-__all__ = ["ancestors", "attend", "visible_keys"]
+__all__ = ["ancestors", "attend", "decompose_mix", "decompose_products", "decompose_visible", "mix", "products",
+           "visible_keys"]
 
 # Doublings of the parent relation when the number of tokens of a call is symbolic: trees of any depth up to 2^16.
 _DOUBLINGS = 16
@@ -56,11 +57,23 @@ def attend(
     q: Array, k: Array, v: Array, seen: Array, scale: float, softcap: float = 0.0, sinks: Array | None = None
 ) -> Array:
     """Return [B, H, T, Dv]: masked softmax attention; ``seen`` is bool [B, T, S], KV heads are shared in order."""
+    return mix(products(q, k), v, seen, scale, softcap, sinks)
+
+
+def products(q: Array, k: Array) -> Array:
+    """Return q.k of every query and key, [B, G, H/G, T, S], from q [B, H, T, D] and k [B, G, S, D]."""
     batch, heads, tokens, width = q.shape
     groups, slots = k.shape[1], k.shape[2]
     per = heads // groups
     scores = np.matmul(q.reshape(batch, groups, per * tokens, width), np.swapaxes(k, -1, -2))
-    scores = scores.reshape(batch, groups, per, tokens, slots)
+    return scores.reshape(batch, groups, per, tokens, slots)
+
+
+def mix(
+    scores: Array, v: Array, seen: Array, scale: float, softcap: float = 0.0, sinks: Array | None = None
+) -> Array:
+    """Return [B, H, T, Dv] from the products q.k [B, G, H/G, T, S] (overwritten), the rest as in :func:`attend`."""
+    batch, groups, per, tokens, slots = scores.shape
     scores *= scale
     if softcap:
         scores = softcap * np.tanh(scores / softcap)
@@ -77,7 +90,7 @@ def attend(
     out = np.matmul(weights.reshape(batch, groups, per * tokens, slots), v)
     out = out.reshape(batch, groups, per, tokens, v.shape[-1])
     out = out / select(total > 0, total, np.ones_like(total))
-    return out.reshape(batch, heads, tokens, v.shape[-1])
+    return out.reshape(batch, groups * per, tokens, v.shape[-1])
 
 
 def check_index(op: str, batch: Dim, tokens: Dim, slots: Dim, types: dict[str, TensorType | None]) -> None:
@@ -158,41 +171,55 @@ class Attention(Composite):
         q, k, v, q_index, k_index, sinks, parents, start = values
         element = plain(q.type)
         q, k, v = (as_element(b, x, element) for x in (q, k, v))
-        batch, heads, tokens, width = q.type.shape
-        groups, slots = k.type.shape[1], k.type.shape[2]
-        assert isinstance(heads, int)
-        assert isinstance(groups, int)
-        per = heads // groups
-        grouped = b.reshape(q, batch, groups, per * tokens, width)
-        scores = b.reshape(b.op("matmul", grouped, k, tb=True), batch, groups, per, tokens, slots)
-        scores = b.op("mul", scores, scalar(b, attrs["scale"], q))
-        if attrs["softcap"]:
-            cap = scalar(b, attrs["softcap"], q)
-            scores = b.op("mul", b.op("tanh", b.op("div", scores, cap)), cap)
         seen = decompose_visible(b, q_index, k_index, attrs["window"], parents, start)
-        seen = b.reshape(seen, batch, 1, 1, tokens, slots)
-        # A finite floor keeps rows without a visible key free of inf - inf; their weights are zeroed below.
-        zero = scalar(b, 0.0, q)
-        peak = b.op("max", b.op("where", seen, scores, scalar(b, _floor(element), q)), axes=(4,), keepdims=True)
-        sink = None
-        if sinks is not None:
-            sink = b.reshape(as_element(b, sinks, element), 1, groups, per, 1, 1)
-            peak = b.op("maximum", peak, sink)
-        shifted = b.op("where", seen, b.op("sub", scores, peak), zero)
-        weights = b.op("where", seen, b.op("exp", shifted), zero)
-        total = b.op("sum", weights, axes=(4,), keepdims=True)
-        if sink is not None:
-            total = b.op("add", total, b.op("exp", b.op("sub", sink, peak)))
-        flat = b.reshape(weights, batch, groups, per * tokens, slots)
-        out = b.reshape(b.op("matmul", flat, v), batch, groups, per, tokens, v.type.shape[3])
-        out = b.op("div", out, b.op("where", b.op("gt", total, zero), total, scalar(b, 1.0, q)))
-        return b.reshape(out, batch, heads, tokens, v.type.shape[3])
+        return decompose_mix(b, decompose_products(b, q, k), v, seen, attrs["scale"], attrs["softcap"], sinks)
 
     def flops(self, *types: Any, **attrs: Any) -> Dim:
         """2 * B * H * T * S * (Dk + Dv), masked keys included."""
         q, k, v = types[:3]
         batch, heads, tokens, width = q.shape
         return 2 * batch * heads * tokens * k.shape[2] * (width + v.shape[3])
+
+
+def decompose_products(b: FunctionBuilder, q: Value, k: Value) -> Value:
+    """Build :func:`products` from core ops."""
+    batch, heads, tokens, width = q.type.shape
+    groups, slots = k.type.shape[1], k.type.shape[2]
+    assert isinstance(heads, int)
+    assert isinstance(groups, int)
+    per = heads // groups
+    grouped = b.reshape(q, batch, groups, per * tokens, width)
+    return b.reshape(b.op("matmul", grouped, k, tb=True), batch, groups, per, tokens, slots)
+
+
+def decompose_mix(
+    b: FunctionBuilder, scores: Value, v: Value, seen: Value, scale: float, softcap: float, sinks: Value | None
+) -> Value:
+    """Build :func:`mix` from core ops; ``seen`` is bool [B, T, S]."""
+    batch, groups, per, tokens, slots = scores.type.shape
+    element = plain(scores.type)
+    assert isinstance(groups, int)
+    scores = b.op("mul", scores, scalar(b, scale, scores))
+    if softcap:
+        cap = scalar(b, softcap, scores)
+        scores = b.op("mul", b.op("tanh", b.op("div", scores, cap)), cap)
+    seen = b.reshape(seen, batch, 1, 1, tokens, slots)
+    # A finite floor keeps rows without a visible key free of inf - inf; their weights are zeroed below.
+    zero = scalar(b, 0.0, scores)
+    peak = b.op("max", b.op("where", seen, scores, scalar(b, _floor(element), scores)), axes=(4,), keepdims=True)
+    sink = None
+    if sinks is not None:
+        sink = b.reshape(as_element(b, sinks, element), 1, groups, per, 1, 1)
+        peak = b.op("maximum", peak, sink)
+    shifted = b.op("where", seen, b.op("sub", scores, peak), zero)
+    weights = b.op("where", seen, b.op("exp", shifted), zero)
+    total = b.op("sum", weights, axes=(4,), keepdims=True)
+    if sink is not None:
+        total = b.op("add", total, b.op("exp", b.op("sub", sink, peak)))
+    flat = b.reshape(weights, batch, groups, per * tokens, slots)
+    out = b.reshape(b.op("matmul", flat, v), batch, groups, per, tokens, v.type.shape[3])
+    out = b.op("div", out, b.op("where", b.op("gt", total, zero), total, scalar(b, 1.0, scores)))
+    return b.reshape(out, batch, groups * per, tokens, v.type.shape[3])
 
 
 def _floor(element: DType) -> float:

@@ -16,7 +16,7 @@ from omnic.ir.op import Array, Attr, In, Op, ShapeError, register
 from omnic.ir.packing import QTensor
 from omnic.ir.types import DType, Storage, TensorType
 
-__all__: list[str] = []
+__all__ = ["check_rows", "slots_first"]
 
 _RING = Attr("ring", "bool", False, doc="slots are reused modulo the capacity")
 
@@ -25,11 +25,18 @@ def _check_state(op: str, state: TensorType) -> None:
     element = state.element
     if state.rank < 3:
         raise ShapeError(f"{op}: a state is [B, ..., S, D], got {state}")
-    if isinstance(element, Storage) and (element.axis != -1 or element.group == -1):
-        raise ShapeError(f"{op}: tokens are written one at a time, so {state} must group along its last dim")
+    blocks = op == "cache_read" and isinstance(element, Storage) and element.axis == -2 and element.group > 0
+    if isinstance(element, Storage) and (element.axis != -1 or element.group == -1) and not blocks:
+        raise ShapeError(f"{op}: tokens are written one at a time, so {state} must group along its last dim",
+                         "a state grouped along its slots is written by cache_close")
 
 
-def _check_rows(op: str, state: TensorType, **rows: TensorType) -> None:
+def check_rows(op: str, state: TensorType, **rows: TensorType) -> None:
+    """Check that every one of ``rows`` is i64[B] of the state's B.
+
+    Raises:
+        ShapeError: one is not.
+    """
     for name, row in rows.items():
         if row.shape != (state.shape[0],):
             raise ShapeError(f"{op}: {name} must be i64[{state.shape[0]}], got {row}")
@@ -39,7 +46,7 @@ def _arrays(state: Array | QTensor) -> list[Array]:
     return list(state.parts().values()) if isinstance(state, QTensor) else [state]
 
 
-def _slots_first(part: Array, slot_axis: int) -> Array:
+def slots_first(part: Array, slot_axis: int) -> Array:
     """Return a view [B, S, ...] of one array of a state."""
     return np.moveaxis(part, slot_axis, 1)
 
@@ -59,7 +66,7 @@ class CacheWrite(Op):
     def infer(self, state: TensorType, x: TensorType, start: TensorType, length: TensorType,
               **attrs: Any) -> TensorType:
         _check_state("cache_write", state)
-        _check_rows("cache_write", state, start=start, length=length)
+        check_rows("cache_write", state, start=start, length=length)
         if x.rank != state.rank or x.shape[:-2] != state.shape[:-2] or x.shape[-1] != state.shape[-1]:
             raise ShapeError(f"cache_write: {x} does not fit the state {state}: all dims but the slots must be equal")
         return state
@@ -79,7 +86,7 @@ class CacheWrite(Op):
         fresh = packing.quantise(x, state.type) if isinstance(state, QTensor) else x.astype(state.dtype)
         result = state.copy()
         for into, source in zip(_arrays(result), _arrays(fresh), strict=True):
-            _slots_first(into, axis)[batch, slot] = _slots_first(source, axis)[batch, token]
+            slots_first(into, axis)[batch, slot] = slots_first(source, axis)[batch, token]
         return result
 
 
@@ -88,7 +95,8 @@ class CacheRead(Op):
     """``y, index`` = every slot of the state as f32 numbers, and the logical index of the token in it (-1: none).
 
     With ``n = start[b] + length[b]`` tokens in: linear ``index[b, s] = s`` if ``s < n``; ring: the largest
-    ``j < n`` with ``j mod S = s``, if ``j >= 0``.
+    ``j < n`` with ``j mod S = s``, if ``j >= 0``.  In a state grouped along its slots the slots of a block that is not
+    closed hold anything.
     """
 
     name = "cache_read"
@@ -100,7 +108,7 @@ class CacheRead(Op):
     def infer(self, state: TensorType, start: TensorType, length: TensorType,
               **attrs: Any) -> tuple[TensorType, TensorType]:
         _check_state("cache_read", state)
-        _check_rows("cache_read", state, start=start, length=length)
+        check_rows("cache_read", state, start=start, length=length)
         return state.with_element(DType.F32), TensorType(DType.I64, (state.shape[0], state.shape[-2]))
 
     def reference(self, state: Any, start: Array, length: Array, *, ring: bool, **attrs: Any) -> tuple[Array, Array]:
@@ -144,5 +152,5 @@ class CacheMove(Op):
             read, write = read % slots, write % slots
         result = state.copy()
         for into, have in zip(_arrays(result), _arrays(state), strict=True):
-            _slots_first(into, axis)[batch, write] = _slots_first(have, axis)[batch, read]
+            slots_first(into, axis)[batch, write] = slots_first(have, axis)[batch, read]
         return result

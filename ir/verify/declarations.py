@@ -14,7 +14,7 @@ from omnic.ir.verify.problem import Place, Problem
 __all__ = ["dims", "names", "states", "storage_problem", "undeclared", "weights"]
 
 # States whose slots are tokens, so that the tail can be dropped; the others keep a running value.
-_BY_TOKEN = ("k", "v", "latent", "rope_k", "landmark")
+_BY_TOKEN = ("k", "v", "latent", "rope_k", "recent", "landmark")
 
 
 def names(module: Module) -> Iterator[Problem]:
@@ -59,6 +59,8 @@ def storage_problem(type: TensorType) -> str | None:
         return f"{type}: a scale per head needs at least two dims"
     if element.asym and element.kind not in ("i8", "i4", "i2"):
         return f"{type}: {element.kind} has no zero point"
+    if element.scale == "one" and element.asym:
+        return f"{type}: a scale of one is not stored, so neither is a zero point"
     if element.scale == "s4" and (element.kind != "i4" or element.asym or element.group <= 0):
         return f"{type}: s4 is the scale of symmetric i4 groups"
     return None
@@ -123,7 +125,8 @@ def _ring(module: Module, state: State) -> Iterator[tuple[str, str | None]]:
     if "T" not in module.dims:
         yield " is a ring and dim T is not declared", "its capacity is window + the most tokens of a call - 1"
         return
-    longest = module.dims["T"].high
+    # What a call writes is read beside a recent ring, not from it: it holds what came before the call.
+    longest = 1 if state.role == "recent" else module.dims["T"].high
     slots = bounds(state.type.shape[-2], module.dims)[0]
     if slots < state.window + longest - 1:
         yield (f" has {slots} slots", f"a ring of window {state.window} that takes up to {longest} tokens a call holds "

@@ -98,6 +98,7 @@ _FUSED = {
     "rms_norm": "SkipSimplifiedLayerNormalization after a residual, RMSNormalization else",
     "moe": "MoE where its activation is exact, If and MatMul per expert else (tests/targets/onnx/test_experts.py)",
 }
+_BLOCKS = "keys quantised in blocks of tokens are for targets whose states are codes"
 _DECOMPOSED = ("router", "fake_quant", "short_conv", "linear_recurrence", "pool_blocks", "host.fetch")
 
 
@@ -105,7 +106,8 @@ def _ops(contrib: Mapping[str, str]) -> dict[str, OpSupport]:
     standard = {op: OpSupport("native", f"{_SPEC}: {how}") for op, how in _STANDARD.items()}
     fused = {op: OpSupport("native", f"{_CONTRIB}: {how}") for op, how in contrib.items()}
     rest = {op: OpSupport("decompose", f"its core ops are lowered ({_SPEC})") for op in _DECOMPOSED}
-    return {**standard, **fused, **rest, **{op: OpSupport("excluded", _STORED) for op in ("quantise", "dequantise")}}
+    return {**standard, **fused, **rest, **{op: OpSupport("excluded", _STORED) for op in ("quantise", "dequantise")},
+            **{op: OpSupport("excluded", _BLOCKS) for op in ("cache_close", "block_attention")}}
 
 
 def _caps(profile: str, contrib: Mapping[str, str], opset: Mapping[str, int]) -> Caps:

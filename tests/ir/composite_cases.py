@@ -78,6 +78,21 @@ def attention(m: Maker) -> Case:
     return Case(arrays, {"scale": 0.7, "window": m.pick(0, 1, 4), "softcap": m.pick(0.0, 1.5)})
 
 
+def block_attention(m: Maker) -> Case:
+    """Every token of the last blocks is recent, in any order, with places that hold none."""
+    groups, width = m.pick(1, m.heads), m.pick(3, 4)
+    start = m.below(SLOTS - m.tokens + 1, m.batch)
+    query = start[:, None] + np.arange(m.tokens)
+    slots = np.broadcast_to(np.arange(SLOTS), (m.batch, SLOTS))
+    key = np.where(slots < (start + m.tokens)[:, None], slots, -1)
+    recent = m.random.permuted(np.concatenate([key, np.full((m.batch, 2), -1)], axis=1), axis=1)
+    arrays = [m.floats(m.batch, m.heads, m.tokens, width), m.floats(m.batch, groups, SLOTS, width),
+              m.floats(m.batch, groups, SLOTS, 6), m.floats(m.batch, groups, SLOTS + 2, width), query, key, recent,
+              m.maybe(m.heads)]
+    attrs = {"block": m.pick(1, 2, 4), "scale": 0.7, "window": m.pick(0, 1, 4), "softcap": m.pick(0.0, 1.5)}
+    return Case(arrays, attrs)
+
+
 def mla(m: Maker) -> Case:
     query, key, parents, start = m.keys()
     arrays = [m.floats(m.batch, m.heads, m.tokens, 6), m.floats(m.batch, m.heads, m.tokens, 2),
@@ -160,6 +175,7 @@ def fake_quant(m: Maker) -> Case:
 CASES: dict[str, Callable[[Maker], Case]] = {
     "act": lambda m: Case([m.floats(m.batch, m.tokens)], {"kind": m.pick(*ACTIVATIONS)}),
     "attention": attention,
+    "block_attention": block_attention,
     "embedding": lambda m: Case([m.floats(9, 8), m.below(9, m.batch, m.tokens)], {}),
     "fake_quant": fake_quant,
     "gated_act": lambda m: Case([m.floats(m.batch, 8), m.floats(m.batch, 8)], {"kind": m.pick(*ACTIVATIONS)}),

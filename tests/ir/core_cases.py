@@ -297,6 +297,21 @@ def cache_move(m: Maker) -> Case:
     )
 
 
+def cache_close(m: Maker) -> Case:
+    """Closes the blocks that tokens up to 9 fill; the recent tokens lie in any order behind an empty place."""
+    batch, size = m.dim(), m.pick(2, 3)
+    shape: list[Sized] = [batch, *m.shape(0, 1), (symbol("N"), SIZES["N"]), (4, 4)]
+    element = parse_element(m.pick(f"i4<g{size}, asym, axis-2>", f"i8<g{size}, axis-2>", f"nf4<g{size}, f32, axis-2>"))
+    assert isinstance(element, Storage)
+    state = (type_of(shape, element), packing.quantise(m.floats(shape)[1], element))
+    slots = SIZES["N"]
+    index = np.stack([m.random.permutation(np.arange(-1, slots)) for _ in range(batch[1])])
+    start = m.integers([batch], 0, slots)
+    length = m.random.integers(0, slots - start[1] + 1)
+    x = m.floats([*shape[:-2], (slots + 1, slots + 1), shape[-1]])
+    return case(state, x, (TensorType(DType.I64, (batch[0], slots + 1)), index), start, (start[0], length))
+
+
 NUMBER, ANY, FLOAT = ("float", "int"), ("float", "int", "bool"), ("float",)
 FUNCTIONS = ("exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh", "sigmoid", "erf", "round", "relu")
 
@@ -340,4 +355,5 @@ CASES: dict[str, Callable[[Maker], Case]] = {
     "cache_write": cache_write,
     "cache_read": cache_read,
     "cache_move": cache_move,
+    "cache_close": cache_close,
 }

@@ -133,9 +133,9 @@ REFUSED = [
     ),
     (
         "cache_read",
-        ("i8<g2, axis-2>[B, 8, 4]", "i64[B]", "i64[B]"),
+        ("i8<head>[B, 8, 4]", "i64[B]", "i64[B]"),
         {},
-        "cache_read: tokens are written one at a time, so i8<g2, axis-2>[B, 8, 4] must group along its last dim",
+        "cache_read: tokens are written one at a time, so i8<head>[B, 8, 4] must group along its last dim",
     ),
     (
         "cache_move",

@@ -1,0 +1,205 @@
+"""Keys that are quantised in blocks of tokens: one scale per channel and block (KIVI, arXiv:2402.02750).
+
+The scales of a block are known once its last token is there.  So such a cache is two states: the codes
+``[B, ..., S, D]``, grouped along the slots (``i4<g32, asym, axis-2>``), and a small ring of the newest tokens as
+plain numbers, of the role ``recent``.  A call
+
+1. reads the ring (what came before the call) and puts its own tokens behind: ``recent``, with their indices;
+2. closes every block that its tokens complete: :class:`CacheClose`;
+3. writes its tokens into the ring: ``cache_write``;
+4. attends with :class:`BlockAttention`: a query sees the keys of the block that is open *at its own index* as plain
+   numbers and all others as quantised ones.
+
+Rule 4 asks what is closed at the query and not at the end of the call, so any cutting of the tokens into calls gives
+the same result.  A ring of R tokens and blocks of g roll back by at most R - g + 1 tokens: an opened block then still
+has its tokens in the ring, and closes again to the same codes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from omnic.errors import InputError
+from omnic.ir import packing
+from omnic.ir.dims import Dim
+from omnic.ir.op import Array, Attr, In, Op, ShapeError, register
+from omnic.ir.ops.attention import (
+    check_index,
+    decompose_mix,
+    decompose_products,
+    decompose_visible,
+    mix,
+    products,
+    visible_keys,
+)
+from omnic.ir.ops.cache import check_rows, slots_first
+from omnic.ir.ops.composite import Composite, as_element, check_rank, check_shape, plain, scalar, select
+from omnic.ir.packing import QTensor
+from omnic.ir.types import DType, Storage, TensorType
+
+if TYPE_CHECKING:
+    from omnic.ir.builder import FunctionBuilder
+    from omnic.ir.graph import Value
+
+__all__ = ["places"]
+
+
+def places(index: Array, slots: int) -> Array:
+    """Return i64[B, S]: where in ``index`` [B, N] each logical index 0..S-1 stands, -1 = nowhere."""
+    found = np.full((len(index), slots), -1, np.int64)
+    row, place = np.nonzero((index >= 0) & (index < slots))
+    found[row, index[row, place]] = place
+    return found
+
+
+@register
+class CacheClose(Op):
+    """``y`` = state with the blocks quantised that end in this call: block j holds the tokens g j .. g j + g - 1, g the
+    group of the state's type, and ends where ``start[b] < g (j + 1) <= start[b] + length[b]``.
+
+    Its tokens are taken from ``recent`` by ``index`` and rounded by the rules of ``omnic.ir.packing``; other blocks
+    stay as they are.  The state is linear; what does not fill a block is not in it.
+    """
+
+    name = "cache_close"
+    source = "arXiv:2402.02750"
+    inputs = (In("state", state=True, doc="[B, ..., S, D], grouped along S"), In("recent", doc="[B, ..., N, D]"),
+              In("index", "index", doc="[B, N] logical index of each recent token, -1 = none"),
+              In("start", "index", doc="[B]"), In("length", "index", doc="[B]"))
+    updates = {"state": "y"}
+
+    def infer(self, state: TensorType, recent: TensorType, index: TensorType, start: TensorType, length: TensorType,
+              **attrs: Any) -> TensorType:
+        element = state.element
+        if state.rank < 3 or not isinstance(element, Storage) or element.axis != -2 or element.group < 1:
+            raise ShapeError(f"cache_close: the state must be [B, ..., S, D] in groups along S, got {state}")
+        if element.scale == "s4":
+            raise ShapeError("cache_close: s4 scales share a row over all blocks, so no block can close by itself")
+        check_rows("cache_close", state, start=start, length=length)
+        if recent.rank != state.rank or recent.shape[:-2] != state.shape[:-2] or recent.shape[-1] != state.shape[-1]:
+            raise ShapeError(f"cache_close: {recent} does not fit {state}: all dims but the slots must be equal")
+        check_shape("cache_close", "index", index, state.shape[0], recent.shape[-2])
+        return state
+
+    def reference(self, state: QTensor, recent: Array, index: Array, start: Array, length: Array, **attrs: Any) -> Any:
+        slots, size = state.shape[-2], state.type.group
+        if length.size and int((start + length).max()) > slots:
+            raise InputError(f"cache_close: {int((start + length).max())} tokens do not fit a state of {slots} slots")
+        block = np.arange(slots // size)[None, :]
+        row, block = np.nonzero((block >= (start // size)[:, None]) & (block < ((start + length) // size)[:, None]))
+        token = block[:, None] * size + np.arange(int(size))
+        place = places(index, slots)[row[:, None], token]
+        if place.size and int(place.min()) < 0:
+            at = int(np.flatnonzero(place.min(-1) < 0)[0])
+            raise InputError(f"cache_close: block {block[at]} of row {row[at]} ends, and not all its tokens are recent")
+        result = state.copy()
+        if not row.size:
+            return result
+        tokens = slots_first(recent, recent.ndim - 2)[row[:, None], place]
+        fresh = packing.quantise(np.moveaxis(tokens, 1, -2), state.type)
+        slots_first(result.codes, len(state.shape) - 2)[row[:, None], token] = np.moveaxis(fresh.codes, -2, 1)
+        for into, part in ((result.scale, fresh.scale), (result.zero, fresh.zero)):
+            if into is not None and part is not None:
+                np.moveaxis(into, -1, 1)[row, block] = part[..., 0]
+        return result
+
+
+@register
+class BlockAttention(Composite):
+    """As ``attention`` over a linear state, with the key of token s taken from ``recent`` for the queries t at which
+    its block is open: ``block * (s // block + 1) > q_index[t] + 1``; for all others from ``k``.
+
+    Slot s of ``k`` and ``v`` holds token s.  ``recent`` must hold every token that a query sees and that is open at it.
+    """
+
+    name = "block_attention"
+    category = "attention"
+    source = "arXiv:2402.02750"
+    inputs = (
+        In("q", "float", doc="[B, H, T, Dk]"),
+        In("k", "float", doc="[B, G, S, Dk]"),
+        In("v", "float", doc="[B, G, S, Dv]"),
+        In("recent", "float", doc="[B, G, N, Dk] keys as they were before quantisation"),
+        In("q_index", "index", doc="[B, T] logical index of each query"),
+        In("k_index", "index", doc="[B, S] logical index of each key, -1 = empty"),
+        In("recent_index", "index", doc="[B, N] logical index of each recent key, -1 = none"),
+        In("sinks", "float", optional=True, doc="[H]"),
+    )
+    attrs = (
+        Attr("block", "int", doc="tokens of a block"),
+        Attr("scale", "float", doc="multiplies q.k"),
+        Attr("window", "int", 0, doc="attended keys, the current one included; 0 = all"),
+        Attr("softcap", "float", 0.0, doc="bound of the logits; 0 = none"),
+    )
+
+    def infer(self, *types: Any, **attrs: Any) -> TensorType:
+        """Result [B, H, T, Dv] in the element type of q."""
+        q, k, v, recent, q_index, k_index, recent_index, sinks = types
+        for name, type in (("q", q), ("k", k), ("v", v), ("recent", recent)):
+            check_rank("block_attention", name, type, 4)
+        batch, heads, tokens, width = q.shape
+        groups, slots = k.shape[1], k.shape[2]
+        check_shape("block_attention", "k", k, batch, groups, slots, width)
+        check_shape("block_attention", "v", v, batch, groups, slots, v.shape[3])
+        check_shape("block_attention", "recent", recent, batch, groups, recent.shape[2], width)
+        check_shape("block_attention", "recent_index", recent_index, batch, recent.shape[2])
+        if not isinstance(heads, int) or not isinstance(groups, int) or heads % groups:
+            raise ShapeError(f"block_attention: {heads} query heads cannot share {groups} KV heads evenly")
+        index = {"q_index": q_index, "k_index": k_index, "parents": None, "start": None}
+        check_index("block_attention", batch, tokens, slots, index)
+        if sinks is not None:
+            check_shape("block_attention", "sinks", sinks, heads)
+        if attrs["window"] < 0 or attrs["softcap"] < 0 or attrs["block"] < 1:
+            raise ShapeError("block_attention: window and softcap must not be negative, and a block holds a token")
+        return TensorType(plain(q), (batch, heads, tokens, v.shape[3]))
+
+    def reference(self, *arrays: Any, **attrs: Any) -> Array:
+        """All heads and tokens at once; the recent keys are laid out by slot."""
+        q, k, v, recent, q_index, k_index, recent_index, sinks = arrays
+        slots = k.shape[2]
+        place = places(recent_index, slots)
+        fresh = np.take_along_axis(recent, np.maximum(place, 0)[:, None, :, None], axis=2)
+        fresh = select((place >= 0)[:, None, :, None], fresh, np.zeros_like(fresh))
+        end = (np.arange(int(slots)) // attrs["block"] + 1) * attrs["block"]
+        is_open = end[None, None, :] > q_index[:, :, None] + 1
+        scores = select(is_open[:, None, None], products(q, fresh), products(q, k))
+        return mix(scores, v, visible_keys(q_index, k_index, attrs["window"]), attrs["scale"], attrs["softcap"], sinks)
+
+    def decompose(self, b: FunctionBuilder, *values: Any, **attrs: Any) -> Value:
+        """The recent keys scattered to their slots, two products of which one is chosen, and attention's rest."""
+        q, k, v, recent, q_index, k_index, recent_index, sinks = values
+        element = plain(q.type)
+        q, k, v, recent = (as_element(b, x, element) for x in (q, k, v, recent))
+        batch, groups, slots, width = k.type.shape
+        tokens, count = q_index.type.shape[1], recent.type.shape[2]
+        # Tokens that are not there go to one slot more, which is cut off.
+        outside = b.op("lt", recent_index, b.constant(0, DType.I64))
+        last = _size(b, slots)
+        index = b.reshape(b.op("where", outside, last, recent_index), batch, 1, count, 1)
+        empty = b.op("broadcast", scalar(b, 0.0, k), shape=(batch, groups, slots + 1, width))
+        index = b.op("broadcast", index, shape=(batch, groups, count, width))
+        fresh = b.op("slice", b.op("scatter", empty, index, recent, axis=2), axis=2, start=(0,), stop=(slots,))
+        size = b.constant(attrs["block"], DType.I64)
+        one = b.constant(1, DType.I64)
+        block = b.op("floordiv", b.op("iota", size=(slots,), type=DType.I64), size)
+        end = b.reshape(b.op("mul", b.op("add", block, one), size), 1, 1, slots)
+        is_open = b.op("gt", end, b.reshape(b.op("add", q_index, one), batch, tokens, 1))
+        is_open = b.reshape(is_open, batch, 1, 1, tokens, slots)
+        scores = b.op("where", is_open, decompose_products(b, q, fresh), decompose_products(b, q, k))
+        seen = decompose_visible(b, q_index, k_index, attrs["window"], None, None)
+        return decompose_mix(b, scores, v, seen, attrs["scale"], attrs["softcap"], sinks)
+
+    def flops(self, *types: Any, **attrs: Any) -> Dim:
+        """2 * B * H * T * (S * (Dk + Dv) + N * Dk), masked keys included."""
+        q, k, v, recent = types[:4]
+        batch, heads, tokens, width = q.shape
+        return 2 * batch * heads * tokens * (k.shape[2] * (width + v.shape[3]) + recent.shape[2] * width)
+
+
+def _size(b: FunctionBuilder, size: Dim) -> Value:
+    """Return the number ``size``, which may be symbolic, as an i64 scalar."""
+    if isinstance(size, int):
+        return b.constant(size, DType.I64)
+    return b.op("add", b.op("max", b.op("iota", size=(size,), type=DType.I64), axes=(0,)), b.constant(1, DType.I64))
