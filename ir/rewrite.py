@@ -34,11 +34,15 @@ _MAX_SWEEPS = 100
 
 @dataclass(frozen=True)
 class Remark:
-    """Something a rule did or declined: the rule, what happened, and the node it happened at."""
+    """Something a rule did or declined: the rule, what happened, and the node it happened at.
+
+    ``missed``: the rule nearly applied, and the message is why it did not.
+    """
 
     rule: str
     message: str
     node: str = ""
+    missed: bool = False
 
     def __str__(self) -> str:
         return f"{self.rule}: {self.message}" + (f" ({self.node})" if self.node else "")
@@ -211,12 +215,12 @@ def _sweep(function: Function, rule: Rule, declined: dict[tuple[str, str], Remar
         attempt = _Attempt()
         if not _bind(rule.pattern, rule.pattern.root, node, uses, attempt):
             if len(attempt.nodes) >= max(2, len(rule.pattern.nodes) / 2):
-                declined[rule.name, node.name] = Remark(rule.name, attempt.reason, attempt.at or node.name)
+                declined[rule.name, node.name] = Remark(rule.name, attempt.reason, attempt.at or node.name, True)
             continue
         match = Match(attempt.nodes, attempt.values, function, uses)
         refusal = _leaks(rule.pattern, match) or _first_refusal(rule, match)
         if refusal:
-            declined[rule.name, node.name] = Remark(rule.name, *refusal)
+            declined[rule.name, node.name] = Remark(rule.name, *refusal, missed=True)
         elif not claimed.intersection(match.nodes.values()):
             claimed.update(match.nodes.values())
             plans[node] = match
@@ -260,7 +264,7 @@ def _apply(
         if reason:
             del b.nodes[start:]
             b.nodes.append(mapped)
-            declined[rule.name, node.name] = Remark(rule.name, reason, node.name)
+            declined[rule.name, node.name] = Remark(rule.name, reason, node.name, True)
             continue
         for before, after in zip(node.results, results, strict=True):
             found[before] = after

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,9 @@ def compile(
     force: bool = False,
     parity: str = "auto",
     threads: int | None = None,
+    passes: Sequence[str] = (),
+    calibration: str | Path | None = None,
+    results: str | Path | None = None,
 ) -> Bundle:
     """Compile a spec for one target and measure what came out.
 
@@ -39,6 +42,9 @@ def compile(
         force: replace a bundle of other content.
         parity: ``auto``, ``full`` or ``off``.
         threads: for checking; None = the cores this process really has.
+        passes: ``NAME`` or ``NAME{option=value, ...}``, run after those of the spec's list (``omnic list passes``).
+        calibration: text for calibrating passes: a file, a folder or saved windows; the training corpus when None.
+        results: folder where their results are kept and found again; this user's cache when None.
 
     Returns:
         The bundle: ``path``, ``manifest``, ``parity``, ``fidelity``.  One made from the same inputs before is
@@ -49,13 +55,15 @@ def compile(
         BundleError: damaged weights.
         MissingExtraError: the target's package is not installed.
     """
+    from omnic.compiler.lowering import CalibrationSource
+    from omnic.compiler.options import with_passes
     from omnic.compiler.pipeline import CompileRequest, compile_spec
     from omnic.spec import Spec, load_spec
 
     loaded = spec if isinstance(spec, Spec) else load_spec(str(spec))
     return compile_spec(
         CompileRequest(
-            loaded,
+            with_passes(loaded, passes),
             target,
             Path(out) if out is not None else None,
             Path(weights) if weights is not None else None,
@@ -64,6 +72,8 @@ def compile(
             force,
             parity,
             threads,
+            CalibrationSource(Path(calibration) if calibration is not None else None),
+            Path(results) if results is not None else None,
         )
     )
 

@@ -10,24 +10,32 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast, get_args, runtime_checkable
 
-from omnic.errors import InputError, nearest
+from omnic.errors import DiagnosticError, InputError, InternalError, nearest
 from omnic.ir.graph import Module
 from omnic.ir.rewrite import Remark
+from omnic.ir.verify import verify
 from omnic.passes.context import PassContext
+from omnic.passes.options import OptionError, check_options, option, read_options, split_call
 
-__all__ = ["Pass", "PassResult", "Remark", "all_passes", "find_pass", "make_pass", "parse_pass", "register_pass",
-           "run_passes", "NOTHING", "PassContext"]
+__all__ = ["NOTHING", "STAGES", "OptionError", "Pass", "PassContext", "PassResult", "Remark", "Stage", "all_passes",
+           "find_pass", "make_pass", "option", "parse_pass", "register_pass", "run_pass", "run_passes", "stage_of"]
 
 ENTRY_POINTS = "omnic.passes"
 
+#: in this order; what each may do stands in omnic.passes.pipelines
+Stage = Literal["front", "lossy", "specialise", "legalise"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
 # The files of this package that register passes when imported.
-_OURS = ("specialise", "split_at_host")
+_OURS = (
+    "specialise",
+    "split_at_host",
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,11 @@ NOTHING = PassContext()
 
 @runtime_checkable
 class Pass(Protocol):
-    """A frozen dataclass with a name and a ``run``."""
+    """A frozen dataclass with a name and a ``run``.
+
+    It may say its stage, ``stage: ClassVar[Stage] = "lossy"``; one that does not is of the front stage, where
+    nothing changes a number.
+    """
 
     name: ClassVar[str]
 
@@ -117,49 +129,11 @@ def make_pass(name: str, options: Mapping[str, Any]) -> Pass:
     """Return the pass ``name`` with ``options`` (texts are read as the field's type).
 
     Raises:
-        InputError: an unknown pass or option, a missing option, or a value that the field cannot take.
+        InputError: there is no such pass.
+        OptionError: an unknown or missing option, or a value that is no such thing or out of range.
     """
     cls: Any = find_pass(name)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    values: dict[str, Any] = {}
-    for key, value in options.items():
-        if key not in fields:
-            near = nearest(key, list(fields))
-            hint = f"did you mean '{near}'?" if near else f"it has: {', '.join(fields) or 'none'}"
-            raise InputError(f"pass '{name}' has no option '{key}'", hint)
-        values[key] = _read(name, fields[key], value)
-    missing = [f.name for f in fields.values() if f.name not in values and _is_required(f)]
-    if missing:
-        raise InputError(f"pass '{name}' needs the option '{missing[0]}'", f"write {name}{{{missing[0]}=...}}")
-    return cls(**values)
-
-
-def _is_required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-_READERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
-
-
-def _read(name: str, field: dataclasses.Field[Any], value: Any) -> Any:
-    """Return ``value`` as the type of ``field`` (written as text by ``from __future__ import annotations``)."""
-    kind = str(field.type).removesuffix(" | None").strip()
-    if value is None and str(field.type).endswith("| None"):
-        return None
-    if kind == "bool":
-        known = {"true": True, "false": False, "True": True, "False": False}
-        if str(value) in known:
-            return known[str(value)]
-        raise InputError(f"option '{field.name}' of pass '{name}' must be true or false, got '{value}'")
-    if kind in _READERS:
-        try:
-            return _READERS[kind](str(value))
-        except (TypeError, ValueError):
-            raise InputError(f"option '{field.name}' of pass '{name}' must be {kind}, got '{value}'") from None
-    return value
-
-
-_CALL = re.compile(r"\s*([\w.-]+)\s*(?:\{(.*)\})?\s*", re.S)
+    return cls(**read_options(name, cls, options))
 
 
 def parse_pass(text: str) -> Pass:
@@ -168,27 +142,49 @@ def parse_pass(text: str) -> Pass:
     Raises:
         InputError: the text has another form, or as :func:`make_pass`.
     """
-    match = _CALL.fullmatch(text)
-    if not match:
-        raise InputError(f"'{text}' is not a pass", "write NAME or NAME{option=value, ...}")
-    name: str = match.group(1)
-    listed: str = match.group(2) or ""
-    options: dict[str, str] = {}
-    for part in listed.split(","):
-        if not part.strip():
-            continue
-        key, equals, value = part.partition("=")
-        if not equals or not key.strip():
-            raise InputError(f"'{part.strip()}' is not an option of pass '{name}'", "write option=value")
-        options[key.strip()] = value.strip()
-    return make_pass(name, options)
+    return make_pass(*split_call(text))
+
+
+def stage_of(each: Pass | type[Pass]) -> Stage:
+    """Return the stage of a pass.
+
+    Raises:
+        InputError: it says one that does not exist.
+    """
+    stage: str = getattr(each, "stage", "front")
+    if stage not in STAGES:
+        raise InputError(f"pass '{each.name}' says stage '{stage}'", f"stages: {', '.join(STAGES)}")
+    return cast(Stage, stage)
+
+
+def run_pass(module: Module, each: Pass, context: PassContext = NOTHING) -> PassResult:
+    """Run one pass: check its options, run it, verify what it made.
+
+    Raises:
+        OptionError: an option out of range.
+        InternalError: a pass of omnic made a module that does not verify.
+        InputError: a pass of another package did.
+    """
+    check_options(each)
+    result = each.run(module, context)
+    if result.module is module:
+        return result
+    try:
+        verify(result.module)
+    except DiagnosticError as error:
+        message = f"pass '{each.name}' made a module that is not valid\n{error.render()}"
+        package = type(each).__module__.partition(".")[0]
+        if package == "omnic":
+            raise InternalError(message) from error
+        raise InputError(message, f"this is a defect of the pass: report it to those who made {package}") from error
+    return result
 
 
 def run_passes(module: Module, passes: list[Pass], context: PassContext = NOTHING) -> PassResult:
-    """Run ``passes`` in order and return the last module with every remark."""
+    """Run ``passes`` in order, the module verified after each, and return the last module with every remark."""
     changed, remarks = False, list[Remark]()
     for each in passes:
-        result = each.run(module, context)
+        result = run_pass(module, each, context)
         module, changed = result.module, changed or result.changed
         remarks.extend(result.remarks)
     return PassResult(module, changed, tuple(remarks))

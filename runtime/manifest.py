@@ -51,6 +51,7 @@ class Remark(_Record):
     rule: str
     node: str = ""
     message: str
+    missed: bool = Field(default=False, description="The rule nearly applied; the message is why it did not.")
 
 
 class PassRecord(_Record):

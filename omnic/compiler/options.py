@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from omnic.errors import InputError
 from omnic.models import build
 from omnic.models.summary import summarise
+from omnic.passes.options import split_call
 from omnic.runtime.files import human_bytes
 from omnic.spec import Spec, with_values
+from omnic.spec.tree import Node, Text, read_scalar
 
 __all__ = ["key_values", "with_budget", "with_passes"]
-
-_PASS = re.compile(r"\s*([\w-]+)\s*(?:\{(.*)\})?\s*$", re.S)
-
 
 def key_values(items: Sequence[str]) -> dict[str, Any]:
     """Return ``KEY=VALUE`` texts as a mapping; values are read as YAML scalars.
@@ -59,20 +57,37 @@ def with_budget(spec: Spec, budget: str | None) -> Spec:
     return spec
 
 
-def with_passes(spec: Spec, passes: Sequence[str]) -> Spec:
-    """Return ``spec`` with its list of passes replaced by ``NAME`` or ``NAME{opt=val, ...}`` texts.
+def with_passes(spec: Spec, passes: Sequence[str], replace: bool = False) -> Spec:
+    """Return ``spec`` with ``NAME`` or ``NAME{opt=val, ...}`` texts behind its own list of passes.
+
+    Args:
+        spec: stays as it is; its list keeps its places in messages.
+        passes: texts in the order to run.
+        replace: leave the spec's own list out.
 
     Raises:
         InputError: a text of another form.
     """
-    if not passes:
+    if not passes and not replace:
         return spec
-    wanted: list[Any] = []
-    for text in passes:
-        match = _PASS.match(text)
-        if not match:
-            raise InputError(f"--pass '{text}' is not NAME or NAME{{opt=val}}", "write it as --pass 'name{group=64}'")
-        name, options = match.group(1), match.group(2)
-        pairs = [p for p in (options or "").split(",") if p.strip()]
-        wanted.append({name: key_values(pairs)} if pairs else name)
-    return with_values(spec, {"passes": wanted}, "--pass")
+    written = None if replace else spec.tree.find(("passes",))
+    own = written.value if written is not None and isinstance(written.value, list) else []
+    return with_values(spec, {"passes": [*own, *(_pass_node(text, spec) for text in passes)]}, "--pass")
+
+
+def _pass_node(text: str, spec: Spec) -> Node:
+    """Return the entry of a spec's list that ``text`` stands for, placed in the text itself."""
+    name, options = split_call(text)
+    source = Text("--pass", text, folder=spec.folder)
+    key = source.at(text.index(name), len(name))
+    if not options:
+        return Node(name, key, None, source)
+    values: dict[str, Node] = {}
+    at = text.index("{")
+    for option, value in options.items():
+        at = text.index(option, at)
+        span = source.at(at, len(text[at:].partition(value)[0]) + len(value))
+        at += span.width
+        values[option] = Node(read_scalar(value), span, span, source)
+    inner: Node = Node(values, key, key, source)
+    return Node({name: inner}, key, None, source)

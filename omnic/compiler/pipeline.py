@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,17 @@ from typing import Any
 
 from omnic import __version__
 from omnic.compiler.fidelity import measure_fidelity
+from omnic.compiler.lowering import (
+    CalibrationSource,
+    Listed,
+    Lowered,
+    Watch,
+    calibration_key,
+    listed_passes,
+    lower,
+    pass_context,
+    results_folder,
+)
 from omnic.compiler.parity import measure_parity
 from omnic.compiler.profiling import measure_profile
 from omnic.compiler.progress import Progress, silent
@@ -23,10 +33,9 @@ from omnic.errors import BundleError, InputError
 from omnic.ir.caps import Caps
 from omnic.ir.graph import Module
 from omnic.ir.text import print_module
-from omnic.ir.verify import verify
-from omnic.ir.weights import WeightStore
+from omnic.ir.weights import ResultStore, WeightStore
 from omnic.models import build
-from omnic.passes.base import make_pass
+from omnic.passes.context import PassContext
 from omnic.report import write_report
 from omnic.runtime.bundle import MANIFEST, Bundle, open_bundle
 from omnic.runtime.bundle_write import BundleWriter, check_destination
@@ -34,9 +43,7 @@ from omnic.runtime.files import sha256_file
 from omnic.runtime.manifest import (
     Executable,
     Manifest,
-    PassRecord,
     Program,
-    Remark,
     SpecText,
     StateEntry,
     TokenizerEntry,
@@ -47,7 +54,7 @@ from omnic.spec import Spec, to_yaml
 from omnic.targets import get_target
 from omnic.targets.base import EmitRequest, Emitted, Target
 
-__all__ = ["CompileRequest", "compile_spec", "default_out", "lower", "open_weights"]
+__all__ = ["CompileRequest", "compile_spec", "default_out", "lower_spec", "open_weights"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,9 @@ class CompileRequest:
         force: replace a bundle of other content.
         parity: ``auto`` (whole model below 300 M parameters, its parts above), ``full`` or ``off``.
         threads: for checking; None = the cores this process has.
+        calibration: the text that calibrating passes look at.
+        results: where their results are kept and found again; None = this user's cache folder.
+        watch: shown the module after each pass; stops the passes by False (then nothing is compiled).
     """
 
     spec: Spec
@@ -75,15 +85,9 @@ class CompileRequest:
     force: bool = False
     parity: str = "auto"
     threads: int | None = None
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """The module before and after the lossy passes, and what they said."""
-
-    front: Module
-    lossy: Module
-    passes: tuple[PassRecord, ...]
+    calibration: CalibrationSource = field(default_factory=CalibrationSource)
+    results: Path | None = None
+    watch: Watch | None = None
 
 
 def default_out(spec: Spec, target: str) -> Path:
@@ -91,55 +95,24 @@ def default_out(spec: Spec, target: str) -> Path:
     return Path("build") / f"{spec.model}-{target}"
 
 
-def lower(spec: Spec) -> Lowered:
-    """Build the front module and run the passes the spec asks for.
-
-    Raises:
-        InputError: a pass that is not registered.
-    """
-    front = build(spec)
-    verify(front)
-    lossy, records = front, list[PassRecord]()
-    for name, options in _listed(spec):
-        began = time.perf_counter()
-        result = make_pass(name, options).run(lossy)
-        verify(result.module)
-        lossy = result.module
-        remarks = tuple(Remark(rule=r.rule, node=r.node, message=r.message) for r in result.remarks)
-        seconds = time.perf_counter() - began
-        records.append(
-            PassRecord(name=name, options=dict(options), changed=result.changed, seconds=seconds, remarks=remarks)
-        )
-    _check_still_runs(front, lossy, records)
-    return Lowered(front, lossy, tuple(records))
-
-
-def _check_still_runs(front: Module, lossy: Module, records: list[PassRecord]) -> None:
+def _check_still_runs(lowered: Lowered) -> None:
     """Refuse a list of passes that takes an input or a state from ``@forward``: no session could call it."""
-    left = {p.value.name for p in lossy.function("forward").params}
-    gone = [p.value.name for p in front.function("forward").params if p.value.name not in left]
+    left = {p.value.name for p in lowered.lossy.function("forward").params}
+    gone = [p.value.name for p in lowered.front.function("forward").params if p.value.name not in left]
     if gone:
         raise InputError(
-            f"after the passes {', '.join(r.name for r in records)}, @forward has no input {', '.join(gone[:4])}"
+            f"after the passes {', '.join(r.name for r in lowered.passes)}, @forward has no input {', '.join(gone[:4])}"
             " any more, and cannot be run",
             "leave out the pass that makes functions for training",
         )
 
 
-def _listed(spec: Spec) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return the passes the spec lists, with their options; ``auto`` has nothing lossy to run."""
-    if isinstance(spec.passes, str):
-        return []
-    listed: list[tuple[str, Mapping[str, Any]]] = []
-    for item in spec.passes:
-        listed.extend([(item, {})] if isinstance(item, str) else item.items())
-    return listed
-
-
 def open_weights(
-    module: Module, spec: Spec, weights: Path | None, seed: int | None
+    module: Module, spec: Spec, weights: Path | None, seed: int | None, results: ResultStore | None = None
 ) -> tuple[WeightStore, dict[str, Any]]:
-    """Return the numbers of ``module`` and where they come from: ``path`` and ``sha256``, or ``seed``.
+    """Return the numbers of the front module and where they come from: ``path`` and ``sha256``, or ``seed``.
+
+    ``results`` holds what calibrating passes found, for later stages of the module.
 
     Raises:
         InputError: nothing was named, or both a file and a seed were.
@@ -154,8 +127,8 @@ def open_weights(
             f"{spec.model} has no weights", "train it, or give --weights FILE, or --seed N for random ones"
         )
     if weights is None:
-        return WeightStore.random(module, seed or 0), {"seed": seed}
-    store = WeightStore.load(module, weights)
+        return WeightStore(module, seed=seed or 0, results=results), {"seed": seed}
+    store = WeightStore.load(module, weights, results)
     return store, {"path": str(weights.absolute()), "sha256": sha256_file(weights)}
 
 
@@ -172,13 +145,21 @@ def compile_spec(request: CompileRequest, progress: Progress = silent) -> Bundle
     options = target.options({**spec.targets.get(request.target, {}), **request.options})
     out = request.out or default_out(spec, request.target)
     progress("build", 0.0)
-    lowered = lower(spec)
-    weights, origin = open_weights(lowered.lossy, spec, request.weights, request.seed)
+    passes = listed_passes(spec)
+    front = build(spec)
+    results = ResultStore(request.results or results_folder())
+    weights, origin = open_weights(front, spec, request.weights, request.seed, results)
     tokenizer = _tokenizer(spec)
-    key = _key(spec, request.target, options, origin, request.parity)
+    key = _key(request, options, origin, passes)
     if not request.force and (there := finished_bundle(out, key)):
         return there
     check_destination(out, request.force, key)
+    context = pass_context(
+        spec, weights, _origin_key(origin), tokenizer, results, request.calibration, target.caps, progress
+    )
+    lowered = lower(front, passes, context, request.watch)
+    _check_still_runs(lowered)
+    weights = weights.with_module(lowered.lossy)
     with BundleWriter(out, force=request.force, key=key) as writer:
         need = sum(w.type.bytes() for w in lowered.lossy.weights.values())
         writer.require(target.disk_bytes(lowered.lossy), need)
@@ -213,6 +194,27 @@ def compile_spec(request: CompileRequest, progress: Progress = silent) -> Bundle
         return writer.commit(manifest)
 
 
+def lower_spec(request: CompileRequest, progress: Progress = silent) -> Lowered:
+    """Build the module and run its passes, and nothing else: what ``--stop-after`` shows.
+
+    Weights are opened when there are any; a pass that needs them says so otherwise.
+
+    Raises:
+        InputError: a pass, an option or a weight file that cannot be used.
+    """
+    spec = request.spec
+    passes = listed_passes(spec)
+    caps = get_target(request.target).caps
+    front = build(spec)
+    results = ResultStore(request.results or results_folder())
+    tokenizer = _tokenizer(spec)
+    if request.weights is None and request.seed is None and spec.resolve("weights") is None:
+        return lower(front, passes, PassContext(results=results, caps=caps, progress=progress), request.watch)
+    weights, origin = open_weights(front, spec, request.weights, request.seed, results)
+    context = pass_context(spec, weights, _origin_key(origin), tokenizer, results, request.calibration, caps, progress)
+    return lower(front, passes, context, request.watch)
+
+
 def finished_bundle(out: Path, key: str) -> Bundle | None:
     """Return the bundle at ``out`` if it is whole and was made from the same inputs."""
     if not (out / MANIFEST).is_file():
@@ -224,16 +226,27 @@ def finished_bundle(out: Path, key: str) -> Bundle | None:
     return bundle if bundle.manifest.key == key else None
 
 
-def _key(spec: Spec, target: str, options: Mapping[str, Any], origin: Mapping[str, Any], parity: str) -> str:
-    parts = {
+def _key(
+    request: CompileRequest, options: Mapping[str, Any], origin: Mapping[str, Any], passes: tuple[Listed, ...]
+) -> str:
+    """Return the hash of everything a bundle depends on."""
+    parts: dict[str, Any] = {
         "omnic": __version__,
-        "spec": to_yaml(spec),
-        "target": target,
+        "spec": to_yaml(request.spec),
+        "target": request.target,
         "options": dict(options),
         "weights": origin.get("sha256", origin),
-        "parity": parity,
+        "parity": request.parity,
     }
+    if passes:
+        # With the defaults of their options: a new default of a pass is another bundle.
+        parts["passes"] = [[type(p.made).__module__, repr(p.made)] for p in passes]
+        parts["calibration"] = calibration_key(request.calibration)
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _origin_key(origin: Mapping[str, Any]) -> str:
+    return str(origin.get("sha256") or f"seed {origin['seed']}")
 
 
 def _tokenizer(spec: Spec) -> Tokenizer | None:

@@ -86,7 +86,9 @@ def with_values(spec: Spec, changes: Mapping[str, Any], origin: str) -> Spec:
 
 
 def _at(value: Any, text: Text) -> Node:
-    """Return the tree of plain values that no file holds."""
+    """Return the tree of plain values that no file holds; a node that is a tree already stays one."""
+    if isinstance(value, Node):
+        return value
     if isinstance(value, dict):
         value = {str(key): _at(item, text) for key, item in value.items()}
     elif isinstance(value, list | tuple):

@@ -31,7 +31,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME{opt=val}",
-        help="run this pass; may be repeated",
+        help="run this pass (or pipeline) after those of the spec's list; may be repeated (see: omnic list passes)",
+    )
+    parser.add_argument(
+        "--replace-passes", action="store_true", help="leave out the spec's own list: run only those of --pass"
+    )
+    parser.add_argument(
+        "--why", metavar="NAME", help="say what this pass did and where it nearly applied: the rule, why not, the node"
+    )
+    parser.add_argument(
+        "--print-after", metavar="NAME|all", help="print the module to standard error after this pass, or after each"
+    )
+    parser.add_argument(
+        "--stop-after",
+        metavar="NAME|STAGE",
+        help="print the module after this pass or stage (front, lossy, specialise, legalise) and write no bundle",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="text for calibrating passes: a file, a folder or saved windows (default: the training corpus)",
+    )
+    parser.add_argument(
+        "--calibration-windows", type=int, default=128, metavar="N", help="windows of 256 tokens of it (default 128)"
+    )
+    parser.add_argument(
+        "--results", metavar="DIR", help="where results of calibration are kept (default: your cache folder)"
     )
     parser.add_argument(
         "--option",
@@ -58,8 +83,10 @@ def run(args: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
+    from omnic.compiler.inspect import Inspector, print_why, why
+    from omnic.compiler.lowering import CalibrationSource
     from omnic.compiler.options import key_values, with_budget, with_passes
-    from omnic.compiler.pipeline import CompileRequest, compile_spec, default_out
+    from omnic.compiler.pipeline import CompileRequest, compile_spec, default_out, lower_spec
     from omnic.compiler.progress import Bar
     from omnic.compiler.summary import bundle_summary, print_summary
     from omnic.errors import InputError
@@ -72,7 +99,10 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--target names {next(t for t in targets if targets.count(t) > 1)} twice", "name each once")
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads must be 1 or more, not {args.threads}", "leave it out to use every core")
-    spec = with_passes(with_budget(load_spec(args.spec), args.budget), args.passes)
+    if args.calibration_windows < 1:
+        raise InputError(f"--calibration-windows must be 1 or more, not {args.calibration_windows}")
+    spec = with_passes(with_budget(load_spec(args.spec), args.budget), args.passes, args.replace_passes)
+    inspector = Inspector(spec, args.print_after, args.stop_after, args.why)
     summaries: list[dict[str, object]] = []
     for target in targets:
         out = (
@@ -92,12 +122,23 @@ def run(args: argparse.Namespace) -> int:
             args.force,
             args.parity,
             args.threads,
+            CalibrationSource(Path(args.calibration) if args.calibration else None, args.calibration_windows),
+            Path(args.results) if args.results else None,
+            inspector.watch if inspector.watches else None,
         )
+        if args.stop_after is not None:
+            with Bar(f"{spec.model} → {target}") as bar:
+                lowered = lower_spec(request, bar)
+            inspector.print_stopped(lowered, args.json)
+            return 0
         with Bar(f"{spec.model} → {target}") as bar:
             bundle = compile_spec(request, bar)
         summaries.append(bundle_summary(bundle))
+        if args.why is not None:
+            summaries[-1]["why"] = why(bundle.manifest.passes, args.why)
         if not args.json:
             print_summary(summaries[-1])
+            print_why(summaries[-1].get("why"))
     if args.json:
         print(json.dumps(summaries[0] if len(summaries) == 1 else {"bundles": summaries}, indent=2))
     return 0 if all(s["parity_ok"] is not False for s in summaries) else 1
