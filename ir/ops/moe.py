@@ -23,6 +23,7 @@ from omnic.ir.ops.composite import (
 )
 from omnic.ir.ops.index import check_indices, stable_topk
 from omnic.ir.ops.reduce import softmax
+from omnic.ir.router_training import RouterTraining
 from omnic.ir.types import DType, TensorType
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class Router(Composite):
     sigmoid(logits) at the indices, divided by their sum when ``renormalise`` (``sigmoid``); times ``scale``.  With a
     group gate and P = softmax of the group logits, the gate of an expert of group g is also multiplied by P_g, divided
     by the sum of P over the chosen experts when ``top_groups`` > 1, so that the group gate is trained.
-    ``train`` names a stochastic or surrogate training rule; the value here is the one of evaluation.
+    ``train`` names a stochastic training rule (``noisy(gumbel=1.0, dropout=0.1)``, with ``temperature``, ``gaussian``
+    and ``jitter``: :class:`omnic.ir.router_training.RouterTraining`); the value here is the one of evaluation.
     """
 
     name = "router"
@@ -67,6 +69,10 @@ class Router(Composite):
     def infer(self, *types: Any, **attrs: Any) -> tuple[TensorType, ...]:
         """Indices i64 [B, T, k], gates f32 [B, T, k], logits f32 [B, T, E]."""
         x, gate, group_gate, bias = types
+        try:
+            RouterTraining.parse(attrs["train"])
+        except ValueError as error:
+            raise ShapeError(f"router: train: {error}") from error
         check_rank("router", "x", x, 3)
         check_rank("router", "gate", gate, 2)
         experts, groups, top_k = gate.shape[0], attrs["groups"], attrs["top_k"]

@@ -25,6 +25,7 @@ __all__ = [
     "layer_norm",
     "logits_of",
     "mix_experts",
+    "noisy_logits",
     "relu2",
     "rms_norm",
     "rope_table",
@@ -160,6 +161,30 @@ def logits_of(x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(full_precision(x), full_precision(weight))
 
 
+def noisy_logits(
+    x: Tensor,
+    weight: Tensor,
+    training: bool,
+    temperature: float = 1.0,
+    gumbel: float = 0.0,
+    gaussian: float = 0.0,
+    jitter: float = 0.0,
+) -> Tensor:
+    """The logits of a router; in training with noise, from torch's generator, so that it tries other experts.
+
+    Jitter multiplies every input by a number near 1 (arXiv:2101.03961); Gaussian noise is that of arXiv:1701.06538.
+    """
+    if not training:
+        return logits_of(x, weight)
+    x = full_precision(x)
+    logits = logits_of(x * (1 + jitter * (2 * torch.rand_like(x) - 1)) if jitter else x, weight) / temperature
+    if gumbel:
+        logits = logits - gumbel * torch.log(-torch.log(torch.rand_like(logits).clamp(min=1e-30)))
+    if gaussian:
+        logits = logits + gaussian * torch.randn_like(logits)
+    return logits
+
+
 def group_mask(scores: Tensor, group_logits: Tensor | None, groups: tuple[int, ...], top_groups: int) -> Tensor:
     """Put -inf where an expert's group is not among the best ``top_groups``."""
     member = torch.repeat_interleave(
@@ -186,14 +211,26 @@ def route(
     score: str = "softmax",
     renormalise: bool = True,
     scale: float = 1.0,
+    logits: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose experts: (indices [B, T, k], gates [B, T, k], logits [B, T, E]); the bias enters the selection only."""
-    logits = logits_of(x, weight)
+    """Choose experts: (indices [B, T, k], gates [B, T, k], logits [B, T, E]); the bias enters the selection only.
+
+    In training the logits may be noisy ones, and each expert but the best is left out with probability ``dropout``.
+    """
+    logits = logits_of(x, weight) if logits is None else logits
     squashed = logits.sigmoid() if score == "sigmoid" else logits
     select = squashed if bias is None else squashed + bias
     group_logits = None if group_weight is None else logits_of(x, group_weight)
     if groups is not None:
         select = group_mask(select.detach(), group_logits, groups, top_groups)
+    if dropout:
+        # One that is left out stands behind all others of its groups: it is taken where too few are left.
+        select = select.detach()
+        best = select.amax(-1, keepdim=True)
+        least = select.masked_fill(select == float("-inf"), float("inf")).amin(-1, keepdim=True)
+        dropped = (torch.rand_like(select) < dropout) & (select < best)
+        select = torch.where(dropped, select - (best - least) - 1, select)
     indices = select.topk(top_k, dim=-1).indices
     if score == "sigmoid":
         gates = squashed.gather(-1, indices)

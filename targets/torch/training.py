@@ -18,6 +18,7 @@ from omnic.targets.torch import library
 from omnic.targets.torch.text.load import load_source
 from omnic.targets.torch.text.scopes import Scope, ScopeTree
 from omnic.targets.torch.text.steps import (
+    ROUTER_LISTS,
     Program,
     Step,
     bring_out_routers,
@@ -54,22 +55,28 @@ _OUTPUTS = {
     "mtp": "mtp            [B, T, depth, V], head j predicts the token after the next j + 1",
     "verifier": "verifier       [B, T, V]",
     "router_logits": "router_logits  a list of [B, T, E], one for each mixture of experts (also model.router_logits)",
+    "router_indices": "router_indices a list of int64 [B, T, k], the experts chosen (also model.router_indices)",
+    "router_gates": "router_gates   a list of [B, T, k], their gates (also model.router_gates)",
 }
 
 
-def emit_training(module: Module) -> str:
+def emit_training(module: Module, choices: bool = False) -> str:
     """Return the source of the training module of ``module`` (a front module).
+
+    Args:
+        module: the front module.
+        choices: it also returns the experts that its routers chose and their gates.
 
     Raises:
         InputError: the module keeps states that training cannot do without.
     """
     trained = specialise_train(module)
-    programs = [_prepared(trained, name) for name in trained.functions]
+    programs = [_prepared(trained, name, choices) for name in trained.functions]
     tree = ScopeTree(programs, trained.weights)
     methods = {p.name: "forward" if p.name == "forward" else f"{p.name.replace('.', '_')}_forward" for p in programs}
     limit = max(int(trained.dims["T"].high), int(str(trained.meta.get("context", 0))))
     classes, helpers = write_classes(programs, tree, TRAINING, _class_name, methods, limit)
-    outputs = [*programs[0].results, *(["router_logits"] if programs[0].routers else [])]
+    outputs = [*programs[0].results, *(n for n in ROUTER_LISTS if n in programs[0].routers.values())]
     head = _HEAD.format(
         title=module.name,
         outputs="\n".join(f"    {_OUTPUTS.get(n, n)}" for n in outputs),
@@ -98,12 +105,12 @@ def _several_blocks(functions: list[str]) -> str:
     )
 
 
-def _prepared(module: Module, name: str) -> Program:
+def _prepared(module: Module, name: str, choices: bool) -> Program:
     program = program_of(module.function(name))
     name_causal_attention(program)
     hoist_rope_tables(program)
     if name == "forward":
-        bring_out_routers(program)
+        bring_out_routers(program, choices)
     dead_code(program)
     used = {v for step in program.steps for v in step.inputs()} | program.returned()
     program.params = [p for p in program.params if p in used]
@@ -138,17 +145,18 @@ def _class_name(scope: Scope) -> str:
     return named.get(last, "".join(w.capitalize() for w in last.split("_")))
 
 
-def load_training_module(module: Module, weights: WeightStore | None = None) -> nn.Module:
+def load_training_module(module: Module, weights: WeightStore | None = None, choices: bool = False) -> nn.Module:
     """Return the training module of ``module`` with its numbers, parameters in f32.
 
     Args:
         module: a front module.
         weights: where its numbers come from; None leaves the parameters uninitialised.
+        choices: the model also returns ``router_indices`` and ``router_gates``, one of each a router.
 
     Raises:
         InputError: a weight is not finite, missing, or of another shape.
     """
-    model = load_source(emit_training(module), module.name).Model()
+    model = load_source(emit_training(module, choices), module.name).Model()
     assert isinstance(model, nn.Module)
     parameters = dict(model.named_parameters())
     if set(parameters) != set(module.weights):

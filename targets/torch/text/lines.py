@@ -14,7 +14,7 @@ from omnic.ir.dims import Atom, Dim, Expr, symbols
 from omnic.ir.graph import Value
 from omnic.targets.torch.text.core import Code
 from omnic.targets.torch.text.scopes import Body, Call, Entry, Scope
-from omnic.targets.torch.text.steps import Step
+from omnic.targets.torch.text.steps import ROUTER_LISTS, Step
 
 if TYPE_CHECKING:
     from omnic.targets.torch.text.write import ClassWriter
@@ -142,7 +142,7 @@ class BodyWriter:
         for value in self.body.params:
             self._bind(value, -1, param=True)
         if own_router:
-            self.lines.append("router_logits = []")
+            self.lines += [f"{name} = []" for name in self._lists()]
         entries = self.body.entries
         at = 0
         while at < len(entries):
@@ -234,7 +234,7 @@ class BodyWriter:
         self.lines.append(f"{', '.join(names)} = {code.text}")
         if self.scope.path == "":
             self.lines += [
-                f"router_logits.append({n})" for v, n in zip(entry.results, names, strict=True) if v in self.routers
+                f"{self.routers[v]}.append({n})" for v, n in zip(entry.results, names, strict=True) if v in self.routers
             ]
 
     def _is_literal(self, step: Step) -> bool:
@@ -252,8 +252,12 @@ class BodyWriter:
 
     def _hint(self, value: Value, hint: str) -> str:
         if self.scope.path == "" and value in self.routers:
-            return "logits_of_router"
-        return "router_logits" if value in self.routers else hint
+            return _of_router(self.routers[value])
+        return hint or self.routers.get(value, "")
+
+    def _lists(self) -> list[str]:
+        """Return the lists that results of routers go to, in order."""
+        return [name for name in ROUTER_LISTS if name in self.routers.values()]
 
     def _may_wait(self, entry: Entry, at: int) -> bool:
         """Whether the expression may be written inside the next entry's."""
@@ -274,8 +278,9 @@ class BodyWriter:
             return ", ".join(texts)
         pairs = [f'"{n}": {t}' for n, t in zip(self.body.names, texts, strict=True)]
         if own_router:
-            self.lines.append("self.router_logits = router_logits")
-            pairs.append('"router_logits": router_logits')
+            for name in self._lists():
+                self.lines.append(f"self.{name} = {name}")
+                pairs.append(f'"{name}": {name}')
         return "{" + ", ".join(pairs) + "}"
 
     def _unpack(self) -> list[str]:
@@ -349,19 +354,24 @@ class BodyWriter:
         names: list[str] = []
         for place, value in enumerate(run[-1].results):
             source = next((p for p, o in carry.items() if o == place), None)
-            names.append(arguments[source] if source is not None else "logits_of_router")
+            names.append(arguments[source] if source is not None else _of_router(self.routers[value]))
             if source is not None:
                 self.names = {v: n for v, n in self.names.items() if n != arguments[source]}
                 self.names[value] = arguments[source]
         self.lines.append(f"for {item} in {listed}{rest}:")
         self.lines.append(f"    {', '.join(names)} = {item}({', '.join(arguments)})")
-        self.lines += ["    router_logits.append(logits_of_router)"] * names.count("logits_of_router")
+        self.lines += [f"    {name}.append({_of_router(name)})" for name in self._lists() if _of_router(name) in names]
 
     def _list_at(self, path: str) -> Scope:
         scope = self.writer.tree.root
         for segment in path.split("."):
             scope = scope.children[segment]
         return scope
+
+
+def _of_router(name: str) -> str:
+    """Return what one entry of a list of routers' results is called, such as ``logits_of_router``."""
+    return f"{name.removeprefix('router_')}_of_router"
 
 
 def mark(index: int) -> str:

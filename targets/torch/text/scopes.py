@@ -73,7 +73,7 @@ class ScopeTree:
 
     def __init__(self, programs: Sequence[Program], weights: Mapping[str, Weight]) -> None:
         self.root = Scope("")
-        self._routers = {v for program in programs for v in program.routers.values()}
+        self._routers = {v for program in programs for v in program.routers}
         self._modules = _module_paths(programs, weights)
         for path in self._modules:
             self._scope(path)

@@ -11,7 +11,11 @@ from omnic.ir.graph import Function, Loc, Value
 from omnic.ir.op import find_op
 from omnic.ir.types import DType, TensorType
 
-__all__ = ["Program", "Step", "dead_code", "hoist_rope_tables", "name_causal_attention", "program_of"]
+__all__ = ["ROUTER_LISTS", "Program", "Step", "dead_code", "hoist_rope_tables", "name_causal_attention", "program_of"]
+
+
+ROUTER_LISTS = ("router_indices", "router_gates", "router_logits")
+"""The lists that the results of routers go to, in the order of the op's results."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,18 +52,18 @@ class Program:
         params: its parameters in order.
         steps: in an order of definition.
         results: name -> value.
-        routers: scope of each router -> value of its logits.
+        routers: results of routers that leave the function -> the list they go to (``router_logits``, ...).
     """
 
     name: str
     params: list[Value]
     steps: list[Step]
     results: dict[str, Value]
-    routers: dict[str, Value] = field(default_factory=dict[str, Value])
+    routers: dict[Value, str] = field(default_factory=dict[Value, str])
 
     def returned(self) -> set[Value]:
         """Return every value that leaves the function."""
-        return {*self.results.values(), *self.routers.values()}
+        return {*self.results.values(), *self.routers}
 
     def producers(self) -> dict[Value, Step]:
         """Return the step that makes each value."""
@@ -174,11 +178,17 @@ def users(steps: Iterable[Step]) -> dict[Value, list[Step]]:
     return found
 
 
-def bring_out_routers(program: Program) -> None:
-    """Record the logits of every router, which auxiliary losses read, as results of the function."""
+def bring_out_routers(program: Program, choices: bool) -> None:
+    """Record the logits of every router, which auxiliary losses read, as results of the function.
+
+    Args:
+        program: the function.
+        choices: the chosen experts and their gates too.
+    """
     for step in program.steps:
         if step.op == "router":
-            program.routers[step.scope] = step.results[2]
+            kept = zip(step.results, ROUTER_LISTS, strict=True) if choices else [(step.results[2], ROUTER_LISTS[2])]
+            program.routers.update(kept)
 
 
 def outer_values(steps: Sequence[Step]) -> tuple[list[Value], set[Value]]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from omnic.errors import InputError
 from omnic.ir.rope import rope_frequencies
+from omnic.ir.router_training import RouterTraining
 from omnic.targets.torch.text.core import CORE, Code, Lowering, Pen, call
 from omnic.targets.torch.text.steps import Step
 
@@ -109,6 +112,14 @@ def _router(pen: Pen, step: Step) -> Code:
     words += [f'score="{attrs["score"]}"'] if attrs["score"] != "softmax" else []
     words += ["renormalise=False"] if not attrs["renormalise"] else []
     words += [f"scale={pen.number('scale', attrs['scale'])}"] if attrs["scale"] != 1.0 else []
+    rule = RouterTraining.parse(attrs["train"])
+    if rule.noisy:
+        values = ((f.name, getattr(rule, f.name), f.default) for f in fields(rule) if f.name != "dropout")
+        noise = (f"{name}={pen.number(name, value)}" for name, value, off in values if value != off)
+        noisy = call(pen.helper("noisy_logits"), pen.arg(x), pen.arg(weight), "self.training", *noise)
+        words.append(f"logits={noisy.text}")
+    if rule.dropout:
+        words.append(f"dropout={pen.number('dropout', rule.dropout)} if self.training else 0.0")
     return call(pen.helper("route"), *words)
 
 

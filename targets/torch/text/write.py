@@ -280,6 +280,5 @@ def write_classes(
 ) -> tuple[list[ClassText], list[str]]:
     """Return the classes of ``programs`` and the names of the library functions they use."""
     writer = ClassWriter(tree, lowerings, naming, methods, root, limit)
-    routers = {p.name: {v: scope for scope, v in p.routers.items()} for p in programs}
-    classes = writer.write(routers)
+    classes = writer.write({p.name: p.routers for p in programs})
     return classes, list(writer.helpers)
