@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from omnic.ir.graph import Value
+from omnic.ir.router_training import RouterTraining
 from omnic.models.context import Context
 from omnic.spec import Dense, Layer, MoE
 
@@ -61,6 +64,7 @@ def mixture(ctx: Context, x: Value, layer: Layer, prefix: str) -> Value:
         score=ffn.score,
         renormalise=ffn.renormalise,
         scale=float(ffn.gate_scale),
+        train=str(RouterTraining(**asdict(ffn.router)) if ffn.router else RouterTraining()),
         hint="route",
     )
     up = ctx.weight(f"{prefix}.experts.up", experts, hidden, width)

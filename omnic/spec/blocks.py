@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from omnic.spec.kinds import KindOf, register_kind
-from omnic.spec.values import Count, Dim, Flag, Number, Positive, Record, Tokens
+from omnic.spec.values import Count, Dim, Flag, Number, Positive, Record, Share, Strength, Tokens
 
 __all__ = [
     "Activation",
@@ -22,6 +22,7 @@ __all__ = [
     "MqaModel",
     "RopeModel",
     "RopeScalingModel",
+    "RouterModel",
 ]
 
 Activation = Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu", "relu2", "silu"]
@@ -174,6 +175,24 @@ class DenseModel(FfnModel):
     kind: Literal["dense"] = Field(description="one feed-forward network for every token")
 
 
+class RouterModel(Record):
+    """What a router does in training only, so that it tries other experts while it learns."""
+
+    temperature: Positive = Field(default=1.0, description="divides the logits")
+    gumbel: Strength = Field(
+        default=0.0, description="factor of Gumbel noise on the logits; 1.0 with top_k 1 draws from the softmax"
+    )
+    gaussian: Strength = Field(
+        default=0.0, description="standard deviation of normal noise on the logits (arXiv 1701.06538)"
+    )
+    jitter: Share = Field(
+        default=0.0, description="largest relative change of an input of the router (arXiv 2101.03961)"
+    )
+    dropout: Share = Field(
+        default=0.0, description="probability that an expert is left out of a token's choice; never the best one"
+    )
+
+
 class MoeModel(FfnModel):
     """A mixture of experts, of which each token takes a few."""
 
@@ -197,6 +216,9 @@ class MoeModel(FfnModel):
     renormalise: Flag = Field(default=True, description="gates of the chosen experts sum to one")
     select_bias: Flag = Field(default=False, description="a bias per expert that enters the choice, not the gate")
     gate_scale: Positive = Field(default=1.0, description="factor of the gates")
+    router: RouterModel | None = Field(
+        default=None, description="noise of the router in training; none: training does what evaluation does"
+    )
 
 
 for _name, _attention in (("mha", MhaModel), ("gqa", GqaModel), ("mqa", MqaModel), ("mla", MlaModel)):

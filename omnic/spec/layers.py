@@ -17,6 +17,7 @@ __all__ = [
     "Place",
     "Rope",
     "RopeScaling",
+    "RouterNoise",
 ]
 
 AttentionKind = Literal["mha", "gqa", "mqa", "mla"]
@@ -108,10 +109,22 @@ class Dense:
 
 
 @dataclass(frozen=True)
+class RouterNoise:
+    """What a router does in training only; every value is off at its default."""
+
+    temperature: float = 1.0
+    gumbel: float = 0.0
+    gaussian: float = 0.0
+    jitter: float = 0.0
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
 class MoE:
     """A mixture of experts as the spec counts it, before ``split``.
 
-    ``routed_*`` are the numbers after the split: what the router and the weights have.
+    ``routed_*`` are the numbers after the split: what the router and the weights have.  ``router`` is None
+    where training does what evaluation does.
     """
 
     hidden: int
@@ -129,6 +142,7 @@ class MoE:
     select_bias: bool = False
     gate_scale: float = 1.0
     bias: bool = False
+    router: RouterNoise | None = None
 
     @property
     def gated(self) -> bool:

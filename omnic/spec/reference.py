@@ -46,6 +46,7 @@ TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`ffn`, every kind", blocks.FfnModel),
     ("`ffn` of kind `dense`", blocks.DenseModel),
     ("`ffn` of kind `moe`", blocks.MoeModel),
+    ("`router` of `ffn` of kind `moe`", blocks.RouterModel),
     ("`heads`", schema.HeadsModel),
     ("`mtp` of `heads`", schema.MtpModel),
     ("`budget`", schema.BudgetModel),

@@ -17,8 +17,9 @@ from omnic.spec.blocks import (
     MoeModel,
     MqaModel,
     RopeModel,
+    RouterModel,
 )
-from omnic.spec.layers import Attention, Dense, Ffn, Layer, MoE, Norm, Rope, RopeScaling
+from omnic.spec.layers import Attention, Dense, Ffn, Layer, MoE, Norm, Rope, RopeScaling, RouterNoise
 
 if TYPE_CHECKING:
     from omnic.spec.schema import Spec
@@ -172,7 +173,14 @@ def resolve_ffn(spec: Spec, ffn: BaseModel) -> Ffn:
         select_bias=ffn.select_bias,
         gate_scale=ffn.gate_scale,
         bias=spec.bias if ffn.bias is None else ffn.bias,
+        router=_noise(ffn.router),
     )
+
+
+def _noise(router: RouterModel | None) -> RouterNoise | None:
+    """Return what is on, None when nothing is: a default that is written equals one that is not."""
+    noise = RouterNoise() if router is None else RouterNoise(**router.model_dump())
+    return None if noise == RouterNoise() else noise
 
 
 def _foreign(model: BaseModel, spec: Spec, block: BlockModel | None) -> Any:

@@ -8,6 +8,7 @@ differ from another one equals it.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from omnic.spec.blocks import AttentionModel, DenseModel, MoeModel
@@ -157,6 +158,8 @@ def _small_ffn(old: Ffn, width: int) -> dict[str, Any]:
         "select_bias": old.select_bias,
         "gate_scale": old.gate_scale,
     }
+    if old.router is not None:
+        new["router"] = asdict(old.router)
     if old.shared_hidden != old.hidden:
         new["shared_hidden"] = _near(old.shared_hidden * WIDTH / width, 16, 288)
     chosen = experts

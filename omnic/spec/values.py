@@ -22,6 +22,8 @@ __all__ = [
     "Passes",
     "Positive",
     "Record",
+    "Share",
+    "Strength",
     "Tokens",
 ]
 
@@ -107,6 +109,8 @@ Count = Annotated[int, Strict(), Field(ge=0, le=MAX_DIM)]
 Flag = Annotated[bool, Strict()]
 Number = Annotated[float, Strict()]
 Positive = Annotated[float, Strict(), Field(gt=0)]
+Strength = Annotated[float, Strict(), Field(ge=0)]
+Share = Annotated[float, Strict(), Field(ge=0, lt=1)]
 ModelName = Annotated[str, Strict(), StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 FileName = Annotated[str, Strict(), StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,1024}$")]
 Tokens = Annotated[

@@ -97,6 +97,10 @@ def ffns(draw: Any) -> dict[str, Any]:
     sometimes(draw, data, "renormalise", st.booleans())
     sometimes(draw, data, "select_bias", st.booleans())
     sometimes(draw, data, "gate_scale", st.sampled_from([1, 2.5]))
+    noise = st.fixed_dictionaries(
+        {}, optional={"temperature": st.just(2), "gumbel": st.just(0.5), "dropout": st.just(0)}
+    )
+    sometimes(draw, data, "router", noise)
     return data
 
 
