@@ -13,7 +13,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast, get_args, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 from omnic.errors import DiagnosticError, InputError, InternalError, nearest
 from omnic.ir.graph import Module
@@ -35,6 +35,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 _OURS = (
     "specialise",
     "split_at_host",
+    "kv_quant",
 )
 
 
@@ -154,7 +155,7 @@ def stage_of(each: Pass | type[Pass]) -> Stage:
     stage: str = getattr(each, "stage", "front")
     if stage not in STAGES:
         raise InputError(f"pass '{each.name}' says stage '{stage}'", f"stages: {', '.join(STAGES)}")
-    return cast(Stage, stage)
+    return stage
 
 
 def run_pass(module: Module, each: Pass, context: PassContext = NOTHING) -> PassResult:
