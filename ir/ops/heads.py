@@ -10,6 +10,7 @@ from omnic.ir.dims import Dim
 from omnic.ir.op import Array, Attr, In, ShapeError, register
 from omnic.ir.ops.composite import Composite, as_element, check_fits, check_rank, check_shape, scalar
 from omnic.ir.ops.index import check_indices
+from omnic.ir.ops.linear import check_activation, decompose_quantise_activation, quantise_activation
 from omnic.ir.types import DType, TensorType
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 @register
 class LmHead(Composite):
     """logits[b, r] = c(w x[b, rows[b, r]] + bias), every token when ``rows`` is absent;
-    c(z) = softcap * tanh(z / softcap) when softcap > 0.  Only the wanted rows are multiplied.
+    c(z) = softcap * tanh(z / softcap) when softcap > 0.  Only the wanted rows are multiplied.  ``act`` says how x is
+    quantised before the product, as for ``linear``.
     """
 
     name = "lm_head"
@@ -32,7 +34,10 @@ class LmHead(Composite):
         In("rows", "index", optional=True, doc="[B, R], each in 0..T-1: an index into this call's tokens"),
         In("bias", "float", optional=True, doc="[V]"),
     )
-    attrs = (Attr("softcap", "float", 0.0, doc="bound of the logits; 0 = none"),)
+    attrs = (
+        Attr("softcap", "float", 0.0, doc="bound of the logits; 0 = none"),
+        Attr("act", "str", "none", doc="none, i8<per_token> or i8<gN>"),
+    )
 
     def infer(self, *types: Any, **attrs: Any) -> TensorType:
         """Result f32 [B, R, V]."""
@@ -47,6 +52,7 @@ class LmHead(Composite):
             check_shape("lm_head", "bias", bias, w.shape[0])
         if attrs["softcap"] < 0:
             raise ShapeError("lm_head: softcap must not be negative")
+        check_activation("lm_head", attrs["act"], x.shape[2])
         return TensorType(DType.F32, (x.shape[0], x.shape[1] if rows is None else rows.shape[1], w.shape[0]))
 
     def reference(self, *arrays: Any, **attrs: Any) -> Array:
@@ -55,7 +61,7 @@ class LmHead(Composite):
         if rows is not None:
             check_indices("lm_head", rows, x.shape[1])
         wanted = x if rows is None else np.take_along_axis(x, rows[:, :, None], axis=1)
-        logits = wanted.reshape(-1, x.shape[-1]) @ w.T
+        logits = quantise_activation(wanted, attrs["act"]).reshape(-1, x.shape[-1]) @ w.T
         if bias is not None:
             logits = logits + bias
         if attrs["softcap"]:
@@ -68,7 +74,8 @@ class LmHead(Composite):
         if rows is not None:
             batch, count = rows.type.shape
             x = b.op("gather", x, b.reshape(rows, batch, count, 1), axis=1)
-        logits = b.op("matmul", as_element(b, x, DType.F32), as_element(b, w, DType.F32), tb=True)
+        x = decompose_quantise_activation(b, as_element(b, x, DType.F32), attrs["act"])
+        logits = b.op("matmul", x, as_element(b, w, DType.F32), tb=True)
         if bias is not None:
             logits = b.op("add", logits, as_element(b, bias, DType.F32))
         if not attrs["softcap"]:

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from omnic.ir.builder import FunctionBuilder
     from omnic.ir.graph import Value
 
-__all__ = ["activation_group", "quantise_activation"]
+__all__ = ["activation_group", "check_activation", "quantise_activation"]
 
 _ACT = re.compile(r"none|i8<(?:per_token|g([1-9]\d*))>")
 
 
-def activation_group(act: str) -> int | None:
+def activation_group(act: str, op: str = "linear") -> int | None:
     """Return the group of an ``act`` attribute: None for ``none``, 0 for a whole token, else the group size.
 
     Raises:
@@ -44,10 +44,21 @@ def activation_group(act: str) -> int | None:
     """
     match = _ACT.fullmatch(act)
     if not match:
-        raise ShapeError(f"linear: act must be none, i8<per_token> or i8<gN>, got '{act}'")
+        raise ShapeError(f"{op}: act must be none, i8<per_token> or i8<gN>, got '{act}'")
     if act == "none":
         return None
     return int(match.group(1)) if match.group(1) else 0
+
+
+def check_activation(op: str, act: str, size: Dim) -> None:
+    """Check that a last dim of ``size`` can be quantised as ``act`` says.
+
+    Raises:
+        ShapeError: ``act`` has another form, or its group does not divide the dim.
+    """
+    group = activation_group(act, op)
+    if group and size % group:
+        raise ShapeError(f"{op}: activation group {group} does not divide {size}")
 
 
 def quantise_activation(x: Array, act: str) -> Array:
@@ -107,9 +118,7 @@ class Linear(Composite):
         check_fits("linear", "last dim of x and of w", x.shape[-1], w.shape[1])
         if bias is not None:
             check_shape("linear", "bias", bias, w.shape[0])
-        group = activation_group(attrs["act"])
-        if group and x.shape[-1] % group:
-            raise ShapeError(f"linear: activation group {group} does not divide {x.shape[-1]}")
+        check_activation("linear", attrs["act"], x.shape[-1])
         return TensorType(plain(x), (*x.shape[:-1], w.shape[0]))
 
     def reference(self, *arrays: Any, **attrs: Any) -> Array:

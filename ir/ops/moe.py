@@ -22,6 +22,7 @@ from omnic.ir.ops.composite import (
     select,
 )
 from omnic.ir.ops.index import check_indices, stable_topk
+from omnic.ir.ops.linear import check_activation, decompose_quantise_activation, quantise_activation
 from omnic.ir.ops.reduce import softmax
 from omnic.ir.router_training import RouterTraining
 from omnic.ir.types import DType, TensorType
@@ -205,7 +206,8 @@ class Moe(Composite):
     act(gate_e x) * up_e x; biases are added to each product.  No token is dropped.
 
     ``dispatch`` says how the work is laid out, never the result: ``grouped`` sorts tokens by expert, ``dense`` lets
-    every expert see every token, ``gather`` reads each token's experts (for a few tokens).
+    every expert see every token, ``gather`` reads each token's experts (for a few tokens).  ``act`` says how the
+    inputs of all products (x, and what ``down`` reads) are quantised before them, as for ``linear``.
     """
 
     name = "moe"
@@ -225,6 +227,7 @@ class Moe(Composite):
     attrs = (
         Attr("kind", "str", choices=ACTIVATIONS, doc="act, as the op act"),
         Attr("dispatch", "str", "grouped", choices=("grouped", "dense", "gather"), doc="layout of the work"),
+        Attr("act", "str", "none", doc="none, i8<per_token> or i8<gN>"),
     )
 
     def infer(self, *types: Any, **attrs: Any) -> TensorType:
@@ -247,6 +250,8 @@ class Moe(Composite):
                 check_shape("moe", name, type, *shape)
         if gate_bias is not None and gate is None:
             raise ShapeError("moe: gate_bias needs gate")
+        check_activation("moe", attrs["act"], width)
+        check_activation("moe", attrs["act"], hidden)
         return x.with_element(plain(x))
 
     def reference(self, *arrays: Any, **attrs: Any) -> Array:
@@ -257,7 +262,7 @@ class Moe(Composite):
         """
         x, indices, gates, up, down, gate, up_bias, down_bias, gate_bias = arrays
         check_indices("moe", indices, len(up))
-        flat = x.reshape(-1, x.shape[-1])
+        flat = quantise_activation(x, attrs["act"]).reshape(-1, x.shape[-1])
         chosen, weights = indices.reshape(len(flat), -1), gates.reshape(len(flat), -1)
         y = np.zeros_like(flat)
         for expert in np.unique(chosen):
@@ -271,7 +276,7 @@ class Moe(Composite):
                 if gate_bias is not None:
                     opening = opening + gate_bias[expert]
                 hidden = activate(opening, attrs["kind"]) * inner
-            out = hidden @ down[expert].T
+            out = quantise_activation(hidden, attrs["act"]) @ down[expert].T
             if down_bias is not None:
                 out = out + down_bias[expert]
             share = np.sum(select(np.equal(chosen, expert), weights, np.zeros_like(weights)), axis=-1, keepdims=True)
@@ -286,15 +291,15 @@ class Moe(Composite):
         weights = [None if w is None else as_element(b, w, element) for w in values[3:]]
         batch, tokens, width = x.type.shape
         rows, top_k, experts = batch * tokens, indices.type.shape[2], weights[0].type.shape[0]  # type: ignore[union-attr]
-        flat = b.reshape(x, rows, width)
+        flat = b.reshape(decompose_quantise_activation(b, x, attrs["act"]), rows, width)
         chosen, share = b.reshape(indices, rows, top_k), b.reshape(gates, rows, top_k)
         if attrs["dispatch"] == "gather":
             picked = [None if w is None else b.op("index_select", w, chosen, axis=0) for w in weights]
-            out = _expert_products(b, b.reshape(flat, rows, 1, 1, width), picked, attrs["kind"])
+            out = _expert_products(b, b.reshape(flat, rows, 1, 1, width), picked, attrs)
             out = b.reshape(out, rows, top_k, width)
             y = b.op("matmul", b.reshape(share, rows, 1, top_k), out)
             return b.reshape(y, batch, tokens, width)
-        out = _expert_products(b, b.reshape(flat, 1, rows, width), weights, attrs["kind"])
+        out = _expert_products(b, b.reshape(flat, 1, rows, width), weights, attrs)
         every = b.reshape(b.op("iota", size=(experts,)), 1, 1, experts)
         match = b.op("eq", b.reshape(chosen, rows, top_k, 1), every)
         spread = b.op("where", match, b.reshape(share, rows, top_k, 1), scalar(b, 0.0, x))
@@ -309,17 +314,17 @@ class Moe(Composite):
         return 2 * products * product(indices.shape) * up.shape[1] * up.shape[2]
 
 
-def _expert_products(b: FunctionBuilder, x: Value, weights: list[Value | None], kind: str) -> Value:
+def _expert_products(b: FunctionBuilder, x: Value, weights: list[Value | None], attrs: dict[str, Any]) -> Value:
     """Build act(up x) (or act(gate x) * up x) times down: x [..., N, D] with weights [..., F, D] and [..., D, F]."""
     up, down, gate, up_bias, down_bias, gate_bias = weights
     assert up is not None
     assert down is not None
-    inner = _affine(b, x, up, up_bias)
+    inner, kind = _affine(b, x, up, up_bias), attrs["kind"]
     if gate is None:
         hidden = decompose_activation(b, inner, kind)
     else:
         hidden = b.op("mul", decompose_activation(b, _affine(b, x, gate, gate_bias), kind), inner)
-    return _affine(b, hidden, down, down_bias)
+    return _affine(b, decompose_quantise_activation(b, hidden, attrs["act"]), down, down_bias)
 
 
 def _affine(b: FunctionBuilder, x: Value, w: Value, bias: Value | None) -> Value:

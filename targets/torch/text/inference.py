@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from omnic.errors import InternalError
+from omnic.errors import InputError, InternalError
 from omnic.ir.graph import Function, Module, Value
 from omnic.ir.ops.linear import activation_group
 from omnic.ir.rope import rope_frequencies
@@ -231,9 +231,13 @@ def _constant(pen: Pen, step: Step) -> Code:
 
 def _linear(pen: Pen, step: Step) -> Code:
     x, w, bias = step.operands
+    return call(pen.helper("linear"), _quantised(pen, step, x), pen.arg(w), pen.arg(bias) if bias is not None else "")
+
+
+def _quantised(pen: Pen, step: Step, x: Value | None) -> str:
+    """Return x as the step's ``act`` has it."""
     group = activation_group(step.attrs["act"])
-    given = pen.arg(x) if group is None else call(pen.helper("quantise_activation"), pen.arg(x), str(group)).text
-    return call(pen.helper("linear"), given, pen.arg(w), pen.arg(bias) if bias is not None else "")
+    return pen.arg(x) if group is None else call(pen.helper("quantise_activation"), pen.arg(x), str(group)).text
 
 
 def _gated_act(pen: Pen, step: Step) -> Code:
@@ -267,6 +271,11 @@ def _router(pen: Pen, step: Step) -> Code:
 
 def _moe(pen: Pen, step: Step) -> Code:
     names = ("gate", "up_bias", "down_bias", "gate_bias")
+    if step.attrs["act"] != "none":
+        raise InputError(
+            f"{step.scope}: torch does not run experts whose inputs are quantised as {step.attrs['act']}",
+            "compile the module before a target has set act",
+        )
     return call(
         pen.helper("moe"),
         *(pen.arg(v) for v in step.operands[:5]),
@@ -279,7 +288,7 @@ def _lm_head(pen: Pen, step: Step) -> Code:
     x, w, rows, bias = step.operands
     return call(
         pen.helper("lm_head"),
-        pen.arg(x),
+        _quantised(pen, step, x),
         pen.arg(w),
         *_named(pen, ("rows", "bias"), (rows, bias)),
         f"softcap={step.attrs['softcap']!r}" if step.attrs["softcap"] else "",
