@@ -13,7 +13,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from omnic.errors import InputError, nearest
 
@@ -87,7 +87,7 @@ def describe_options(cls: Any) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"name": name, "type": kind + (" | none" if absent else "")}
         if not _is_required(field):
             default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-            row["default"] = list(default) if isinstance(default, tuple) else default  # pyright: ignore
+            row["default"] = default
         row["range"] = range_text(field)
         row["about"] = field.metadata.get("doc") or described.get(name, "")
         rows.append(row)
@@ -137,7 +137,7 @@ def check_options(made: Any) -> None:
         OptionError: a value out of its range.
     """
     for field in _fields(made).values():
-        _check(type(made).name, field, getattr(made, field.name))
+        _check(str(made.name), field, getattr(made, field.name))
 
 
 def _check(name: str, field: dataclasses.Field[Any], value: Any) -> None:
@@ -146,15 +146,14 @@ def _check(name: str, field: dataclasses.Field[Any], value: Any) -> None:
     said = range_text(field)
     low, high = field.metadata.get("low"), field.metadata.get("high")
     choices = field.metadata.get("choices", ())
-    for item in value if isinstance(value, tuple) else (value,):  # pyright: ignore[reportUnknownVariableType]
+    for item in cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,):
         wrong = bool(choices) and item not in choices
         wrong = wrong or (low is not None and not item >= low) or (high is not None and not item <= high)
         if wrong or (isinstance(item, float) and not math.isfinite(item)):
             must = f"must be {said}" if said else "must be a finite number"
             near = nearest(str(item), [str(c) for c in choices])
             hint = f"did you mean '{near}'?" if near else None
-            got = _shown(item)  # pyright: ignore[reportUnknownArgumentType]
-            raise OptionError(f"option '{field.name}' of pass '{name}' {must}, got {got}", hint, field.name)
+            raise OptionError(f"option '{field.name}' of pass '{name}' {must}, got {_shown(item)}", hint, field.name)
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:

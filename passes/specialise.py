@@ -13,7 +13,7 @@ from omnic.ir.graph import AttrValue, Function, Module, Node, Param, Result, Val
 from omnic.ir.op import find_op
 from omnic.ir.rewrite import Remark, eliminate_dead_code
 from omnic.ir.types import DType, TensorType
-from omnic.passes.base import NOTHING, PassContext, PassResult, register_pass
+from omnic.passes.base import NOTHING, PassContext, PassResult, Stage, option, register_pass
 
 __all__ = ["SpecialisePhase", "SpecialiseTrain", "specialise_phase", "specialise_train", "substitute_dims"]
 
@@ -308,7 +308,8 @@ class SpecialiseTrain:
     """
 
     name: ClassVar[str] = "specialise-train"
-    tokens: int | None = None
+    stage: ClassVar[Stage] = "specialise"
+    tokens: int | None = option(None, low=1)
 
     def run(self, module: Module, context: PassContext = NOTHING) -> PassResult:
         """Return the training module."""
@@ -343,9 +344,10 @@ class SpecialisePhase:
     """
 
     name: ClassVar[str] = "specialise-phase"
+    stage: ClassVar[Stage] = "specialise"
     phase: str
-    tokens: int
-    mla_form: str | None = None
+    tokens: int = option(low=1)
+    mla_form: str | None = option(None, choices=("naive", "absorbed"))
     function: str = "forward"
 
     def run(self, module: Module, context: PassContext = NOTHING) -> PassResult:

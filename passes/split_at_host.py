@@ -10,7 +10,7 @@ from omnic.errors import InputError
 from omnic.ir.graph import Function, Module, Node, Param, Result, Uses, Value
 from omnic.ir.reference import Interpreter, empty_states
 from omnic.ir.rewrite import Remark
-from omnic.passes.base import NOTHING, PassContext, PassResult, register_pass
+from omnic.passes.base import NOTHING, PassContext, PassResult, Stage, register_pass
 
 __all__ = ["Fetch", "SplitAtHost", "run_segments", "segment_names", "split_function"]
 
@@ -181,6 +181,7 @@ class SplitAtHost:
     """
 
     name: ClassVar[str] = "split-at-host"
+    stage: ClassVar[Stage] = "legalise"
     function: str = "forward"
 
     def run(self, module: Module, context: PassContext = NOTHING) -> PassResult:
