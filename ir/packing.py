@@ -32,8 +32,9 @@ from omnic.errors import InputError
 from omnic.ir.op import Array
 from omnic.ir.types import Storage
 
-__all__ = ["FP4_LEVELS", "NF4_LEVELS", "QTensor", "check_storage", "decode", "layout", "pack_codes", "pack_scales",
-           "quantise", "scale_shape", "unpack_codes", "unpack_scales", "zeros"]
+__all__ = ["FP4_LEVELS", "NF4_LEVELS", "QTensor", "check_storage", "code_units", "decode", "layout", "nearest_codes",
+           "pack_codes", "pack_scales", "peak_of", "quantise", "round_scales", "scale_shape", "unpack_codes",
+           "unpack_scales", "zeros"]
 
 _PEAK = {"i8": 127.0, "i6": 31.0, "i5": 15.0, "i4": 7.0, "i3": 3.0, "i2": 1.0, "nf4": 1.0, "fp4": 6.0, "t2": 1.0}
 _OFFSET = {"i8": 128, "i6": 32, "i5": 16, "i4": 8, "i3": 4, "i2": 2, "nf4": 0, "fp4": 0, "t2": 1}
@@ -170,8 +171,12 @@ def _absolute_mean(x: Array, type: Storage, shape: tuple[int, ...]) -> Array:
     return np.asarray(total / counts)
 
 
-def _round_scale(value: Array, type: Storage, shape: tuple[int, ...]) -> tuple[Array, Array | None, Array]:
-    """Return the scales as stored, the rows of s4, and the scales as f32 numbers."""
+def round_scales(value: Array, type: Storage) -> tuple[Array, Array | None, Array]:
+    """Return wanted f32 scales [..., groups] as stored, the rows of s4, and the stored scales as f32 numbers.
+
+    Raises:
+        InputError: a scale is beyond f16.
+    """
     if type.scale == "one":
         return np.ones_like(value), None, np.ones_like(value)
     if type.scale == "f32":
@@ -203,7 +208,7 @@ def quantise(x: Array, type: Storage) -> QTensor:
         levels = np.float32(2**type.bits - 1)
         low = np.minimum(np.min(groups, axis=-1), np.float32(0))
         high = np.maximum(np.max(groups, axis=-1), np.float32(0))
-        scale, row, numbers = _round_scale((high - low) / levels, type, x.shape)
+        scale, row, numbers = round_scales((high - low) / levels, type)
         divisor = np.where(numbers > 0, numbers, np.float32(1))
         shift: Array = np.clip(np.rint(-low / divisor), 0, levels)
         units = np.clip(np.rint(groups / divisor[..., None]) + shift[..., None], 0, levels)
@@ -214,14 +219,29 @@ def quantise(x: Array, type: Storage) -> QTensor:
             value = _absolute_mean(groups, type, x.shape)
         else:
             value = np.max(np.abs(groups), axis=-1) / np.float32(_PEAK[type.kind])
-        scale, row, numbers = _round_scale(value, type, x.shape)
+        scale, row, numbers = round_scales(value, type)
         divisor = np.where(numbers > 0, numbers, np.float32(1))
-        codes = _codes(np.where(numbers[..., None] > 0, groups / divisor[..., None], np.float32(0)), type)
+        codes = nearest_codes(np.where(numbers[..., None] > 0, groups / divisor[..., None], np.float32(0)), type)
     return QTensor(_ungrouped(codes, type, x.shape), scale, zero, type, row)
 
 
-def _codes(units: Array, type: Storage) -> Array:
-    """Return the codes of numbers already divided by their scale."""
+def peak_of(type: Storage) -> float:
+    """Return the largest magnitude that a symmetric type keeps, in units of its scale."""
+    return _PEAK[type.kind]
+
+
+def code_units(codes: Array, type: Storage, dtype: DTypeLike = np.float32) -> Array:
+    """Return what codes stand for in units of their scale; of an asymmetric type before the zero point."""
+    kind = np.dtype(dtype)
+    if type.kind == "nf4":
+        return NF4_LEVELS.astype(kind)[codes]
+    if type.kind == "fp4":
+        return FP4_LEVELS.astype(kind)[codes]
+    return codes.astype(kind)
+
+
+def nearest_codes(units: Array, type: Storage) -> Array:
+    """Return the codes nearest to numbers already divided by their scale, of a symmetric type."""
     if type.kind == "nf4":
         middles = (NF4_LEVELS[1:] + NF4_LEVELS[:-1]) / np.float32(2)
         return np.searchsorted(middles, units, side="left").astype(np.int8)
@@ -239,13 +259,7 @@ def decode(q: QTensor, dtype: DTypeLike = np.float32) -> Array:
     """Return the numbers of ``q`` in ``dtype`` (f32 or f64)."""
     type = q.type
     kind = np.dtype(dtype)
-    if type.kind == "nf4":
-        units = NF4_LEVELS.astype(kind)[q.codes]
-    elif type.kind == "fp4":
-        units = FP4_LEVELS.astype(kind)[q.codes]
-    else:
-        units = q.codes.astype(kind)
-    groups = _grouped(units, type)
+    groups = _grouped(code_units(q.codes, type, kind), type)
     if q.zero is not None:
         shift: Array = q.zero.astype(kind)
         groups = groups - (shift - _OFFSET[type.kind])[..., None]

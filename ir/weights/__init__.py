@@ -3,7 +3,7 @@
 from omnic.ir.weights.recipes import SLICE_BYTES, leaves, pinned
 from omnic.ir.weights.results import ResultStore
 from omnic.ir.weights.sources import ArraySource, SafetensorsSource, Source, normal_rows
-from omnic.ir.weights.store import WeightStore, part_layout
+from omnic.ir.weights.store import WeightStore, part_layout, saved
 
 __all__ = ["SLICE_BYTES", "ArraySource", "ResultStore", "SafetensorsSource", "Source", "WeightStore", "leaves",
-           "normal_rows", "part_layout", "pinned"]
+           "normal_rows", "part_layout", "pinned", "saved"]

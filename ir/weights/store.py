@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from omnic.errors import BundleError, InputError, InternalError, nearest
 from omnic.ir import packing
-from omnic.ir.graph import Module, Weight
+from omnic.ir.graph import Module, Recipe, Weight
 from omnic.ir.op import Array
 from omnic.ir.packing import QTensor
 from omnic.ir.types import Storage, TensorType
@@ -18,7 +19,7 @@ from omnic.ir.weights.recipes import INITIALISERS, SLICE_BYTES, Evaluator, leave
 from omnic.ir.weights.results import ResultStore
 from omnic.ir.weights.sources import ArraySource, SafetensorsSource, Source, code_rows
 
-__all__ = ["WeightStore", "part_layout"]
+__all__ = ["WeightStore", "part_layout", "saved"]
 
 _NAMES_SHOWN = 8
 
@@ -263,6 +264,19 @@ def part_layout(type: TensorType) -> dict[str, tuple[np.dtype[Any], tuple[int, .
     if not isinstance(element, Storage):
         return {"": (element.numpy, shape)}
     return packing.layout(element, shape)
+
+
+def saved(module: Module) -> Module:
+    """Return ``module`` reading a file that holds every weight by its own name, as :meth:`WeightStore.parts` made it.
+
+    How the numbers came to be (merged, quantised, a stored result) no longer matters to who reads that file.
+    """
+    weights = {
+        name: weight if weight.recipe.kind in INITIALISERS and "name" not in weight.recipe.args
+        else replace(weight, recipe=Recipe("load", {"name": name}))
+        for name, weight in module.weights.items()
+    }
+    return replace(module, weights=weights)
 
 
 def fixed_shape(type: TensorType) -> tuple[int, ...]:

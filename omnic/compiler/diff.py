@@ -19,7 +19,7 @@ from omnic.errors import InputError
 from omnic.ir.graph import Function, Module, Node
 from omnic.ir.numeric import NumericClass, find_class
 from omnic.ir.reference import Interpreter
-from omnic.ir.weights import WeightStore
+from omnic.ir.weights import WeightStore, saved
 from omnic.runtime.bundle import Bundle, open_bundle
 from omnic.targets import get_target
 
@@ -115,7 +115,7 @@ class _Side:
                 if value.name in wanted and isinstance(result, np.ndarray):
                     found[value.name] = result
 
-        store = WeightStore(self.module, target.weights(self.source.path))
+        store = WeightStore(saved(self.module), target.weights(self.source.path))
         Interpreter(self.module, store).run(inputs, trace=keep)
         return found
 
