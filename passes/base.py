@@ -36,6 +36,7 @@ _OURS = (
     "specialise",
     "split_at_host",
     "kv_quant",
+    "fusion",
 )
 
 
