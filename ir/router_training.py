@@ -78,5 +78,8 @@ class RouterTraining:
             name, _, number = (word.strip() for word in part.partition("="))
             if name not in known or name in values:
                 raise ValueError(f"'{part.strip()}' is not one of {', '.join(sorted(known))}, each once")
-            values[name] = float(number)
+            try:
+                values[name] = float(number)
+            except ValueError:
+                raise ValueError(f"{name} = '{number}' is no number") from None
         return cls(**values)

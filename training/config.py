@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,9 @@ class TrainConfig:
             as much as half the trunk, and its real training is the distillation.
         linear_mtp_weight: weight of the mean loss of linear MTP heads.
         verifier_weight: weight of the verifier head's loss (it learns the main head's softmax).
-        balance_weight: weight of the experts' load-balancing loss.
+        balance_weight: weight of the experts' load-balancing loss (of routers without a selection bias).
+        importance_weight: weight of the squared variation of the experts' summed gates.
+        z_weight: weight of the mean squared log-sum-exp of the router logits.
         distill_share: share of the budget for the MTP distillation with the trunk frozen.
         distill_unroll: how many drafts the distillation unrolls.
         distill_muon_rate: peak Muon rate of the distillation.
@@ -63,6 +66,8 @@ class TrainConfig:
     linear_mtp_weight: float = 0.3
     verifier_weight: float = 0.1
     balance_weight: float = 0.01
+    importance_weight: float = 0.0
+    z_weight: float = 0.0
     distill_share: float = 0.12
     distill_unroll: int = 3
     distill_muon_rate: float = 6e-3
@@ -73,6 +78,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values no training can use."""
+        for name in (f.name for f in dataclasses.fields(self) if f.name.endswith("_weight")):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be a number from 0 on, not {getattr(self, name)}")
         for name in ("sequence", "batch", "newton_schulz", "distill_unroll", "distill_batch", "evaluate_windows"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -16,7 +16,9 @@ __all__ = ["DistillLoss", "freeze_trunk"]
 
 
 def freeze_trunk(model: nn.Module) -> list[str]:
-    """Stop gradients for everything but the MTP block; return the names that stay trainable."""
+    """Stop gradients and training noise for everything but the MTP block; return the names that stay trainable."""
+    for name, part in model.named_modules():
+        part.training = name.split(".")[0] == "mtp"
     trained = []
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("mtp."))

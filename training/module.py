@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from omnic.errors import BundleError
 from omnic.ir.graph import Module
 from omnic.ir.weights import WeightStore
-from omnic.models import build
 from omnic.spec import Spec
 from omnic.targets.torch.training import load_training_module
 from omnic.training.files import replace_file
@@ -38,10 +37,15 @@ def parameter_counts(front: Module) -> tuple[int, int]:
     return matrices, rest
 
 
-def build_module(spec: Spec, seed: int) -> nn.Module:
-    """Return the training module of a spec with the initial weights of ``seed``, in f32."""
-    front = build(spec)
-    return load_training_module(front, WeightStore.random(front, seed))
+def build_module(front: Module, seed: int, choices: bool = False) -> nn.Module:
+    """Return the training module of a front module with the initial weights of ``seed``, in f32.
+
+    Args:
+        front: the front module of a spec.
+        seed: of the weights.
+        choices: the model also returns what its routers chose.
+    """
+    return load_training_module(front, WeightStore.random(front, seed), choices)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from omnic.errors import CheckFailed
@@ -58,6 +60,12 @@ class Clock:
 def _cpu_seconds() -> float:
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
+
+
+def _noise_seed(seed: int, step: int) -> int:
+    """Return a seed of 63 bits: nearby seeds and steps give unrelated ones."""
+    digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8, person=b"omnic.noise").digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 class StopRequest:
@@ -124,7 +132,7 @@ class Phase:
         steps_before: steps of earlier phases, for the checkpoint's number.
         deadline: budget seconds at which the phase must be over; None when the steps are given.
         evaluate: called now and then for a figure along the way, None for none.
-        balance: called with the router logits after each step, None for none.
+        balance: called with the experts' loads after each step, None for none.
     """
 
     name: str
@@ -194,7 +202,9 @@ class Phase:
         here = self.state.step
         scale = self.state.schedule.scale(here)
         batch: Tensor = self.tokens.batch(self.seed, here, self.windows, self.config.sequence)
-        total, main, routers = self.step(batch)
+        # The noise of routers is a function of the seed and the step, so that a resumed run draws the same.
+        torch.manual_seed(_noise_seed(self.seed, here))
+        total, main, loads = self.step(batch)
         loss = main.item()
         if not math.isfinite(total.item()):
             raise CheckFailed(
@@ -204,7 +214,7 @@ class Phase:
         total.backward()
         self.optimizer.step(scale)
         if self.balance is not None:
-            self.balance(routers)
+            self.balance(loads)
         self.state.step = here + 1
         return {
             "phase": self.name,

@@ -19,7 +19,7 @@ from omnic.training.optim import Optimizer
 __all__ = ["Mode", "ProbeResult", "Step", "bf16_pays", "parse_mode", "probe", "time_optimizer", "time_steps", "wrap"]
 
 Step = Callable[[Tensor], tuple[Tensor, Tensor, list[Tensor]]]
-"""A loss over a batch: what to differentiate, what to log, and router logits."""
+"""A loss over a batch: what to differentiate, what to log, and loads of experts to balance."""
 
 _COMPILE_SECONDS = 90.0
 """What compiling the forward and backward pass of a small model takes on two cores, cold."""

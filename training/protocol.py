@@ -11,8 +11,9 @@ ones.  It is an ``nn.Module`` with parameters under their front names, in f32, a
   hidden [B, T, D])``: position t reads the state of token t and token t + 1, and predicts t + 2.
   With depth > 1 there are ``mtp_0_forward``, ``mtp_1_forward``, ...: block k reads block k - 1's
   state and the token after.  Methods of the module itself, so that a compiled loss may call them.
-* with experts, ``router_logits`` in the dict: a list of [B, T, E], one a routed layer in order; and,
-  where the selection has a bias, one parameter a routed layer whose name ends in ``select_bias``.
+* with experts, ``router_logits`` in the dict: a list of [B, T, E], one a routed layer in order; where
+  the losses ask for the choices, ``router_indices`` and ``router_gates``, lists of [B, T, k]; and, where
+  the selection has a bias, the parameter :class:`omnic.training.losses.Experts` names.
 """
 
 from __future__ import annotations

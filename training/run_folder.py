@@ -39,12 +39,14 @@ class RunFolder:
         """One JSON object a step: phase, step, losses, scale of the rates, tokens, seconds."""
         return self.path / "log.jsonl"
 
-    def open(self, identity: dict[str, Any], force: bool) -> bool:
+    def open(self, identity: dict[str, Any], force: bool, defaults: dict[str, dict[str, Any]] | None = None) -> bool:
         """Create the folder, or find the same run in it.
 
         Args:
             identity: everything that decides the result; two runs of one identity are the same run.
             force: remove a run of another identity.
+            defaults: by key of ``identity``, the values that keys have which an earlier omnic did not know; a
+                key of any mapping that is None counts as absent.
 
         Returns:
             True when the run was started before.
@@ -55,10 +57,13 @@ class RunFolder:
         about = self.path / "run.json"
         if about.exists():
             known = self._known(about)
-            if known == identity:
+            for key, values in (defaults or {}).items():
+                known[key] = {**values, **known[key]} if isinstance(known.get(key), dict) else known.get(key)
+            then, now = _without_none(known), _without_none(identity)
+            if then == now:
                 return True
             if not force:
-                differing = sorted(k for k in {*known, *identity} if known.get(k) != identity.get(k))
+                differing = sorted(k for k in {*then, *now} if then.get(k) != now.get(k))
                 raise InputError(
                     f"{self.path} holds a run with another {', '.join(differing)}",
                     "choose another folder with -o, or --force to replace it",
@@ -107,3 +112,10 @@ class RunFolder:
     def curve(self) -> list[dict[str, Any]]:
         """Return the log's entries."""
         return [json.loads(line) for line in self.log.read_text("utf-8").splitlines()] if self.log.exists() else []
+
+
+def _without_none(value: Any) -> Any:
+    """Return JSON values without the keys whose value is None: what is unset is as good as absent."""
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value

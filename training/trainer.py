@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from omnic.errors import InputError
+from omnic.models import build
 from omnic.runtime.score import xz_bits_per_byte
 from omnic.runtime.tokenizer import Tokenizer
 from omnic.spec import Spec
@@ -29,7 +30,7 @@ from omnic.training.data import tokenize
 from omnic.training.distill import DistillLoss, freeze_trunk
 from omnic.training.files import write_json
 from omnic.training.heldout import heldout
-from omnic.training.losses import TrainingLoss, experts_of, update_select_bias
+from omnic.training.losses import Experts, TrainingLoss, experts_of, update_select_bias, wants_choices
 from omnic.training.memory import available_memory, plan_memory, require_memory
 from omnic.training.module import build_module, export_weights, load_weights, parameter_counts
 from omnic.training.optim import Optimizer
@@ -157,13 +158,15 @@ class _Run:
         torch.manual_seed(request.seed)
 
     def run(self) -> Result:
-        resumed = self.folder.open(self.request.identity(), self.request.force)
+        resumed = self.folder.open(self.request.identity(), self.request.force, {"config": TrainConfig().to_dict()})
         finished = self.folder.path / "result.json"
         if resumed and finished.exists():
             self.progress.say(f"{self.folder.path} is finished; --force trains anew")
             return Result(self.folder.path, json.loads(finished.read_text("utf-8")))
         self.corpus = load_corpus(self.config.corpus)
-        matrices, rest = parameter_counts(_front(self.spec))
+        front = build(self.spec)
+        self.experts = experts_of(front)
+        matrices, rest = parameter_counts(front)
         self.tokenizer = self._tokenizer()
         self.tokens = tokenize(self.corpus, self.tokenizer, self.folder.path)
         self.plan = plan_memory(self.spec, self.config, matrices, rest, len(self.tokens.ids))
@@ -172,7 +175,7 @@ class _Run:
             f"{self.spec.model}: {(matrices + rest) / 1e6:.2f} M parameters, {len(self.tokens.ids) / 1e6:.2f} M tokens "
             f"({self.corpus.size / 1e6:.1f} MB of {self.corpus.source}), plan {self.plan.total / 1e9:.2f} GB"
         )
-        self.model = build_module(self.spec, self.request.seed)
+        self.model = build_module(front, self.request.seed, wants_choices(self.config, self.experts))
         self.model.train()
         self.facts = self._start()
         self._main()
@@ -216,7 +219,7 @@ class _Run:
 
     def _decide(self) -> dict[str, Any]:
         request, config = self.request, self.config
-        loss = TrainingLoss(self.model, config, experts_of(self.spec))
+        loss = TrainingLoss(self.model, config, self.experts)
         batch = self.tokens.batch(request.seed, 0, config.batch, config.sequence)
         wanted = parse_mode(request.mode) if request.mode else None
         budget = self._budget
@@ -272,7 +275,7 @@ class _Run:
         if self.facts.get("phase") == "distill" or state.step >= state.schedule.steps:
             self.facts["train"] = state.to_dict()
             return
-        experts = experts_of(self.spec)
+        biased = [layer for layer in self.experts if layer.select_bias is not None]
         optimizer = Optimizer(self.model.named_parameters(), self.config, self.config.muon_rate, self.config.adam_rate)
         self._restore(optimizer, "train")
         deadline = None
@@ -283,7 +286,7 @@ class _Run:
         phase = Phase(
             name="train",
             model=self.model,
-            step=wrap(TrainingLoss(self.model, self.config, experts), parse_mode(self.facts["mode"])),
+            step=wrap(TrainingLoss(self.model, self.config, self.experts), parse_mode(self.facts["mode"])),
             optimizer=optimizer,
             tokens=self.tokens,
             config=self.config,
@@ -294,7 +297,7 @@ class _Run:
             steps_before=0,
             deadline=deadline,
             evaluate=self._sampled,
-            balance=self._balancer(experts.top_k) if experts and experts.select_bias else None,
+            balance=self._balancer(biased) if biased else None,
         )
         phase.run(self.folder, self.clock, self.progress)
         self.facts["train"] = state.to_dict()
@@ -350,12 +353,13 @@ class _Run:
             optimizer.load_state(self._kept_optimizer)
             self._kept_optimizer = None
 
-    def _balancer(self, top_k: int) -> Callable[[list[Tensor]], None]:
-        biases = [p for name, p in self.model.named_parameters() if name.endswith("select_bias")]
+    def _balancer(self, layers: Sequence[Experts]) -> Callable[[list[Tensor]], None]:
+        parameters = dict(self.model.named_parameters())
+        biases = [parameters[layer.select_bias] for layer in layers if layer.select_bias is not None]
 
-        def balance(routers: list[Tensor]) -> None:
-            for bias, logits in zip(biases, routers, strict=True):
-                update_select_bias(bias, logits, top_k)
+        def balance(loads: list[Tensor]) -> None:
+            for bias, load in zip(biases, loads, strict=True):
+                update_select_bias(bias, load)
 
         return balance
 
@@ -430,9 +434,3 @@ class _Run:
         default = TrainConfig().to_dict()
         parts += [f"--set {k}={v}" for k, v in self.config.to_dict().items() if v != default[k]]
         return " ".join(parts)
-
-
-def _front(spec: Spec) -> Any:
-    from omnic.models import build
-
-    return build(spec)

@@ -17,7 +17,7 @@ def spec(request):
 
 
 def test_the_counts_are_those_of_the_module_that_is_built(spec):
-    matrices, rest = split_parameters(build_module(spec, 0).named_parameters())
+    matrices, rest = split_parameters(build_module(build(spec), 0).named_parameters())
     counted = parameter_counts(build(spec))
     assert counted == (sum(p.numel() for p in matrices.values()), sum(p.numel() for p in rest.values()))
     plan = plan_memory(spec, TrainConfig(), *counted)

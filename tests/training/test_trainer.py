@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from omnic.errors import BundleError, CheckFailed, InputError
-from omnic.spec import load_spec, scale
+from omnic.spec import load_spec, parse_spec, scale
 from omnic.training import phase as phases
 from omnic.training.config import TrainConfig
 from omnic.training.progress import Progress
@@ -50,7 +50,8 @@ def short_evaluation():
 def request_of(out, text, preset="tiny", **options):
     config = TrainConfig(corpus=str(text), **{**SMALL, **options.pop("config", {})})
     options = {"steps": 8, "distill_steps": 3, "mode": "eager-f32", "threads": 1, **options}
-    return Request(spec=scale(load_spec(preset)), out=out, config=config, **options)
+    spec = options.pop("spec", None) or scale(load_spec(preset))
+    return Request(spec=spec, out=out, config=config, **options)
 
 
 def run(request):
@@ -169,6 +170,56 @@ def test_a_damaged_checkpoint_is_an_error_and_not_a_fresh_start(text, tmp_path, 
 def test_experts_and_latent_attention_train_too(text, tmp_path):
     result = run(request_of(tmp_path / "moe", text, preset="tiny_moe", steps=4))
     assert result.facts["tokens_per_pass"]["drafts"] == 3
+
+
+NOISY = """omnic: 1
+model: noisy
+vocab: {size: 300}
+context: 256
+chunk: 32
+blocks:
+  - width: 32
+    attention: {kind: mha, heads: 2}
+    ffn: {kind: moe, hidden: 24, experts: 6, top_k: 2, groups: [3, 3], group_gate: true, select_bias: true, NOISE}
+heads: {mtp: {kind: block}}
+"""
+
+
+def test_a_run_with_noise_in_its_routers_resumes_to_the_same_bits(text, tmp_path, monkeypatch):
+    noise = "router: {temperature: 1.5, gumbel: 0.5, gaussian: 0.1, jitter: 0.02, dropout: 0.2}"
+    spec = parse_spec(NOISY.replace("NOISE", noise), "noisy.yaml")
+    config = {"importance_weight": 0.1, "z_weight": 0.01}
+    request = {"spec": spec, "steps": 6, "config": config}
+    run(request_of(tmp_path / "straight", text, **request))
+    one = phases.Phase._one
+
+    def until(self, clock):
+        if self.name == "train" and self.state.step == 3:
+            raise CheckFailed("enough")
+        return one(self, clock)
+
+    monkeypatch.setattr(phases.Phase, "_one", until)
+    with pytest.raises(CheckFailed, match="enough"):
+        run(request_of(tmp_path / "cut", text, **request))
+    monkeypatch.setattr(phases.Phase, "_one", one)
+    torch.rand(1000)  # what the process drew before does not matter
+    run(request_of(tmp_path / "cut", text, **request))
+    assert same(tmp_path / "straight", tmp_path / "cut")
+    plain = parse_spec(NOISY.replace("NOISE", "activation: swiglu"), "noisy.yaml")
+    run(request_of(tmp_path / "plain", text, **{**request, "spec": plain}))
+    assert log_of(tmp_path / "plain")[1] != log_of(tmp_path / "straight")[1]
+    assert weights_of(tmp_path / "straight")["blocks.0.ffn.select_bias"].abs().max() > 0
+
+
+def test_a_run_of_an_omnic_that_had_fewer_keys_is_found_again(straight, text):
+    about = straight.out / "run.json"
+    known = json.loads(about.read_text())
+    del known["config"]["z_weight"]
+    known["spec"]["key_of_then"] = None
+    about.write_text(json.dumps(known))
+    assert run(request_of(straight.out, text)).facts == straight.facts
+    with pytest.raises(InputError, match=r"holds a run with another config$"):
+        run(request_of(straight.out, text, config={"z_weight": 0.1}))
 
 
 def test_a_loss_that_is_no_number_stops_the_run(text, tmp_path, monkeypatch):
