@@ -21,11 +21,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from omnic.errors import InputError, nearest
+from omnic.ir.graph import Module
 from omnic.ir.op import Array
+from omnic.ir.types import Storage
 
 __all__ = ["AMBIGUOUS_FACTOR", "AMBIGUOUS_SHARE", "TAIL_SHARE",
-           "CLASSES", "Case", "NumericClass", "compare", "find_class",
-           "kl_divergence", "logit_rms", "near_ties", "router_margin", "router_ties", "top_margin"]
+           "CLASSES", "Case", "NumericClass", "class_of", "compare", "find_class",
+           "kl_divergence", "logit_rms", "near_ties", "router_margin", "router_ties", "router_undecided",
+           "top_margin"]
 
 AMBIGUOUS_FACTOR = 4.0
 AMBIGUOUS_SHARE = 0.02
@@ -79,6 +82,19 @@ def find_class(name: str) -> NumericClass:
     return CLASSES[name]
 
 
+def class_of(module: Module) -> str:
+    """Return the name of the class that an f32 program of ``module`` is in: what it rounds on the way decides.
+
+    Rounding of states to codes, and of activations, turns the last bit of a sum into a step of a code now and then:
+    ``int8``.  States of 16 bits: ``f16``.  Weights of any type are the same numbers on both sides.
+    """
+    elements = [s.type.element for s in module.states.values()]
+    nodes = (n for f in module.functions.values() for n in f.nodes)
+    if any(isinstance(e, Storage) for e in elements) or any(n.attrs.get("act", "none") != "none" for n in nodes):
+        return "int8"
+    return "f16" if any(e.bits < 32 for e in elements) else "f32"
+
+
 def logit_rms(logits: Array) -> float:
     """Return the root mean square of all logits: the scale that errors are relative to."""
     wide: Array = np.asarray(logits, np.float64)
@@ -110,8 +126,9 @@ def router_margin(
     """Return by how much each position's routing is decided, in units of router logits.
 
     The margin between the last expert chosen and the first left out among the groups chosen, and with groups
-    the margin between the groups.  A margin between sigmoids is divided by their steepest slope, 1/4: two
-    logits must move by at least that much for the scores to meet.
+    the margin between them; a group gate's own margin is in other units and not in it.  A margin between
+    sigmoids is divided by their steepest slope, 1/4: two logits must move by at least that much for the scores
+    to meet.
 
     Args:
         logits: [..., E].
@@ -132,8 +149,8 @@ def router_margin(
         own = group_logits is not None
         of_group = np.asarray(group_logits, np.float64) if own else np.maximum.reduceat(scores, starts, axis=-1)
         ranked = np.argsort(-of_group, axis=-1, kind="stable")
-        if top_groups < len(groups):
-            margin = _gap(of_group, top_groups) / (1.0 if own else slope)
+        if not own:
+            margin = _gap(of_group, top_groups) / slope
         chosen = np.zeros(of_group.shape, bool)
         np.put_along_axis(chosen, ranked[..., :top_groups], True, axis=-1)
         scores = np.where(np.repeat(chosen, groups, axis=-1), scores, -np.inf)
@@ -153,6 +170,27 @@ def router_ties(margin: Array, logits: Array, kind: NumericClass) -> Array:
     """Return at which positions a router is undecided within the class (bool, the shape of ``margin``)."""
     rms = float(np.sqrt(np.mean(np.square(np.asarray(logits, np.float64))))) if logits.size else 0.0
     return margin < AMBIGUOUS_FACTOR * kind.error * rms
+
+
+def router_undecided(
+    logits: Array,
+    kind: NumericClass,
+    top_k: int,
+    groups: tuple[int, ...] | None = None,
+    top_groups: int = 1,
+    score: str = "softmax",
+    bias: Array | None = None,
+    group_logits: Array | None = None,
+) -> Array:
+    """Return at which positions a router is undecided within the class: between experts, or between groups.
+
+    A group gate is judged by the size of its own logits.  Arguments as of :func:`router_margin`.
+    """
+    margin = router_margin(logits, top_k, groups, top_groups, score, bias, group_logits)
+    ties = router_ties(margin, logits, kind)
+    if group_logits is None:
+        return ties
+    return ties | router_ties(_gap(np.asarray(group_logits, np.float64), top_groups), group_logits, kind)
 
 
 def kl_divergence(reference: Array, found: Array) -> Array:

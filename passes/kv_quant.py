@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -130,6 +130,9 @@ class KvQuant:
                                  f"{self.block}", f"write recent={2 * self.block}")
         if self.budget is not None and self.kind == "nf4":
             raise InputError(f"{self.name}: a budget mixes 8 and 4 bits, and nf4 has 4", "leave out kind=nf4")
+        if self.budget is not None and self.scales == "static":
+            raise InputError(f"{self.name}: a budget chooses bits by head, and static scales are for one width",
+                             "leave out scales=static or budget")
         if self.sidecar is not None and self.scales != "static":
             raise InputError(f"{self.name}: a sidecar keeps static scales", "write scales=static")
 
@@ -180,9 +183,7 @@ class KvQuant:
         low = {c.state.name: self._form(c, 4, quiet) for c in caches}
         high = {c.state.name: self._form(c, 8, quiet) for c in caches}
         inside = [c for c in caches if c.function == "forward"]
-        dynamic = {n: replace(f, element=replace(_storage(f), scale="f16", asym=True), static="", offset=False)
-                   if f.static else f for n, f in low.items()}
-        cost = sensitivity(module, inside, dynamic, self.windows, context)
+        cost = sensitivity(module, inside, low, self.windows, context)
         rope = {name: parts for name, parts in plan.items() if module.states[name].role == "rope_k"}
         chosen = choose(apply_plan(module, rope), caches, low, high, cost, self.budget)
         for unit, kl in sorted(cost.items(), key=lambda item: -item[1]):
@@ -219,11 +220,6 @@ class KvQuant:
         for cache in wanted:
             made |= store_scales(cache, ranges, forms[cache.state.name], results)
         return made
-
-
-def _storage(form: Form) -> Storage:
-    assert isinstance(form.element, Storage)
-    return form.element
 
 
 def _no_blocks(cache: Cache) -> str | None:

@@ -32,6 +32,7 @@ from omnic.compiler.sample import whole_model
 from omnic.errors import BundleError, InputError
 from omnic.ir.caps import Caps
 from omnic.ir.graph import Module
+from omnic.ir.numeric import class_of
 from omnic.ir.text import print_module
 from omnic.ir.weights import ResultStore, WeightStore
 from omnic.models import build
@@ -305,7 +306,7 @@ def _manifest(
             options={**options, **dict(emitted.interface)},
         ),
         model_sha256=hashlib.sha256(f"{text}\n{origin.get('sha256', origin)}".encode()).hexdigest(),
-        numeric_class="f16" if spec.kv_dtype != "f32" else "f32",
+        numeric_class=class_of(module),
         caps=caps_summary(target.caps),
         passes=lowered.passes,
         programs=programs,

@@ -20,22 +20,54 @@ from omnic.targets.torch.kernels import (
     softmax,
     topk,
 )
+from omnic.targets.torch.states import Rows
 
-__all__ = ["attention", "mla", "moe", "route"]
+__all__ = ["attention", "block_attention", "mla", "moe", "route"]
+
+State = Tensor | Rows
+
+
+def _key_blocks(state: State, row: int, count: int) -> Tensor:
+    """Return the first ``count`` blocks of one row as f32 [count, G, KEYS, D], or [count, KEYS, D] without heads."""
+    if isinstance(state, Tensor):
+        return state[row, :count].float()
+    slots = min(count * KEYS, state.shape[-2])
+    numbers = state.live(row, slots)
+    if slots < count * KEYS:
+        numbers = torch.cat([numbers, numbers.new_zeros(count * KEYS - slots, *numbers.shape[1:])])
+    blocks = numbers.unflatten(0, (count, KEYS))
+    return blocks.transpose(1, 2) if blocks.dim() == 4 else blocks
+
+
+def _spread(state: State, seen: Seen) -> Tensor:
+    """Return the live part of a state as f32 [B, G, slots, D], or [B, slots, D] without heads."""
+    live = max(seen.blocks)
+    if isinstance(state, Tensor):
+        if state.dim() == 4:
+            return state[:, :live].flatten(1, 2).float()
+        return state[:, :live].transpose(1, 2).flatten(2, 3).float()
+    slots = min(live * KEYS, state.shape[-2])
+    numbers = state.live(slice(None), slots).movedim(1, -2)
+    return F.pad(numbers, (0, 0, 0, live * KEYS - slots))
+
+
+def _heads(state: State) -> int:
+    """Return the KV heads of a state that has some."""
+    return state.shape[2] if isinstance(state, Tensor) else state.shape[1]
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, seen: Seen, scale: float, softcap: float = 0.0, sinks: Tensor | None = None
+    q: Tensor, k: State, v: State, seen: Seen, scale: float, softcap: float = 0.0, sinks: Tensor | None = None
 ) -> Tensor:
-    """Masked softmax attention of q [B, H, T, Dk] over states in blocks [B, S/KEYS, G, KEYS, D]: [B, H, T, Dv]."""
+    """Masked softmax attention of q [B, H, T, Dk] over states: [B, H, T, Dv]."""
     if q.shape[2] > FEW:
-        return _attend_many(q, _spread(k, seen), _spread(v, seen), seen, scale, softcap, sinks)
+        return _attend_many(q, _spread(k, seen), _spread(v, seen), seen.mask, scale, softcap, sinks)
     batch, heads, tokens, width = q.shape
-    groups, value = k.shape[2], v.shape[-1]
+    groups, value = _heads(k), v.shape[-1]
     out = q.new_empty(batch, tokens, heads, value)
     for row, count in enumerate(seen.blocks):
-        keys = k[row, :count].reshape(count * groups, KEYS, width).float().transpose(1, 2)
-        values = v[row, :count].reshape(count * groups, KEYS, value).float()
+        keys = _key_blocks(k, row, count).reshape(count * groups, KEYS, width).transpose(1, 2)
+        values = _key_blocks(v, row, count).reshape(count * groups, KEYS, value)
         for token in range(tokens):
             query = q[row, :, token].reshape(1, groups, heads // groups, width).expand(count, -1, -1, -1)
             scores = torch.bmm(aligned(query.reshape(count * groups, heads // groups, width)), keys)
@@ -68,18 +100,91 @@ def _mix(
     return (mixed / torch.where(total == 0, 1.0, total)[..., None]).reshape(groups * per, -1)
 
 
-def _spread(state: Tensor, seen: Seen) -> Tensor:
-    """Return the live part of a state [B, S/KEYS, G, KEYS, D] as f32 [B, G, slots, D]."""
-    return state[:, : max(seen.blocks)].transpose(1, 2).flatten(2, 3).float()
+def block_attention(
+    q: Tensor,
+    k: Rows,
+    v: State,
+    recent: Tensor,
+    recent_index: Tensor,
+    q_index: Tensor,
+    seen: Seen,
+    *,
+    block: int,
+    scale: float,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Attention over keys quantised in blocks of tokens; those of a query's open block come from ``recent``.
+
+    recent is [B, G, N, Dk], recent_index i64[B, N], q_index i64[B, T].
+    """
+    if q.shape[2] > FEW:
+        return _block_attend_many(q, k, v, recent, recent_index, q_index, seen, block, scale, softcap, sinks)
+    batch, heads, tokens, width = q.shape
+    groups, value = _heads(k), v.shape[-1]
+    out = q.new_empty(batch, tokens, heads, value)
+    places = torch.arange(block)
+    for row, count in enumerate(seen.blocks):
+        keys = _key_blocks(k, row, count).reshape(count * groups, KEYS, width).transpose(1, 2)
+        values = _key_blocks(v, row, count).reshape(count * groups, KEYS, value)
+        for token in range(tokens):
+            query = aligned(q[row, :, token].reshape(1, groups, heads // groups, width))
+            spread = query.expand(count, -1, -1, -1).reshape(count * groups, heads // groups, width)
+            scores = torch.bmm(aligned(spread), keys).reshape(count, groups, -1, KEYS)
+            at = int(q_index[row, token])
+            first = at // block * block
+            if (at + 1) % block and first // KEYS < count:
+                # The same 32 (or so) places whatever else the call holds, so the products are the same too.
+                held = recent_index[row] == first + places[:, None]
+                fresh = recent[row][:, held.to(torch.uint8).argmax(-1)] * held.any(-1)[:, None]
+                scores[first // KEYS, :, :, first % KEYS : first % KEYS + block] = torch.bmm(
+                    query[0], aligned(fresh).transpose(1, 2)
+                )
+            out[row, token] = _mix(scores, values, seen, row, token, scale, softcap, sinks)
+    return out.transpose(1, 2)
+
+
+def _block_attend_many(
+    q: Tensor,
+    k: Rows,
+    v: State,
+    recent: Tensor,
+    recent_index: Tensor,
+    q_index: Tensor,
+    seen: Seen,
+    block: int,
+    scale: float,
+    softcap: float,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attention of a long call: the recent keys stand behind the slots, each copy masked where the other counts."""
+    keys, values = _spread(k, seen), _spread(v, seen)
+    slots = keys.shape[2]
+    ends = (torch.arange(slots) // block + 1) * block
+    closed = ends[None, None] <= q_index[:, :, None] + 1
+    inside = recent_index.clamp(0, slots - 1)
+    mask = F.pad(seen.mask, (0, max(slots - seen.mask.shape[-1], 0)))[..., :slots]
+    behind = mask.gather(2, inside[:, None].expand(-1, mask.shape[1], -1)) & (recent_index >= 0)[:, None]
+    behind &= (inside[:, None] // block + 1) * block > q_index[:, :, None] + 1
+    copied = values.gather(2, inside[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[-1]))
+    return _attend_many(
+        q,
+        torch.cat([keys, recent], 2),
+        torch.cat([values, copied], 2),
+        torch.cat([mask & closed, behind], 2),
+        scale,
+        softcap,
+        sinks,
+    )
 
 
 def _attend_many(
-    q: Tensor, k: Tensor, v: Tensor, seen: Seen, scale: float, softcap: float, sinks: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float, softcap: float, sinks: Tensor | None
 ) -> Tensor:
-    """Attention of a long call: keys [B, G, S, D] of the live slots."""
+    """Attention of a long call: keys [B, G, S, D] of the live slots, ``seen`` bool [B, T, S or more]."""
     batch, heads, tokens, width = q.shape
     groups, slots, value = k.shape[1], k.shape[2], v.shape[-1]
-    mask = seen.mask[:, None, :, :slots]
+    mask = seen[:, None, :, :slots]
     if not softcap and sinks is None:
         padded = F.pad(v, (0, width - value)) if value < width else v
         out = F.scaled_dot_product_attention(q, k, padded, attn_mask=mask, scale=scale, enable_gqa=heads != groups)
@@ -103,32 +208,31 @@ def _attend_many(
 def mla(
     q_nope: Tensor,
     q_rope: Tensor,
-    latent: Tensor,
-    rope_k: Tensor,
+    latent: State,
+    rope_k: State,
     w_k: Tensor,
     w_v: Tensor,
     seen: Seen,
     scale: float,
     softcap: float = 0.0,
 ) -> Tensor:
-    """Latent attention over the states latent and rope_k in blocks [B, S/KEYS, KEYS, D]: [B, H, T, V].
+    """Latent attention over the states latent and rope_k: [B, H, T, V].
 
     Short calls move w_k into the query and w_v behind the softmax, so they read the latents only; long calls
     expand keys and values once for all their queries, which costs fewer products.
     """
     batch, heads, tokens, _ = q_nope.shape
     if tokens > FEW:
-        live = max(seen.blocks)
-        latents = latent[:, None, :live].flatten(2, 3).float()
-        turned = rope_k[:, None, :live].flatten(2, 3).float().expand(-1, heads, -1, -1)
+        latents = _spread(latent, seen)[:, None]
+        turned = _spread(rope_k, seen)[:, None].expand(-1, heads, -1, -1)
         keys = torch.cat([latents @ w_k.transpose(1, 2), turned], dim=-1)
         query = torch.cat([q_nope, q_rope], dim=-1)
-        return _attend_many(query, keys, latents @ w_v.transpose(1, 2), seen, scale, softcap, None)
+        return _attend_many(query, keys, latents @ w_v.transpose(1, 2), seen.mask, scale, softcap, None)
     absorbed = head_product(q_nope, w_k)
     width, turn = latent.shape[-1], rope_k.shape[-1]
     out = q_nope.new_empty(batch, tokens, heads, width)
     for row, count in enumerate(seen.blocks):
-        latents, turned = latent[row, :count].float(), rope_k[row, :count].float().transpose(1, 2)
+        latents, turned = _key_blocks(latent, row, count), _key_blocks(rope_k, row, count).transpose(1, 2)
         keys = latents.transpose(1, 2)
         for token in range(tokens):
             scores = torch.bmm(aligned(absorbed[row, :, token].expand(count, heads, width)), keys)

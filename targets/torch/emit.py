@@ -56,6 +56,8 @@ def compile(module: Module, weights: WeightStore, out_dir: Path | str, progress:
     _write_text(out / "inference.py", emit_inference(ready))
     if any(isinstance(w.type.element, Storage) for w in module.weights.values()):
         remarks.append("no model.py: the weights are quantised, and training starts from the front module")
+    elif any(isinstance(s.type.element, Storage) for s in module.states.values()):
+        remarks.append("no model.py: the states are quantised, and training starts from the front module")
     elif all(n.op not in ("fake_quant", "host.fetch") for f in module.functions.values() for n in f.nodes):
         _write_text(out / "model.py", emit_training(module))
         programs["training"] = "model.py"

@@ -13,14 +13,18 @@ from omnic.ir.decompose import decompose
 from omnic.ir.graph import Module
 from omnic.ir.types import DType, TensorType
 from omnic.targets.torch.caps import CAPS
-from omnic.targets.torch.kernels import blocked_shape
+from omnic.targets.torch.kernels import KEYS, blocked_shape
+from omnic.targets.torch.states import Rows, new_rows
 from omnic.targets.torch.text.inference import emit_inference, function_name
 from omnic.targets.torch.text.load import load_source
 
 if TYPE_CHECKING:
     from omnic.ir.weights import WeightStore
 
-__all__ = ["InferenceModule", "legalised", "load_weights", "new_states"]
+__all__ = ["InferenceModule", "States", "legalised", "load_weights", "new_states", "state_bytes"]
+
+#: the states of a batch by name
+States = dict[str, Tensor | Rows]
 
 _INTEGERS = {
     DType.I64: torch.int64,
@@ -44,21 +48,23 @@ def legalised(module: Module) -> Module:
             if refusal:
                 raise InputError(f"{node.name}: {refusal}")
     for name, state in module.states.items():
-        _dtype(name, state.type)
+        _check_state(name, state.type)
     return decompose(module, lambda node: CAPS.lowers(node.op))
 
 
-def _dtype(name: str, type: TensorType) -> torch.dtype:
-    if not isinstance(type.element, DType) or type.element not in _DTYPES:
-        raise InputError(
-            f"torch holds no state or weight of {type.element}: '{name}' is {type}",
-            "keep it in f32, f16 or bf16 for this target",
-        )
-    return _DTYPES[type.element]
+def _check_state(name: str, type: TensorType) -> None:
+    element = type.element
+    if isinstance(element, DType):
+        refusal = None if element in _DTYPES else f"torch holds no state of {element}"
+    else:
+        size = type.shape[element.axis]
+        refusal = CAPS.storage_refusal(element, size if isinstance(size, int) else 0, state=True)
+    if refusal:
+        raise InputError(f"{refusal}: '{name}' is {type}", "keep it in f32, f16 or bf16 for this target")
 
 
 def load_weights(module: Module, weights: WeightStore) -> dict[str, Tensor]:
-    """Return every weight as an f32 tensor (16-bit types rounded to), each once however many ops read it.
+    """Return every weight as an f32 tensor (rounded to 16-bit types, decoded from storage types), each once.
 
     Raises:
         BundleError: a weight is missing, misfits, or is not finite.
@@ -76,13 +82,22 @@ def load_weights(module: Module, weights: WeightStore) -> dict[str, Tensor]:
     return found
 
 
-def new_states(module: Module, batch: int) -> dict[str, Tensor]:
-    """Return empty states in blocks for ``batch`` rows."""
-    made: dict[str, Tensor] = {}
+def new_states(module: Module, batch: int) -> States:
+    """Return empty states for ``batch`` rows: floats in blocks where blocks fill their slots, else rows."""
+    made: States = {}
     for name, state in module.states.items():
         shape = (batch, *(int(str(d)) for d in state.type.shape[1:]))
-        made[name] = torch.zeros(blocked_shape(shape), dtype=_dtype(name, state.type))
+        element = state.type.element
+        if isinstance(element, DType) and shape[-2] % KEYS == 0:
+            made[name] = torch.zeros(blocked_shape(shape), dtype=_DTYPES[element])
+        else:
+            made[name] = new_rows(element, shape)
     return made
+
+
+def state_bytes(states: States) -> int:
+    """Return the bytes that states take in memory."""
+    return sum(s.nbytes if isinstance(s, Rows) else s.numel() * s.element_size() for s in states.values())
 
 
 class InferenceModule:
@@ -105,12 +120,12 @@ class InferenceModule:
         return getattr(self._code, function_name(name))
 
     @torch.inference_mode()
-    def run(self, name: str, states: dict[str, Tensor], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def run(self, name: str, states: States, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """Run a function once and update ``states`` in place.
 
         Args:
             name: of the function.
-            states: by name, in blocks (:func:`new_states`).
+            states: by name, as :func:`new_states` made them.
             inputs: an array or tensor for every parameter that is not a state.
 
         Raises:

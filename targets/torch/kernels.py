@@ -13,7 +13,8 @@ tokens a row
 
 Longer calls (prefill chunks) use the fastest product of their own shape and agree within the f32 class.
 States are updated in place; the session owns them.  Their slots lie in blocks: a state ``[B, G, S, D]`` of the IR is
-``[B, S/KEYS, G, KEYS, D]`` here, ``[B, S, D]`` is ``[B, S/KEYS, KEYS, D]``.
+``[B, S/KEYS, G, KEYS, D]`` here, ``[B, S, D]`` is ``[B, S/KEYS, KEYS, D]``, where KEYS divides S and the numbers are
+floats; any other is a :class:`omnic.targets.torch.states.Rows`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from omnic.targets.torch.states import Rows, cache_close
+
 __all__ = [
     "BLOCK",
     "FEW",
@@ -35,6 +38,7 @@ __all__ = [
     "aligned",
     "ancestors",
     "blocked_shape",
+    "cache_close",
     "cache_move",
     "cache_write",
     "depthwise_conv1d",
@@ -248,22 +252,28 @@ def write_slots(start: Tensor, length: Tensor, tokens: int, capacity: int, ring:
     return Slots(row, token, slot // KEYS, slot % KEYS)
 
 
-def cache_write(state: Tensor, x: Tensor, slots: Slots) -> Tensor:
+def cache_write(state: Tensor | Rows, x: Tensor, slots: Slots) -> Tensor | Rows:
     """Write x [B, ..., T, D] into the state in place and return it."""
-    if x.dim() == 4:
+    if isinstance(state, Rows):
+        state.write(slots.row, slots.block * KEYS + slots.place, x.movedim(-2, 1)[slots.row, slots.token])
+    elif x.dim() == 4:
         state[slots.row, slots.block, :, slots.place] = x[slots.row, :, slots.token].to(state.dtype)
     else:
         state[slots.row, slots.block, slots.place] = x[slots.row, slots.token].to(state.dtype)
     return state
 
 
-def cache_move(state: Tensor, source: Tensor, target: Tensor, capacity: int, ring: bool) -> Tensor:
+def cache_move(
+    state: Tensor | Rows, source: Tensor, target: Tensor, capacity: int, ring: bool
+) -> Tensor | Rows:
     """Copy token source[b, n] to target[b, n] in place, all reads before all writes; -1 skips the pair."""
     row, pair = ((source >= 0) & (target >= 0)).nonzero(as_tuple=True)
     read, write = source[row, pair], target[row, pair]
     if ring:
         read, write = read % capacity, write % capacity
-    if state.dim() == 5:
+    if isinstance(state, Rows):
+        state.move(row, read, write)
+    elif state.dim() == 5:
         state[row, write // KEYS, :, write % KEYS] = state[row, read // KEYS, :, read % KEYS]
     else:
         state[row, write // KEYS, write % KEYS] = state[row, read // KEYS, read % KEYS]
@@ -279,8 +289,10 @@ def slot_index(start: Tensor, length: Tensor, capacity: int, ring: bool) -> Tens
     return torch.where(slot <= last, slot, -1)
 
 
-def state_values(state: Tensor, capacity: int) -> Tensor:
+def state_values(state: Tensor | Rows, capacity: int) -> Tensor:
     """Return a state as f32 numbers in the order of the IR, [B, ..., S, D]."""
+    if isinstance(state, Rows):
+        return state.every()
     if state.dim() == 5:
         return state.transpose(1, 2).flatten(2, 3)[:, :, :capacity].float()
     return state.flatten(1, 2)[:, :capacity].float()

@@ -10,11 +10,12 @@ import torch
 
 from omnic.errors import InputError
 from omnic.ir.graph import Module
-from omnic.ir.weights import WeightStore
+from omnic.ir.numeric import class_of
+from omnic.ir.weights import WeightStore, saved
 from omnic.runtime import resources
 from omnic.runtime.mtp_session import MtpSession, mtp_functions
 from omnic.runtime.session import Call, Ints, Outputs, SessionBase, SessionInfo, SessionOptions
-from omnic.targets.torch.inference import InferenceModule, legalised, load_weights, new_states
+from omnic.targets.torch.inference import InferenceModule, legalised, load_weights, new_states, state_bytes
 from omnic.targets.torch.kernels import cache_move
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ def load(bundle: Bundle, options: SessionOptions) -> TorchSession:
         BundleError: weights are missing, damaged, or do not fit the module.
         InputError: more memory is needed than ``options.memory``.
     """
-    weights = WeightStore.load(bundle.module, bundle.file(WEIGHTS_FILE))
-    return TorchSession.of(bundle.module, weights, options)
+    module = saved(bundle.module)
+    return TorchSession.of(module, WeightStore.load(module, bundle.file(WEIGHTS_FILE)), options)
 
 
 class TorchSession(MtpSession):
@@ -47,8 +48,7 @@ class TorchSession(MtpSession):
 
     def __init__(self, program: InferenceModule, threads: int, batch: int = 1) -> None:
         module = program.module
-        sixteen = any(s.type.element.bits < 32 for s in module.states.values())
-        info = SessionInfo.of(module, "torch", "f16" if sixteen else "f32", batch_invariant=True)
+        info = SessionInfo.of(module, "torch", class_of(module), batch_invariant=True)
         super().__init__(info, mtp_functions(module.functions), batch)
         self.program, self.threads = program, threads
         self._states = new_states(module, batch)
@@ -103,7 +103,7 @@ class TorchSession(MtpSession):
 
     def state_bytes(self) -> int:
         """Return the bytes that the states of all rows take."""
-        return sum(s.numel() * s.element_size() for s in self._states.values())
+        return state_bytes(self._states)
 
     def _move(self, source: Ints, target: Ints) -> None:
         for name, state in self.program.module.states.items():

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from omnic.errors import BundleError, InputError, nearest
 from omnic.ir.graph import Function, Module, Node, Param, Result, Value
 from omnic.ir.text import parse_module
-from omnic.ir.weights import SafetensorsSource, Source, WeightStore
+from omnic.ir.weights import SafetensorsSource, Source, WeightStore, saved
 from omnic.runtime.bundle import Bundle
 from omnic.runtime.session import SessionOptions
 from omnic.targets.base import EmitRequest, Emitted, Phase, Target
@@ -24,6 +24,7 @@ from omnic.targets.torch.inference import InferenceModule, load_weights, new_sta
 from omnic.targets.torch.kernels import to_blocks
 from omnic.targets.torch.profile import profile
 from omnic.targets.torch.session import WEIGHTS_FILE, load
+from omnic.targets.torch.states import Rows
 
 __all__ = ["TARGET", "TorchTarget"]
 
@@ -64,7 +65,7 @@ class TorchTarget(Target):
         Raises:
             InputError: a name is not a value of the function, or the inputs do not determine it.
         """
-        module = _module(bundle)
+        module = saved(_module(bundle))
         part, states = _part(module.function(function), inputs, names)
         small = replace(
             module, functions={function: part}, weights={n: w for n, w in module.weights.items() if n in part.weights()}
@@ -78,7 +79,11 @@ class TorchTarget(Target):
             tensor = tensor.float() if tensor.is_floating_point() else tensor
             if name in states:
                 # A copy: the program writes into it, and the array is the caller's.
-                buffers[states[name]] = to_blocks(tensor).clone().to(buffers[states[name]].dtype)
+                buffer = buffers[states[name]]
+                if isinstance(buffer, Rows):
+                    buffer.fill(tensor)
+                else:
+                    buffer.copy_(to_blocks(tensor))
             else:
                 given[name] = tensor
         found = InferenceModule(small, load_weights(small, store.with_module(small))).run(function, buffers, given)
@@ -112,7 +117,7 @@ def _state_values(function: Function) -> dict[Value, str]:
     """Return the values that are a state before or after a write -> its name."""
     found = {p.value: p.state for p in function.params if p.state is not None}
     for node in function.nodes:
-        if node.op in ("cache_write", "cache_move") and node.operands[0] in found:
+        if node.op in ("cache_write", "cache_move", "cache_close") and node.operands[0] in found:
             found[node.result] = found[node.operands[0]]
     return found
 

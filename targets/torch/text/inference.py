@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from omnic.targets.torch import attention as A
 from omnic.targets.torch import kernels as K
 '''
-_IN_ATTENTION = {"attention", "mla", "moe", "route"}
+_IN_ATTENTION = {"attention", "block_attention", "mla", "moe", "route"}
 
 
 class _Rewriter:
@@ -108,7 +108,7 @@ class _Rewriter:
 
     def _only_keys(self, y: Value) -> bool:
         """Whether the values read from a state go to attention kernels only, which take states as they are."""
-        places = {"attention": (1, 2), "mla": (2, 3)}
+        places = {"attention": (1, 2), "block_attention": (1, 2), "mla": (2, 3)}
         return y not in self.program.results.values() and all(
             step.op in places and all(place in places[step.op] for place, v in enumerate(step.operands) if v is y)
             for step in self.users.get(y, [])
@@ -136,6 +136,15 @@ class _Rewriter:
         k, v = self._blocked(step.operands[1], k, step), self._blocked(step.operands[2], v, step)
         self.steps.append(Step("attention", (q, k, v, seen, sinks), step.attrs, step.results, step.scope, step.loc))
 
+    def _block_attention(self, step: Step, operands: tuple[Value | None, ...]) -> None:
+        q, k, v, recent, q_index, k_index, recent_index, sinks = operands
+        if step.operands[1] not in self.reads:
+            raise InternalError(f"block_attention in {step.scope} reads keys that are no state")
+        seen = self._seen(step, q_index, k_index, None, None)
+        k, v = self._blocked(step.operands[1], k, step), self._blocked(step.operands[2], v, step)
+        given = (q, k, v, recent, recent_index, q_index, seen, sinks)
+        self.steps.append(Step("block_attention", given, step.attrs, step.results, step.scope, step.loc))
+
     def _mla(self, step: Step, operands: tuple[Value | None, ...]) -> None:
         q_nope, q_rope, latent, rope_k, w_k, w_v, q_index, k_index, parents, start = operands
         seen = self._seen(step, q_index, k_index, parents, start)
@@ -160,7 +169,7 @@ def check_in_place(program: Program) -> None:
                 raise InternalError(
                     f"%{value.name} is read by {step.op} in {step.scope or '@' + program.name} after it was overwritten"
                 )
-        if step.op in ("cache_write", "cache_move") and step.operands[0] is not None:
+        if step.op in ("cache_write", "cache_move", "cache_close") and step.operands[0] is not None:
             gone.add(step.operands[0])
     if gone & program.returned():
         raise InternalError(f"@{program.name} returns a state that it has overwritten")
@@ -251,10 +260,9 @@ def _named(pen: Pen, names: tuple[str, ...], values: tuple[Value | None, ...]) -
 
 def _attention(pen: Pen, step: Step) -> Code:
     *operands, sinks = step.operands
-    words = [f"scale={step.attrs['scale']!r}"] + (
-        [f"softcap={step.attrs['softcap']!r}"] if step.attrs["softcap"] else []
-    )
-    return call(pen.helper("attention"), *(pen.arg(v) for v in operands), *words, *_named(pen, ("sinks",), (sinks,)))
+    words = [f"{n}={step.attrs[n]!r}" for n in ("block", "scale") if n in step.attrs]
+    words += [f"softcap={step.attrs['softcap']!r}"] if step.attrs["softcap"] else []
+    return call(pen.helper(step.op), *(pen.arg(v) for v in operands), *words, *_named(pen, ("sinks",), (sinks,)))
 
 
 def _router(pen: Pen, step: Step) -> Code:
@@ -322,10 +330,12 @@ INFERENCE: dict[str, Lowering] = {
     "slot_index": _kernel("slot_index", "capacity", "ring"),
     "cache_write": _kernel("cache_write"),
     "cache_move": _kernel("cache_move", "capacity", "ring"),
+    "cache_close": _kernel("cache_close"),
     "state_values": _kernel("state_values", "capacity"),
     "to_blocks": _kernel("to_blocks"),
     "visible": _kernel("visible", "window"),
     "attention": _attention,
+    "block_attention": _attention,
     "mla": _kernel("mla", "scale", optional={"softcap": 0.0}),
     "router": _router,
     "moe": _moe,
