@@ -107,7 +107,7 @@ class _Reference:
 
     def __init__(self, module: Module, weights: WeightStore, kind: NumericClass) -> None:
         self.interpreter = Interpreter(module, weights)
-        self.watch = RouterWatch(module, kind, self.interpreter)
+        self.watch = RouterWatch(module, kind)
         self.chunk = module.dims["T"].high
 
     def __call__(
@@ -118,7 +118,7 @@ class _Reference:
         self.watch.begin(batch, count)
         out = self.interpreter.run(
             {"tokens": tokens, "positions": steps, "start": np.zeros(batch, np.int64), "length": length, "rows": steps},
-            trace=self.watch,
+            observe=self.watch,
             routing=routing,
         )
         return out, self.watch.undecided()
@@ -270,7 +270,9 @@ def _mtp(
         "length": np.full(1, count),
         "rows": steps,
     }
-    wanted = reference.interpreter.run(inputs, "mtp")["logits"][0]
+    reference.watch.begin(1, count)
+    wanted = reference.interpreter.run(inputs, "mtp", observe=reference.watch)["logits"][0]
+    unsure = undecided[0, :count] | reference.watch.undecided()[0]
     value = next(r.value.name for r in module.function("mtp").results if r.name == "logits")
     found = target.capture(bundle.path, inputs, [value], "mtp")[value][0]
-    return compare("mtp block", found, wanted, kind, undecided[0, :count])
+    return compare("mtp block", found, wanted, kind, unsure)

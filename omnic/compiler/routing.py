@@ -9,19 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnic.ir.graph import Module, Node
-from omnic.ir.numeric import NumericClass, router_margin, router_ties
+from omnic.ir.numeric import NumericClass, router_undecided
 from omnic.ir.op import find_op
-from omnic.ir.reference import Interpreter
 from omnic.targets.base import Target
 
 __all__ = ["RouterWatch"]
 
 
 class RouterWatch:
-    """A trace of the reference that records at which positions any router was undecided."""
+    """An observer of the reference that records at which positions any router was undecided."""
 
-    def __init__(self, module: Module, kind: NumericClass, interpreter: Interpreter) -> None:
-        self.kind, self.interpreter = kind, interpreter
+    def __init__(self, module: Module, kind: NumericClass) -> None:
+        self.kind = kind
         self.routers = [n for n in module.function("forward").nodes if n.op == "router"]
         self._undecided: NDArray[np.bool_] = np.zeros((1, 1), bool)
 
@@ -29,22 +28,22 @@ class RouterWatch:
         """Start a run over [batch, count] tokens."""
         self._undecided = np.zeros((batch, count), bool)
 
-    def __call__(self, node: Node, results: tuple[Any, ...]) -> None:
-        """Look at one evaluated node."""
+    def __call__(self, node: Node, operands: tuple[Any, ...], results: tuple[Any, ...]) -> None:
+        """Look at one evaluated node; what a group gate said follows from its operands."""
         if node.op != "router":
             return
         attrs: dict[str, Any] = dict(find_op("router").bind(node.attrs))
-        bias = node.operands[3]
-        logits = np.asarray(results[2], np.float64)
-        margin = router_margin(
-            logits,
+        x, _, group_gate, bias = operands
+        self._undecided |= router_undecided(
+            np.asarray(results[2], np.float64),
+            self.kind,
             attrs["top_k"],
             attrs["groups"],
             attrs["top_groups"],
             attrs["score"],
-            self.interpreter.weight(bias.name) if bias is not None else None,
+            bias,
+            None if group_gate is None else np.asarray(x, np.float64) @ np.asarray(group_gate, np.float64).T,
         )
-        self._undecided |= router_ties(margin, logits, self.kind)
 
     def undecided(self) -> NDArray[np.bool_]:
         """Return [batch, count]: whether a router was undecided here or at an earlier token of the row."""

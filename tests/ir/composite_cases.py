@@ -116,7 +116,7 @@ def router(m: Maker) -> Case:
     top_k = m.pick(1, 2) if groups is None else m.draw(st.integers(1, sum(sorted(groups)[:top_groups])))
     group_gate = None if groups is None else m.maybe(len(groups), 7)
     attrs = {"top_k": top_k, "groups": groups, "top_groups": top_groups, "score": m.pick("softmax", "sigmoid"),
-             "renormalise": m.flag(), "scale": m.pick(1.0, 2.5), "train": m.pick("none", "noisy(gumbel=0.5, dropout=0.1)")}
+             "renormalise": m.flag(), "scale": m.pick(1.0, 2.5), "train": m.pick("none", "noisy(gumbel=0.5)")}
     return Case([m.floats(m.batch, m.tokens, 7), m.floats(6, 7), group_gate, m.maybe(6)], attrs)
 
 

@@ -17,6 +17,7 @@ from omnic.ir.numeric import (
     near_ties,
     router_margin,
     router_ties,
+    router_undecided,
     top_margin,
 )
 
@@ -142,6 +143,16 @@ def test_router_margin_with_groups_looks_at_groups_and_at_the_experts_inside() -
     assert router_margin(scores, 2, groups=(2, 2)) == pytest.approx([0.1])
     gate = np.array([[0.0, 5.0]])
     assert router_margin(scores, 1, groups=(2, 2), group_logits=gate) == pytest.approx([0.2])
+
+
+def test_a_group_gate_near_a_tie_leaves_the_router_undecided_by_the_size_of_its_own_logits() -> None:
+    experts = np.array([[900.0, 100.0, 500.0, 300.0]] * 3)
+    gate = np.array([[2.0, 1.0, -1.0], [1.0, 1.0 + 1e-5, -1.0], [1.5, 0.0, 1e-5]])
+    options = {"top_k": 1, "groups": (2, 1, 1)}
+    assert router_undecided(experts, F32, **options, group_logits=gate).tolist() == [False, True, False]
+    assert router_undecided(experts, F32, **options, top_groups=2, group_logits=gate).tolist() == [False, False, True]
+    assert not router_undecided(experts, F32, **options, top_groups=3, group_logits=gate).any()
+    assert not router_undecided(experts, F32, **options).any()
 
 
 def test_router_margin_of_sigmoid_scores_includes_the_bias() -> None:
