@@ -33,8 +33,8 @@ from omnic.ir.op import Array
 from omnic.ir.types import Storage
 
 __all__ = ["FP4_LEVELS", "NF4_LEVELS", "QTensor", "check_storage", "code_units", "decode", "layout", "nearest_codes",
-           "pack_codes", "pack_scales", "peak_of", "quantise", "round_scales", "scale_shape", "unpack_codes",
-           "unpack_scales", "zeros"]
+           "pack_codes", "pack_scales", "packed_parts", "peak_of", "quantise", "round_scales", "scale_shape",
+           "unpack_codes", "unpack_scales", "zeros"]
 
 _PEAK = {"i8": 127.0, "i6": 31.0, "i5": 15.0, "i4": 7.0, "i3": 3.0, "i2": 1.0, "nf4": 1.0, "fp4": 6.0, "t2": 1.0}
 _OFFSET = {"i8": 128, "i6": 32, "i5": 16, "i4": 8, "i3": 4, "i2": 2, "nf4": 0, "fp4": 0, "t2": 1}
@@ -334,6 +334,15 @@ def _unsigned(packed: Array, bits: int, size: int) -> Array:
     for place in range(per):
         unsigned[..., place::per] = (packed >> np.uint8(place * bits)) & np.uint8(2**bits - 1)
     return unsigned[..., :size]
+
+
+def packed_parts(q: QTensor) -> dict[str, Array]:
+    """Return the tensors that hold ``q`` in a file or in memory, by name suffix, as :func:`layout` declares them."""
+    scale = q.scale if q.row is None else pack_scales(q.scale)
+    parts = {"": pack_codes(q.codes, q.type), ".scale": scale, ".zero": q.zero, ".row": q.row}
+    if q.type.scale == "one":
+        del parts[".scale"]
+    return {suffix: part for suffix, part in parts.items() if part is not None}
 
 
 def pack_scales(scale: Array) -> Array:

@@ -210,17 +210,19 @@ class SessionBase:
         """Refuse a rollback past what a ring still holds.
 
         Slot j mod S holds the newest token written to it, so token j is intact iff j + S was never
-        written.  A window of W = S - T_max + 1 keys ending at n needs j >= n - W + 1, hence at most T_max
-        tokens may have been written beyond n, unless the ring never wrapped.
+        written.  A window of W keys ending at n needs j >= n - W + 1, hence at most S - W + 1 tokens (T_max, where
+        S = W + T_max - 1) may have been written beyond n, unless the ring never wrapped.
         """
         if self._info.ring is None:
             return
-        lost = moved & (self._written - new > self._info.chunk) & (self._written > self._info.ring)
+        reach = self._info.chunk if self._info.reach is None else self._info.reach
+        lost = moved & (self._written - new > reach) & (self._written > self._info.ring)
         if lost.any():
             row = int(np.flatnonzero(lost)[0])
+            what = "sliding-window cache" if reach >= self._info.chunk else "ring of recent tokens"
             raise InputError(
-                f"rollback of row {row} from {self._written[row]} to {new[row]} tokens; its sliding-window cache "
-                f"reaches back {self._info.chunk}",
+                f"rollback of row {row} from {self._written[row]} to {new[row]} tokens; its {what} "
+                f"reaches back {reach}",
                 "roll back less, or to 0 and prefill again",
             )
 

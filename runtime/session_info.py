@@ -39,9 +39,10 @@ class SessionInfo:
         kind: executable kind, such as ``onnx``.
         vocab: V, the number of logits.
         capacity: S, the most tokens a row can hold.
-        chunk: T_max, the most tokens of one call; also how far a ring can be rolled back.
+        chunk: T_max, the most tokens of one call.
         max_batch: the most rows.
         ring: slots of the smallest ring cache; None when every state holds the whole capacity.
+        reach: tokens that a rollback of a full ring may drop; ``chunk`` when None.
         rollback: whether the states can be rolled back at all (to 0 they always can).
         hidden: whether ``Outputs.hidden`` is filled.
         mtp_depth: depth of linear MTP heads, 0 without.
@@ -58,6 +59,7 @@ class SessionInfo:
     chunk: int
     max_batch: int = 64
     ring: int | None = None
+    reach: int | None = None
     rollback: bool = True
     hidden: bool = False
     mtp_depth: int = 0
@@ -83,6 +85,7 @@ class SessionInfo:
             chunk=highs["T"],
             max_batch=highs["B"],
             ring=min((size for size, ring in slots if ring), default=None),
+            reach=min((evaluate(s.type.shape[-2], highs) - s.window + 1 for s in states if s.ring), default=None),
             rollback=all(state.rollback == "positional" for state in states),
             hidden="hidden" in results,
             mtp_depth=evaluate(results["mtp"].shape[2], highs) if "mtp" in results else 0,

@@ -11,10 +11,12 @@ import numpy.typing as npt
 from numpy.typing import DTypeLike
 
 from omnic.errors import InputError, nearest
+from omnic.ir import packing
 from omnic.ir.dims import evaluate
 from omnic.ir.executor import Outputs, Visit
 from omnic.ir.graph import Module, Node, State
 from omnic.ir.op import Array
+from omnic.ir.packing import QTensor
 from omnic.ir.reference.binding import Numbers
 from omnic.ir.reference.interpreter import Interpreter, Routing, Trace, WeightReader, empty_states
 
@@ -186,12 +188,14 @@ class ReferenceSession:
         return other
 
     def state_bytes(self) -> int:
-        """Return the bytes that the states of all rows take in their storage types."""
-        dims = {name: r.high for name, r in self.module.dims.items()} | {"B": len(self._start)}
+        """Return the bytes that the states of all rows take, counted on the packed numbers that they hold."""
         total = 0
-        for name in self._states:
-            type = self.module.states[name].type
-            total += type.with_shape(*(evaluate(d, dims) for d in type.shape)).bytes()
+        for name, numbers in self._states.items():
+            element = self.module.states[name].type.element
+            if isinstance(numbers, QTensor):
+                total += sum(part.nbytes for part in packing.packed_parts(numbers).values())
+            else:
+                total += numbers.size * element.bits // 8
         return total
 
 
