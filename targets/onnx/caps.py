@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from omnic.ir.caps import Caps, OpSupport
-from omnic.ir.types import DType
+from omnic.ir.caps import Caps, GroupRule, OpSupport
+from omnic.ir.types import DType, ScaleKind
 
 __all__ = ["CAPS", "PROFILE_CAPS"]
 
 _SPEC = "onnx.ai operators, opset 24"
 _CONTRIB = "ONNX Runtime 1.31 docs/ContribOperators.md"
-_STORED = "float programs: a quantised weight or state needs the operators of the quantised profiles"
+_STORED = "only weights and states are stored as codes, not what is computed between them"
+_MEASURED = "measured of ONNX Runtime 1.31: tests/targets/onnx/test_blocks.py"
+_SIZES = (16, 32, 64, 128, 256)
 
 #: op -> operator of the standard set that computes it, or a note on how
 _STANDARD = {
@@ -90,13 +92,18 @@ _STANDARD = {
     "attention": "Attention with an explicit mask, over states; decomposed elsewhere",
     "mla": "Attention with one KV head over the latent, over states; decomposed elsewhere",
     "moe": "If and MatMul per expert",
+    "dequantise": "Cast, Mul: of a weight, once, when the program is loaded",
 }
 _FUSED = {
     "attention": "GroupQueryAttention for B = 1 or T = 1, Attention else",
     "act": "QuickGelu (alpha = 1 is silu), Gelu, Relu",
     "gated_act": "QuickGelu, Gelu, Relu, Mul",
     "rms_norm": "SkipSimplifiedLayerNormalization after a residual, RMSNormalization else",
-    "moe": "MoE where its activation is exact, If and MatMul per expert else (tests/targets/onnx/test_experts.py)",
+    "linear": "MatMul; MatMulNBits with stored weights",
+    "embedding": "Gather; GatherBlockQuantized with a stored table",
+    "lm_head": "GatherND, Gemm; MatMulNBits with stored weights",
+    "moe": "MoE (QMoE with stored weights) where its activation is exact, If and a product per expert else"
+    " (tests/targets/onnx/test_experts.py)",
 }
 _BLOCKS = "keys quantised in blocks of tokens are for targets whose states are codes"
 _DECOMPOSED = ("router", "fake_quant", "short_conv", "linear_recurrence", "pool_blocks", "host.fetch")
@@ -106,8 +113,18 @@ def _ops(contrib: Mapping[str, str]) -> dict[str, OpSupport]:
     standard = {op: OpSupport("native", f"{_SPEC}: {how}") for op, how in _STANDARD.items()}
     fused = {op: OpSupport("native", f"{_CONTRIB}: {how}") for op, how in contrib.items()}
     rest = {op: OpSupport("decompose", f"its core ops are lowered ({_SPEC})") for op in _DECOMPOSED}
-    return {**standard, **fused, **rest, **{op: OpSupport("excluded", _STORED) for op in ("quantise", "dequantise")},
+    return {**standard, **fused, **rest, **{op: OpSupport("excluded", _STORED) for op in ("quantise",)},
             **{op: OpSupport("excluded", _BLOCKS) for op in ("cache_close", "block_attention")}}
+
+
+def _rules() -> tuple[GroupRule, ...]:
+    """Every storage kind: what no operator reads is decoded when the program is loaded, and a remark says so."""
+    scales: frozenset[ScaleKind] = frozenset({"f16", "f32", "s4"})
+    axes = frozenset({-1, -2})
+    return tuple(
+        GroupRule(kind, (0, -1, *_SIZES) if kind == "i8" else (0, *_SIZES), True, kind.startswith("i"), scales, axes)
+        for kind in ("i8", "i6", "i5", "i4", "i3", "i2", "nf4", "fp4", "t2")
+    )
 
 
 def _caps(profile: str, contrib: Mapping[str, str], opset: Mapping[str, int]) -> Caps:
@@ -120,6 +137,8 @@ def _caps(profile: str, contrib: Mapping[str, str], opset: Mapping[str, int]) ->
         state="in_place",
         programs="one",
         limits={"opset": 26, "tensor_alignment": 4096},
+        storage=_rules(),
+        activations=frozenset({"none", *(f"i8<g{n}>" for n in _SIZES)} if profile == "fused" else {"none"}),
         numeric="f32",
         shared_weights=True,
         sources={
@@ -129,6 +148,8 @@ def _caps(profile: str, contrib: Mapping[str, str], opset: Mapping[str, int]) ->
             "state": "one OrtValue bound as input and output: tests/targets/onnx/test_session.py",
             "programs": "one graph with dynamic T: a second session would pack the weights again",
             "limits": "ONNX Runtime 1.31 release notes; external data is memory-mapped at page-aligned offsets",
+            "storage": f"MatMulNBits, GatherBlockQuantized, QMoE ({_CONTRIB}); what they read how is {_MEASURED}",
+            "activations": f"MatMulNBits with accuracy_level 4 ({_CONTRIB}); {_MEASURED}",
             "shared_weights": "Gather and Gemm(transB) read one table: tests/targets/onnx/test_bundle.py",
         },
     )

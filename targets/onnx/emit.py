@@ -14,6 +14,8 @@ from omnic.ir.decompose import decompose_function
 from omnic.ir.graph import Function, Module, Node, Uses
 from omnic.ir.types import DType
 from omnic.targets.base import EmitRequest, Emitted
+from omnic.targets.onnx.legalise import activation_of, legalise
+from omnic.targets.onnx.legalise import remarks as stored_remarks
 from omnic.targets.onnx.lower import CACHED, PROFILES, REFUSED
 from omnic.targets.onnx.lower.attend import fused_attention
 from omnic.targets.onnx.lower.composites import position_limit, skip_norm
@@ -53,11 +55,13 @@ def emit(request: EmitRequest) -> Emitted:
         InputError: the module holds what the programs cannot.
     """
     profile = str(request.options["profile"])
+    fused = profile == "fused"
+    module = legalise(request.module, int(request.options["accuracy_level"]) if fused else 0)
     tensors = TensorTable()
     programs: dict[str, Program] = {}
-    for done, function in enumerate(request.module.functions.values()):
-        request.progress("lower", done / len(request.module.functions))
-        programs[function.name] = write_function(request.module, function, tensors, profile)
+    for done, function in enumerate(module.functions.values()):
+        request.progress("lower", done / len(module.functions))
+        programs[function.name] = write_function(module, function, tensors, profile)
     tensors.write(request.out / DATA_FILE, request.weights, request.progress)
     (request.out / TABLE_FILE).write_text(json.dumps(tensors.record()), encoding="utf-8")
     files: dict[str, str] = {}
@@ -67,13 +71,14 @@ def emit(request: EmitRequest) -> Emitted:
         onnx.save(program.model, request.out / files[name])
         nodes |= {f"{name}:{node}" if len(programs) > 1 else node: ops for node, ops in program.nodes.items()}
     remarks = [f"{name}: {r}" for name, p in programs.items() for r in p.remarks]
+    remarks += stored_remarks(module, fused)
     remarks += [f"weight {name} lies {count} times in {DATA_FILE}" for name, count in tensors.copies().items()]
     about = {
         name: {k: v for k, v in p.description.items() if k in ("inputs", "states", "results")}
         for name, p in programs.items()
     }
     interface = {"programs": about, "data": DATA_FILE, "bytes": tensors.bytes}
-    return Emitted(KIND, request.module, files, interface, nodes, tuple(remarks))
+    return Emitted(KIND, module, files, interface, nodes, tuple(remarks))
 
 
 def write_function(module: Module, function: Function, tensors: TensorTable, profile: str) -> Program:
@@ -84,7 +89,7 @@ def write_function(module: Module, function: Function, tensors: TensorTable, pro
     """
     table = PROFILES[profile]
     cached = make_plan(function, "plain").cached
-    lowered = decompose_function(function, lambda n: _kept(module, n, table, cached))
+    lowered = decompose_function(function, lambda n: _kept(module, n, table, cached, profile))
     plan = make_plan(lowered, profile)
     _check_states(module, lowered)
     w = GraphWriter(module, lowered, tensors, profile)
@@ -105,13 +110,14 @@ def write_function(module: Module, function: Function, tensors: TensorTable, pro
     return Program(model, w.nodes, remarks, description)
 
 
-def _kept(module: Module, node: Node, table: Mapping[str, Any], cached: Mapping[str, Any]) -> bool:
+def _kept(module: Module, node: Node, table: Mapping[str, Any], cached: Mapping[str, Any], profile: str) -> bool:
     """Whether a composite is lowered as it is."""
     if node.op in CACHED:
         return node.name in cached
     if node.op == "rope" and position_limit(module) is None:
         return False
-    if node.op == "linear" and node.attrs.get("act", "none") != "none":
+    act = node.attrs.get("act", "none") if node.op in ("linear", "lm_head", "moe") else "none"
+    if act != "none" and (profile != "fused" or activation_of(node) != act):
         return False
     return node.op in table
 

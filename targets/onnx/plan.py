@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from omnic.ir.graph import Function, Node, Uses, Value
-from omnic.ir.types import DType
+from omnic.ir.types import DType, ElementType, Storage
 from omnic.targets.onnx.writer import attrs_of
 
 __all__ = ["ROTARY_MULTIPLE", "Cached", "Fused", "Heads", "Plan", "make_plan"]
@@ -273,18 +273,27 @@ def _packed(q: Heads, k: Heads, v: Heads, uses: Uses) -> tuple[Node, Node, Node]
     linears: list[Node] = []
     for part in (q, k, v):
         node = uses.producer.get(part.source)
-        if node is None or node.op != "linear" or uses.count(part.source) != 1 or attrs_of(node)["act"] != "none":
+        if node is None or node.op != "linear" or uses.count(part.source) != 1:
             return None
         if not all(w is None or w.weight for w in node.operands[1:]):
             return None
         linears.append(node)
     first = linears[0]
     if any(
-        n.operands[0] is not first.operands[0] or (n.operands[2] is None) != (first.operands[2] is None)
+        n.operands[0] is not first.operands[0]
+        or (n.operands[2] is None) != (first.operands[2] is None)
+        or attrs_of(n)["act"] != attrs_of(first)["act"]
+        or _element(n) != _element(first)
         for n in linears
     ):
         return None
     return linears[0], linears[1], linears[2]
+
+
+def _element(linear: Node) -> ElementType | None:
+    """The storage type of a weight; plain ones lie side by side whatever they are."""
+    weight = linear.operands[1]
+    return weight.type.element if weight is not None and isinstance(weight.type.element, Storage) else None
 
 
 def _skip(node: Node, uses: Uses, absorbed: set[str]) -> Node | None:

@@ -22,6 +22,8 @@ METADATA = "omnic"
 #: result of SkipSimplifiedLayerNormalization that is the sum
 SUM = 3
 SETTLED = "settled"
+#: operators whose result depends on whether their weights were packed
+PACKED = ("MatMulNBits", "QMoE")
 _NUMPY = {
     onnx.DataType.FLOAT: np.float32,
     onnx.DataType.FLOAT16: np.float16,
@@ -120,12 +122,23 @@ def _run(
     options = runtime_options(threads)
     # The cut model lives in memory; its weights are still read from the bundle's data file.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
-    # A part is run once: packing its weights would cost more than the run.
-    options.add_session_config_entry("session.disable_prepacking", "1")
+    # A part is run once: packing plain weights would cost more than the run.  Products with stored weights compute
+    # otherwise when they are not packed (in f32, and slowly), so theirs are.
+    if not any(n.op_type in PACKED for n in _every(part.graph)):
+        options.add_session_config_entry("session.disable_prepacking", "1")
     options.enable_cpu_mem_arena = False
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     found = session.run([f"shown.{i}" for i in range(len(names))], feeds)
     return {name: np.asarray(array) for name, array in zip(names, found, strict=True)}
+
+
+def _every(graph: onnx.Graph) -> Iterator[onnx.Node]:
+    """Nodes of a graph and of its branches."""
+    for node in graph:
+        yield node
+        for attribute in node.attributes.values():
+            if attribute.type == onnx.AttributeType.GRAPH:
+                yield from _every(attribute.as_graph())
 
 
 def _values(graph: onnx.Graph) -> dict[str, onnx.Value]:

@@ -31,6 +31,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 from omnic.errors import BundleError, InputError, MissingExtraError
 from omnic.ir.dims import evaluate
 from omnic.ir.graph import Module
+from omnic.ir.numeric import class_of
 from omnic.ir.types import DType
 from omnic.runtime import resources
 from omnic.runtime.mtp_session import MtpSession, mtp_functions
@@ -72,7 +73,7 @@ class Programs:
         need = sum(f.stat().st_size for f in folder.glob("*.bin"))
         if options.memory is not None and need > options.memory:
             raise InputError(
-                f"the weights take {need:,} bytes in f32; the limit is {options.memory:,}",
+                f"the weights take {need:,} bytes; the limit is {options.memory:,}",
                 "raise the limit, or compile for a target that keeps weights in fewer bits",
             )
         self._open: dict[str, tuple[ort.InferenceSession, dict[str, Any]]] = {}
@@ -135,8 +136,7 @@ class OnnxSession(MtpSession):
     """
 
     def __init__(self, programs: Programs, batch: int = 1) -> None:
-        half = any(s.type.element == DType.F16 for s in programs.module.states.values())
-        info = SessionInfo.of(programs.module, "onnx", "f16" if half else "f32")
+        info = SessionInfo.of(programs.module, "onnx", class_of(programs.module))
         super().__init__(info, mtp_functions(programs.module.functions), batch)
         self.programs = programs
         self._reset(batch)

@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from omnic.errors import BundleError, InputError, nearest
 from omnic.ir.caps import Caps
 from omnic.ir.graph import Module
+from omnic.ir.types import Storage, TensorType
 from omnic.ir.weights import Source
+from omnic.ir.weights.store import fixed_shape
 from omnic.runtime.bundle import Bundle
 from omnic.targets.base import EmitRequest, Emitted, Phase, Target
+from omnic.targets.onnx.blocks import blocks_of
 from omnic.targets.onnx.caps import CAPS, PROFILE_CAPS
 from omnic.targets.onnx.emit import TABLE_FILE, emit
 from omnic.targets.onnx.profile import profile
@@ -24,14 +27,16 @@ from omnic.targets.onnx.tensors import ProgramSource
 
 __all__ = ["TARGET", "OnnxTarget"]
 
-OPTIONS: Mapping[str, tuple[str, ...]] = {"profile": tuple(PROFILE_CAPS), "ep": ("cpu",)}
+#: name -> values, the default first
+OPTIONS: Mapping[str, tuple[Any, ...]] = {"profile": tuple(PROFILE_CAPS), "ep": ("cpu",), "accuracy_level": (4, 0)}
 
 
 class OnnxTarget(Target):
     """ONNX programs for ONNX Runtime.
 
     Options: ``profile`` (``fused``, the default, with ``com.microsoft`` operators; ``plain`` with the
-    standard set alone), ``ep`` (execution provider: ``cpu``).
+    standard set alone), ``ep`` (execution provider: ``cpu``), ``accuracy_level`` (of products with stored weights:
+    4, the default, quantises activations to 8 bits by block; 0 keeps them in f32).
     """
 
     name: ClassVar[str] = "onnx"
@@ -47,9 +52,10 @@ class OnnxTarget(Target):
                     f"target onnx has no option '{name}'",
                     f"did you mean '{near}'?" if near else f"it has: {', '.join(OPTIONS)}",
                 )
-            if value not in OPTIONS[name]:
-                raise InputError(f"target onnx: {name} must be one of {', '.join(OPTIONS[name])}, not '{value}'")
-            found[name] = value
+            known = {str(v).lower(): v for v in OPTIONS[name]}
+            if str(value).lower() not in known:
+                raise InputError(f"target onnx: {name} must be one of {', '.join(known)}, not '{value}'")
+            found[name] = known[str(value).lower()]
         return found
 
     def emit(self, request: EmitRequest) -> Emitted:
@@ -86,8 +92,19 @@ class OnnxTarget(Target):
         return profile(bundle, tokens, steps, threads)
 
     def disk_bytes(self, module: Module) -> int:
-        """Weights are f32 whatever the spec stores; small models pay for page alignment."""
-        return 4 * module.parameters() + 64_000_000
+        """Plain weights are f32 whatever the spec stores, scales too; small models pay for page alignment."""
+        return sum(_disk_bytes(w.type) for w in module.weights.values()) + 64_000_000
+
+
+def _disk_bytes(type: TensorType) -> int:
+    numbers = fixed_shape(type)
+    count = int(np.prod(numbers, dtype=np.int64))
+    if not isinstance(type.element, Storage):
+        return 4 * count
+    form = blocks_of(type.element, numbers[-1])
+    if isinstance(form, str):
+        return 2 * count
+    return count // max(numbers[-1], 1) * (form.row_bytes + 5 * form.count)
 
 
 TARGET = OnnxTarget()

@@ -18,7 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnic.errors import BundleError, InternalError
+from omnic.ir import packing
+from omnic.ir.packing import QTensor
+from omnic.ir.types import Storage, parse_element
 from omnic.ir.weights import WeightStore
+from omnic.targets.onnx.blocks import (
+    DTYPES,
+    Blocks,
+    blocks_of,
+    parts_of,
+    parts_of_units,
+    rows_back,
+    units_back,
+    units_shape,
+)
 
 __all__ = ["ALIGNMENT", "DATA_FILE", "Layout", "Piece", "ProgramSource", "TensorTable"]
 
@@ -44,6 +57,8 @@ class Piece:
         axis: dim of the tensor along which it lies.
         offset: where it begins along ``axis``.
         stride: distance of its entries along ``axis``; 2 interleaves two weights.
+        part: which part of a storage-typed weight, "" for the numbers of a plain one.
+        type: its storage type as text, "" for a plain one.
     """
 
     weight: str
@@ -53,10 +68,35 @@ class Piece:
     axis: int = 0
     offset: int = 0
     stride: int = 1
+    part: str = ""
+    type: str = ""
+
+    @property
+    def storage(self) -> Storage:
+        """The storage type."""
+        found = parse_element(self.type)
+        if not isinstance(found, Storage):
+            raise InternalError(f"{self.weight} is {self.type}, which has no codes")
+        return found
+
+    @property
+    def form(self) -> Blocks:
+        """How its rows lie in blocks."""
+        found = blocks_of(self.storage, self.shape[-1])
+        if isinstance(found, str):
+            raise InternalError(f"{self.weight} has no blocks: {found}")
+        return found
 
     def placed(self) -> tuple[int, ...]:
         """Return its shape inside the tensor."""
         shape = self.shape if self.expert is None else self.shape[1:]
+        if self.part.startswith("units"):
+            found = units_shape(self.storage, shape, self.part)
+            if found is None:
+                raise InternalError(f"{self.weight} has no {self.part}")
+            return found
+        if self.part:
+            return (*shape[:-1], self.form.last(self.part))
         return (*shape[:-2], shape[-1], shape[-2]) if self.swap else shape
 
     def region(self, rank: int) -> tuple[slice, ...]:
@@ -68,17 +108,26 @@ class Piece:
 
 @dataclass(frozen=True)
 class Layout:
-    """One f32 tensor: its name and shape, and either the pieces that fill it or its numbers."""
+    """One tensor: its name and shape, and either the pieces that fill it or its numbers.
+
+    Layouts of one ``group`` are the parts of the same weights; their pieces differ in ``part`` alone.
+    """
 
     name: str
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...] = ()
     numbers: Array | None = field(default=None, compare=False, repr=False)
+    group: str = ""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of its numbers in the data file."""
+        return np.dtype(DTYPES[self.pieces[0].part if self.pieces else ""])
 
     @property
     def bytes(self) -> int:
         """Its size in the data file."""
-        return 4 * int(np.prod(self.shape, dtype=np.int64))
+        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
 
 class TensorTable:
@@ -110,6 +159,8 @@ class TensorTable:
         seen: dict[str, int] = {}
         for layout in self.layouts.values():
             for piece in layout.pieces:
+                if piece.part not in ("", "codes", "units"):
+                    continue
                 key = piece.weight if piece.expert is None else f"{piece.weight}[{piece.expert}]"
                 seen[key] = seen.get(key, 0) + 1
         return {name: count for name, count in seen.items() if count > 1}
@@ -121,11 +172,25 @@ class TensorTable:
             BundleError: the weights are damaged.
             OSError: the disk refused a write.
         """
+        groups: dict[str, list[Layout]] = {}
+        for layout in self.layouts.values():
+            groups.setdefault(layout.group or layout.name, []).append(layout)
         with path.open("wb") as file:
-            for name, layout in self.layouts.items():
-                progress("write weights", self.offsets[name] / max(self._end, 1))
-                _write(file, self.offsets[name], layout, weights)
+            for together in groups.values():
+                progress("write weights", self.offsets[together[0].name] / max(self._end, 1))
+                if together[0].group:
+                    self._write_parts(file, together, weights)
+                else:
+                    _write(file, self.offsets[together[0].name], together[0], weights)
             file.truncate(self._end)
+
+    def _write_parts(self, file: IO[bytes], layouts: list[Layout], weights: WeightStore) -> None:
+        """Write the parts of storage-typed weights, each slice of rows quantised once."""
+        for pieces in zip(*(layout.pieces for layout in layouts), strict=True):
+            for at, rows in _codes(pieces[0], weights):
+                made = parts_of_units(rows) if pieces[0].part == "units" else parts_of(pieces[0].form, rows)
+                for layout, piece in zip(layouts, pieces, strict=True):
+                    _place(file, self.offsets[layout.name], layout.shape, piece, at, made[piece.part])
 
     def record(self) -> dict[str, Any]:
         """Return the table as JSON data, for :class:`ProgramSource`."""
@@ -140,12 +205,14 @@ class TensorTable:
                     "axis": p.axis,
                     "offset": p.offset,
                     "stride": p.stride,
+                    "part": p.part,
+                    "type": p.type,
                 }
                 for p in layout.pieces
             ]
             if pieces:
                 tensors.append({"name": name, "shape": layout.shape, "at": self.offsets[name], "pieces": pieces})
-        return {"schema_version": 1, "file": DATA_FILE, "tensors": tensors}
+        return {"schema_version": 2, "file": DATA_FILE, "tensors": tensors}
 
 
 def _write(file: IO[bytes], base: int, layout: Layout, weights: WeightStore) -> None:
@@ -167,9 +234,19 @@ def _parts(piece: Piece, weights: WeightStore) -> Iterator[tuple[int, Array]]:
         yield start, part
 
 
+def _codes(piece: Piece, weights: WeightStore) -> Iterator[tuple[int, QTensor]]:
+    """Yield (first row in the weight's own order, codes and scales) of consecutive rows of a piece."""
+    if piece.expert is not None:
+        yield 0, weights.quantised(piece.weight, (piece.expert, piece.expert + 1)).pick(0)
+        return
+    for start, stop in weights.row_ranges(piece.weight, SLICE_BYTES):
+        whole = (start, stop) == (0, piece.shape[0])
+        yield start, weights.quantised(piece.weight, None if whole else (start, stop))
+
+
 def _place(file: IO[bytes], base: int, shape: tuple[int, ...], piece: Piece, at: int, part: Array) -> None:
     """Write the rows ``at``.. of a piece: runs of bytes that lie together in the tensor."""
-    part = np.asarray(part, np.float32)
+    part = np.asarray(part, DTYPES[piece.part])
     if piece.swap:
         part = np.swapaxes(part, -1, -2)
     part = np.ascontiguousarray(part)
@@ -177,7 +254,7 @@ def _place(file: IO[bytes], base: int, shape: tuple[int, ...], piece: Piece, at:
     # dim of the tensor along which the slice's rows lie: the exchanged one for a matrix
     rows = 1 if piece.swap and rank == 2 else 0
     step = [piece.stride if a == piece.axis else 1 for a in range(rank)]
-    strides = [4 * int(np.prod(shape[a + 1 :], dtype=np.int64)) for a in range(rank)]
+    strides = [part.itemsize * int(np.prod(shape[a + 1 :], dtype=np.int64)) for a in range(rank)]
     begin = base + sum(
         strides[a] * ((piece.offset if a == piece.axis else 0) + (at * step[a] if a == rows else 0))
         for a in range(rank)
@@ -209,14 +286,18 @@ class ProgramSource:
             raise BundleError(
                 f"{self.path}: the program's data file is missing", "copy the bundle again, or compile it again"
             )
+        #: name of a weight, with the part's name behind a colon -> where it lies
         self._at: dict[str, list[tuple[Piece, int, tuple[int, ...]]]] = {}
         end = 0
         for tensor in record["tensors"]:
             shape = tuple(int(d) for d in tensor["shape"])
-            end = max(end, int(tensor["at"]) + 4 * int(np.prod(shape, dtype=np.int64)))
             for entry in tensor["pieces"]:
                 piece = Piece(**{**entry, "shape": tuple(entry["shape"])})
-                self._at.setdefault(piece.weight, []).append((piece, int(tensor["at"]), shape))
+                key = f"{piece.weight}:{piece.part}" if piece.part else piece.weight
+                self._at.setdefault(key, []).append((piece, int(tensor["at"]), shape))
+                size = np.dtype(DTYPES[piece.part]).itemsize
+                end = max(end, int(tensor["at"]) + size * int(np.prod(shape, dtype=np.int64)))
+        self._stored = {p.weight: p for entries in self._at.values() for p, _, _ in entries if p.part}
         if os.path.getsize(self.path) < end:
             raise BundleError(
                 f"{self.path} is truncated: its tensors end at byte {end}, the file has {os.path.getsize(self.path)}",
@@ -224,15 +305,56 @@ class ProgramSource:
             )
 
     def names(self) -> tuple[str, ...]:
-        """Return the names of the weights."""
-        return tuple(self._at)
+        """Return the names of the weights; a storage-typed one is several tensors, named as in any weight file."""
+        plain = [name for name in self._at if ":" not in name]
+        stored = self._stored.items()
+        return (*plain, *(name + suffix for name, p in stored for suffix in packing.layout(p.storage, p.shape)))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a weight in the IR."""
-        return self._at[name][0][0].shape
+        """Return the shape of a tensor in the IR's own layout."""
+        if name in self._at:
+            return self._at[name][0][0].shape
+        weight, suffix = self._split(name)
+        piece = self._stored[weight]
+        return packing.layout(piece.storage, piece.shape)[suffix][1]
 
     def read(self, name: str, box: Box) -> Array:
-        """Return the part of a weight inside ``box``, a view of the file where it can be."""
+        """Return the part of a tensor inside ``box``, a view of the file where it can be."""
+        if name in self._at:
+            return self._numbers(name, box)
+        weight, suffix = self._split(name)
+        whole = len(self.shape(name)) == 0 or not _by_rows(self._stored[weight])
+        rows = (0, self._stored[weight].shape[0]) if whole else box[0]
+        canonical = _canonical(self.quantised(weight, rows))[suffix]
+        return canonical[tuple(slice(a, b) for a, b in (box if whole else ((0, rows[1] - rows[0]), *box[1:])))]
+
+    def quantised(self, name: str, rows: tuple[int, int]) -> QTensor:
+        """Return rows of a storage-typed weight, unpacked from the program's tensors."""
+        piece = self._stored[name]
+        if f"{name}:units" in self._at:
+            wanted = [p for p in DTYPES if p.startswith("units") and f"{name}:{p}" in self._at]
+            whole = rows == (0, piece.shape[0])
+            parts = {p: np.array(self._part(name, p, None if whole else rows)) for p in wanted}
+            return units_back(piece.storage, parts)
+        parts = {p: np.array(self._part(name, p, rows)) for p in piece.form.parts}
+        return rows_back(piece.form, parts)
+
+    def _split(self, name: str) -> tuple[str, str]:
+        """Return a stored weight's name and the suffix of its tensor."""
+        for suffix in ("", ".scale", ".zero", ".row"):
+            if name.endswith(suffix) and name.removesuffix(suffix) in self._stored:
+                return name.removesuffix(suffix), suffix
+        raise BundleError(f"{self.path} holds no tensor '{name}'", "copy the bundle again, or compile it again")
+
+    def _part(self, name: str, part: str, rows: tuple[int, int] | None) -> Array:
+        entries = self._at[f"{name}:{part}"]
+        whole = next((e for e in entries if e[0].expert is None), None)
+        if whole is not None:
+            return self._view(*whole)[slice(None) if rows is None else slice(*rows)]
+        experts = {e[0].expert: e for e in entries}
+        return np.stack([self._view(*experts[i]) for i in range(*(rows or (0, len(experts))))])
+
+    def _numbers(self, name: str, box: Box) -> Array:
         entries = self._at[name]
         whole = next((e for e in entries if e[0].expert is None), None)
         if whole is not None:
@@ -242,6 +364,18 @@ class ProgramSource:
         return np.stack([self._view(*experts[i])[inner] for i in range(*box[0])])
 
     def _view(self, piece: Piece, at: int, shape: tuple[int, ...]) -> Array:
-        tensor = np.memmap(self.path, np.float32, "r", at, shape)
+        tensor = np.memmap(self.path, DTYPES[piece.part], "r", at, shape)
         part = tensor[piece.region(len(shape))]
         return np.swapaxes(part, -1, -2) if piece.swap else part
+
+
+def _by_rows(piece: Piece) -> bool:
+    """Whether rows of dim 0 can be read by themselves."""
+    return piece.storage.group == -1 or len(piece.shape) + piece.storage.axis > 0
+
+
+def _canonical(q: QTensor) -> dict[str, Array]:
+    """Return codes and scales as weight files hold them, by suffix."""
+    found = {"": packing.pack_codes(q.codes, q.type), ".zero": q.zero, ".row": q.row}
+    found[".scale"] = packing.pack_scales(q.scale) if q.row is not None else q.scale
+    return {suffix: part for suffix, part in found.items() if part is not None}

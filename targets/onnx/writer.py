@@ -14,7 +14,9 @@ from omnic.errors import InternalError
 from omnic.ir.dims import Atom, Dim, Expr
 from omnic.ir.graph import Function, Module, Node, Value, Weight
 from omnic.ir.op import find_op
+from omnic.ir.packing import FP4_LEVELS, NF4_LEVELS
 from omnic.ir.types import DType, Storage, TensorType
+from omnic.targets.onnx.blocks import Blocks, blocks_of, units_shape
 from omnic.targets.onnx.tensors import DATA_FILE, Layout, Piece, TensorTable
 
 __all__ = ["IR_VERSION", "MICROSOFT", "GraphWriter", "attrs_of", "element_type", "weight_shape"]
@@ -57,7 +59,7 @@ GLUE = frozenset(
 def element_type(type: TensorType, state: bool = False) -> onnx.DataType:
     """Return the ONNX element type of a value: 16-bit floats are computed in f32 and kept as f16 in states only."""
     if isinstance(type.element, Storage):
-        raise InternalError(f"a value of type {type} in a float program")
+        raise InternalError(f"a value of type {type} was not decoded")
     if state and type.element == DType.F16:
         return onnx.DataType.FLOAT16
     return _ELEMENTS[type.element]
@@ -149,36 +151,30 @@ class GraphWriter:
         """Return the constant i64 vector of ``numbers``."""
         return self.const(np.array(numbers, np.int64))
 
-    def tensor(self, layout: Layout) -> onnx.Value:
-        """Return an initializer in the data file."""
-        if layout.name not in self._initializers:
+    def tensor(self, layout: Layout, shape: tuple[int, ...] | None = None) -> onnx.Value:
+        """Return an initializer in the data file; ``shape`` reads the same bytes in another shape."""
+        other = shape is not None and shape != layout.shape
+        name = f"{layout.name}:{'x'.join(str(d) for d in shape or ())}" if other else layout.name
+        if name not in self._initializers:
+            dims, kind = onnx.Shape(shape or layout.shape), onnx.DataType.from_numpy(layout.dtype)
             offset = self.tensors.add(layout)
-            data = onnx.ExternalTensor(
-                DATA_FILE,
-                offset,
-                layout.bytes,
-                onnx.DataType.FLOAT,
-                shape=onnx.Shape(layout.shape),
-                name=layout.name,
-                base_dir="",
-            )
-            found = onnx.Value(
-                name=layout.name,
-                const_value=data,
-                type=onnx.TensorType(onnx.DataType.FLOAT),
-                shape=onnx.Shape(layout.shape),
-            )
+            data = onnx.ExternalTensor(DATA_FILE, offset, layout.bytes, kind, shape=dims, name=name, base_dir="")
+            found = onnx.Value(name=name, const_value=data, type=onnx.TensorType(kind), shape=dims)
             self.graph.register_initializer(found)
-            self._initializers[layout.name] = found
-        return self._initializers[layout.name]
+            self._initializers[name] = found
+        return self._initializers[name]
 
     def weight(self, value: Value) -> onnx.Value:
-        """Return a weight in the IR's own layout."""
+        """Return a weight in the IR's own layout; a storage-typed one decoded."""
+        if isinstance(value.type.element, Storage):
+            return self.decoded(value)
         shape = weight_shape(self.module.weights[value.name])
         return self.tensor(Layout(f"@{value.name}", shape, (Piece(value.name, shape),)))
 
     def transposed(self, *values: Value) -> onnx.Value:
         """Return weights [N_i, K] as one matrix [K, sum of N_i], or a stack of matrices, each turned."""
+        if any(isinstance(v.type.element, Storage) for v in values):
+            return self.once(("turned", values), lambda: self._turned(values))
         shapes = [weight_shape(self.module.weights[v.name]) for v in values]
         axis = len(shapes[0]) - 1
         pieces, offset = [], 0
@@ -190,6 +186,8 @@ class GraphWriter:
 
     def joined(self, *values: Value) -> onnx.Value:
         """Return vectors [N_i] as one [sum of N_i]."""
+        if any(isinstance(v.type.element, Storage) for v in values):
+            return self.once(("joined", values), lambda: self.op("Concat", *(self.weight(v) for v in values), axis=0))
         pieces, offset = [], 0
         for value in values:
             shape = weight_shape(self.module.weights[value.name])
@@ -200,6 +198,92 @@ class GraphWriter:
     def numbers(self, name: str, array: NDArray[Any]) -> onnx.Value:
         """Return computed numbers (a table) as an initializer in the data file."""
         return self.tensor(Layout(name, array.shape, numbers=array))
+
+    # -- storage-typed weights ----------------------------------------------------------------------
+    def once(self, key: Any, build: Callable[[], onnx.Value]) -> onnx.Value:
+        """Return what ``build`` makes, made once and outside of any branch."""
+        if key not in self.memo:
+            outside, self._into = self._into, self.graph
+            before, self._prefix = self._prefix, "weights"
+            self.memo[key] = build()
+            self._into, self._prefix = outside, before
+        return self.memo[key]
+
+    def _turned(self, values: Sequence[Value]) -> onnx.Value:
+        rank = values[0].type.rank
+        perm = [*range(rank - 2), rank - 1, rank - 2]
+        turned = [self.op("Transpose", self.weight(v), perm=perm) for v in values]
+        return turned[0] if len(turned) == 1 else self.op("Concat", *turned, axis=rank - 1)
+
+    def decoded(self, value: Value) -> onnx.Value:
+        """Return the numbers of a storage-typed weight.
+
+        Only constants go in, so ONNX Runtime computes it once, when it loads the program.
+        """
+        return self.once(("decoded", value), lambda: self._decode(value))
+
+    def _decode(self, value: Value) -> onnx.Value:
+        type, shape = value.type.element, weight_shape(self.module.weights[value.name])
+        assert isinstance(type, Storage)
+        parts: dict[str, onnx.Value] = {}
+        for part in ("units", "units.scale", "units.zero", "units.row"):
+            size = units_shape(type, shape, part)
+            if size is not None:
+                piece = Piece(value.name, shape, part=part, type=str(type))
+                layout = Layout(f"@{value.name}.{part}", size, (piece,), group=f"@{value.name}.units")
+                parts[part] = self.tensor(layout)
+        scale = parts["units.scale"]
+        if "units.row" in parts:
+            scale = self.op("Mul", scale, self.op("Unsqueeze", parts["units.row"], self.ints(-1)))
+        if type.kind in ("nf4", "fp4"):
+            levels = self.const(NF4_LEVELS if type.kind == "nf4" else FP4_LEVELS)
+            units = self.op("Gather", levels, self.op("Cast", parts["units"], to=onnx.DataType.INT32))
+        else:
+            units = self.op("Cast", parts["units"], to=onnx.DataType.FLOAT)
+        if "units.zero" in parts:
+            zero = self.op("Cast", parts["units.zero"], to=onnx.DataType.FLOAT)
+            half = self.const(np.float32(1 << (type.bits - 1)))
+            units = self.op("Sub", units, self._of_numbers(self.op("Sub", zero, half), type, shape))
+        return self.op("Mul", units, self._of_numbers(scale, type, shape))
+
+    def _of_numbers(self, of_group: onnx.Value, type: Storage, shape: tuple[int, ...]) -> onnx.Value:
+        """Return one number a number from one a group, ready to broadcast."""
+        if type.group == -1:
+            return self.op("Reshape", of_group, self.ints(shape[0], *[1] * (len(shape) - 1)))
+        size, axis = shape[type.axis], len(shape) + type.axis
+        group = type.group or size
+        wide = self.op("Gather", of_group, self.const(np.arange(size) // group), axis=len(shape) - 1)
+        if type.axis == -1:
+            return wide
+        last = len(shape) - 1
+        return self.op("Transpose", wide, perm=[*range(axis), last, *range(axis, last)])
+
+    def form(self, *values: Value) -> Blocks | str:
+        """Return how the rows of storage-typed weights lie in blocks, together; or why they cannot."""
+        first = values[0].type.element
+        if not isinstance(first, Storage) or not all(v.weight and v.type.element == first for v in values):
+            return "they are not weights of one storage type"
+        return blocks_of(first, weight_shape(self.module.weights[values[0].name])[-1])
+
+    def blocks(self, *values: Value, expert: int | None = None, weave: bool = False) -> dict[str, Layout]:
+        """Return the parts of storage-typed weights, their rows one after the other (or in turn with ``weave``)."""
+        form = self.form(*values)
+        assert isinstance(form, Blocks)
+        name = "@" + ("|" if weave else "+").join(v.name for v in values) + ("" if expert is None else f"[{expert}]")
+        made: dict[str, Layout] = {}
+        for part in form.parts:
+            pieces, offset = [], 0
+            for index, value in enumerate(values):
+                shape = weight_shape(self.module.weights[value.name])
+                stacked = expert is None and len(shape) == 3
+                place = {"axis": 1, "offset": index, "stride": 2} if weave else {"axis": int(stacked), "offset": offset}
+                pieces.append(Piece(value.name, shape, expert, part=part, type=str(form.type), **place))
+                offset += shape[-2]
+            placed = pieces[0].placed()
+            made[part] = Layout(f"{name}.{part}", (*placed[:-2], offset, placed[-1]), tuple(pieces), group=name)
+        for layout in made.values():
+            self.tensors.add(layout)
+        return made
 
     # -- nodes --------------------------------------------------------------------------------------
     @contextmanager

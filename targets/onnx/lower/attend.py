@@ -213,7 +213,8 @@ def fused_attention(w: GraphWriter, fused: Fused) -> None:
     parts: list[onnx.Value] = []
     if fused.linears is not None:
         weights = tuple(_operand(n, 1) for n in fused.linears)
-        packed = project(w, w.need(_operand(fused.linears[0], 0)), weights, tuple(n.operands[2] for n in fused.linears))
+        act, biases = attrs_of(fused.linears[0])["act"], tuple(n.operands[2] for n in fused.linears)
+        packed = project(w, w.need(_operand(fused.linears[0], 0)), weights, biases, act)
     else:
         parts = [_normed(w, fused.q, heads, size), _normed(w, fused.k, kv_heads, size), w.need(fused.v.source)]
     turn = fused.q.rope

@@ -11,6 +11,7 @@ import onnx_ir as onnx
 from omnic.errors import InternalError
 from omnic.ir.graph import Module, Node, Value
 from omnic.ir.ops.rope import rope_tables
+from omnic.targets.onnx.lower.stored import embedding, product, stored_form
 from omnic.targets.onnx.writer import MICROSOFT, GraphWriter, attrs_of
 
 __all__ = ["TABLE", "activation", "position_limit", "project", "rope_inputs", "rotate", "skip_norm"]
@@ -18,13 +19,16 @@ __all__ = ["TABLE", "activation", "position_limit", "project", "rope_inputs", "r
 Lowering = Callable[[GraphWriter, Node], None]
 
 
-def project(w: GraphWriter, x: onnx.Value, weights: tuple[Value, ...], biases: tuple[Value | None, ...]) -> onnx.Value:
+def project(
+    w: GraphWriter, x: onnx.Value, weights: tuple[Value, ...], biases: tuple[Value | None, ...], act: str = "none"
+) -> onnx.Value:
     """Return x [..., K] times the rows of several weights [N_i, K] side by side, plus their biases."""
     if not all(v.weight for v in weights):
         (only,), (bias,) = weights, biases
         y = w.op("MatMul", x, w.op("Transpose", w.need(only), perm=[1, 0]))
         return y if bias is None else w.op("Add", y, w.need(bias))
-    y = w.op("MatMul", x, w.transposed(*weights))
+    stored = stored_form(w, *weights) is not None
+    y = product(w, x, weights, act) if stored else w.op("MatMul", x, w.transposed(*weights))
     present = tuple(b for b in biases if b is not None)
     if not present:
         return y
@@ -36,11 +40,15 @@ def project(w: GraphWriter, x: onnx.Value, weights: tuple[Value, ...], biases: t
 def _linear(w: GraphWriter, node: Node) -> None:
     x, weight, bias = node.operands
     assert weight is not None
-    w.bind(node.result, project(w, w.need(x), (weight,), (bias,)))
+    w.bind(node.result, project(w, w.need(x), (weight,), (bias,), attrs_of(node)["act"]))
 
 
 def _embedding(w: GraphWriter, node: Node) -> None:
     table, tokens = node.operands
+    assert table is not None
+    if stored_form(w, table) is not None:
+        w.bind(node.result, embedding(w, table, w.need(tokens)))
+        return
     w.bind(node.result, w.op("Gather", w.need(table), w.need(tokens), axis=0))
 
 
@@ -159,9 +167,10 @@ def _rope(w: GraphWriter, node: Node) -> None:
 
 
 def _lm_head(w: GraphWriter, node: Node) -> None:
-    """Only the wanted rows; Gemm reads the weight as it lies, so a tied table is stored once."""
+    """Only the wanted rows; the operators read the weight as it lies, so a tied table is stored once."""
     x, weight, rows, bias = node.operands
     assert weight is not None
+    act = attrs_of(node)["act"]
     vocab, width = weight.type.shape
     cap = float(attrs_of(node)["softcap"])
     wanted = w.need(x)
@@ -174,7 +183,11 @@ def _lm_head(w: GraphWriter, node: Node) -> None:
     if flat not in w.memo:
         w.memo[flat] = w.op("Reshape", wanted, w.ints(-1, int(str(width))))
     shape = w.op("Concat", w.op("Shape", wanted, start=0, end=2), w.ints(int(str(vocab))), axis=0)
-    y = w.op("Gemm", w.memo[flat], w.need(weight), w.get(bias), transB=1)
+    if stored_form(w, weight) is not None:
+        y = product(w, w.memo[flat], (weight,), act)
+        y = y if bias is None else w.op("Add", y, w.need(bias))
+    else:
+        y = w.op("Gemm", w.memo[flat], w.need(weight), w.get(bias), transB=1)
     y = w.op("Reshape", y, shape)
     if cap:
         scale = w.const(np.float32(cap))

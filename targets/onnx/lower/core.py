@@ -14,7 +14,7 @@ from omnic.ir.graph import Node
 from omnic.ir.types import DType, Storage
 from omnic.targets.onnx.writer import GraphWriter, attrs_of, element_type
 
-__all__ = ["TABLE", "refuse"]
+__all__ = ["TABLE", "refuse", "rounded"]
 
 Lowering = Callable[[GraphWriter, Node], None]
 
@@ -107,16 +107,22 @@ def _cast(w: GraphWriter, node: Node) -> None:
     assert x is not None
     if isinstance(to, Storage):
         raise refuse(
-            node, f"{to} is a storage type", "the float programs keep weights in f32: remove the quantising pass"
+            node, f"{to} is a storage type", "only weights and states are stored as codes"
         )
     found = w.need(x)
     if to in (DType.F16, DType.BF16):
-        # The number is rounded; arithmetic goes on in f32.
-        half = w.op("Cast", found, to=onnx.DataType.FLOAT16 if to == DType.F16 else onnx.DataType.BFLOAT16)
-        found = w.op("Cast", half, to=onnx.DataType.FLOAT)
+        found = rounded(w, found, to)
     elif to != x.type.dtype and not (to == DType.F32 and x.type.is_float):
         found = w.op("Cast", found, to=element_type(node.result.type))
     w.bind(node.result, found)
+
+
+def rounded(w: GraphWriter, found: onnx.Value, to: DType) -> onnx.Value:
+    """Return f32 numbers rounded to a 16-bit type; arithmetic goes on in f32."""
+    if to not in (DType.F16, DType.BF16):
+        return found
+    half = w.op("Cast", found, to=onnx.DataType.FLOAT16 if to == DType.F16 else onnx.DataType.BFLOAT16)
+    return w.op("Cast", half, to=onnx.DataType.FLOAT)
 
 
 def _constant(w: GraphWriter, node: Node) -> None:

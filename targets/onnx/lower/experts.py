@@ -13,7 +13,9 @@ import numpy as np
 import onnx_ir as onnx
 
 from omnic.ir.graph import Node, Value
+from omnic.ir.types import Storage
 from omnic.targets.onnx.lower.composites import activation
+from omnic.targets.onnx.lower.stored import experts_fit, product, quantised_experts, stored_form
 from omnic.targets.onnx.tensors import Layout, Piece
 from omnic.targets.onnx.writer import MICROSOFT, GraphWriter, attrs_of, weight_shape
 
@@ -39,10 +41,13 @@ def _weights(node: Node) -> tuple[Value | None, ...]:
 def _fused(w: GraphWriter, node: Node) -> None:
     """One MoE node; our routing reaches it as the logarithm of the gates, so that its own softmax gives them back."""
     x, indices, gates = node.operands[:3]
-    up, down, gate, up_bias, down_bias, gate_bias = _weights(node)
+    up, down, gate, up_bias, _, gate_bias = _weights(node)
     assert x is not None
     assert indices is not None
     kind = contrib_activation(attrs_of(node)["kind"], gate is not None)
+    stored = any(v is not None and isinstance(v.type.element, Storage) for v in _weights(node))
+    if stored and not experts_fit(node):
+        kind = None
     constant = all(v is None or v.weight for v in _weights(node))
     # The packed gate and up cannot share an interleaved bias in our data file, so biased SwiGLU goes expert by expert.
     if kind is None or not constant or (gate is not None and (up_bias is not None or gate_bias is not None)):
@@ -50,7 +55,7 @@ def _fused(w: GraphWriter, node: Node) -> None:
         return
     assert up is not None
     assert down is not None
-    experts, hidden, width = weight_shape(w.module.weights[up.name])
+    experts, _, width = weight_shape(w.module.weights[up.name])
     top_k = int(str(indices.type.shape[2]))
     flat = w.op("Reshape", w.need(x), w.ints(-1, width))
     chosen = w.op("Reshape", w.need(indices), w.ints(-1, top_k))
@@ -59,12 +64,26 @@ def _fused(w: GraphWriter, node: Node) -> None:
     logits = w.op("Log", w.op("Max", share, w.const(np.float32(1e-30))))
     shape = w.op("Concat", w.op("Shape", flat, start=0, end=1), w.ints(experts), axis=0)
     probs = w.op("ScatterElements", w.op("Expand", w.const(np.float32(-1e30)), shape), chosen, logits, axis=1)
+    if stored:
+        y = quantised_experts(w, node, (flat, probs), kind, lambda g, u: w.blocks(g, u, weave=True))
+    else:
+        y = _float_experts(w, node, flat, probs, kind)
+    # The operator's gates sum to 1; ours need not.
+    y = w.op("Mul", y, w.op("ReduceSum", share, w.ints(1), keepdims=1))
+    w.bind(node.result, w.op("Reshape", y, w.op("Shape", w.need(x))))
+
+
+def _float_experts(w: GraphWriter, node: Node, flat: onnx.Value, probs: onnx.Value, kind: str) -> onnx.Value:
+    """Return the result of MoE for flat tokens and router logits."""
+    up, down, gate, up_bias, down_bias, _ = _weights(node)
+    assert up is not None
+    experts, hidden, width = weight_shape(w.module.weights[up.name])
     if gate is None:
         first, first_bias, extra = w.need(up), w.get(up_bias), {}
     else:
         first = w.tensor(_interleaved(w, gate, up, (experts, 2 * hidden, width)))
         first_bias, extra = None, {"swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0}
-    y = w.op(
+    return w.op(
         "MoE",
         flat,
         probs,
@@ -73,14 +92,11 @@ def _fused(w: GraphWriter, node: Node) -> None:
         w.need(down),
         w.get(down_bias),
         domain=MICROSOFT,
-        k=top_k,
+        k=int(str(node.operands[1].type.shape[2])),  # type: ignore[union-attr]
         activation_type=kind,
         normalize_routing_weights=0,
         **extra,
     )
-    # The operator's gates sum to 1; ours need not.
-    y = w.op("Mul", y, w.op("ReduceSum", share, w.ints(1), keepdims=1))
-    w.bind(node.result, w.op("Reshape", y, w.op("Shape", w.need(x))))
 
 
 def _interleaved(w: GraphWriter, gate: Value, up: Value, shape: tuple[int, ...]) -> Layout:
@@ -133,25 +149,30 @@ def _per_expert(w: GraphWriter, node: Node) -> None:
 def _expert(w: GraphWriter, node: Node, expert: int, x: onnx.Value) -> onnx.Value:
     """down(act(up x)), or down(act(gate x) * up x), of one expert; x is [N, D]."""
     up, down, gate, up_bias, down_bias, gate_bias = _weights(node)
-    kind = attrs_of(node)["kind"]
-    inner = _affine(w, x, up, up_bias, expert)
+    kind, act = attrs_of(node)["kind"], attrs_of(node)["act"]
+    inner = _affine(w, x, up, up_bias, expert, act)
     hidden = (
         activation(w, inner, kind)
         if gate is None
-        else w.op("Mul", activation(w, _affine(w, x, gate, gate_bias, expert), kind), inner)
+        else w.op("Mul", activation(w, _affine(w, x, gate, gate_bias, expert, act), kind), inner)
     )
-    return _affine(w, hidden, down, down_bias, expert)
+    return _affine(w, hidden, down, down_bias, expert, act)
 
 
-def _affine(w: GraphWriter, x: onnx.Value, weight: Value | None, bias: Value | None, expert: int) -> onnx.Value:
+def _affine(
+    w: GraphWriter, x: onnx.Value, weight: Value | None, bias: Value | None, expert: int, act: str
+) -> onnx.Value:
     assert weight is not None
-    y = w.op("MatMul", x, _slice(w, weight, expert, True))
+    if stored_form(w, weight) is not None:
+        y = product(w, x, (weight,), act, expert)
+    else:
+        y = w.op("MatMul", x, _slice(w, weight, expert, True))
     return y if bias is None else w.op("Add", y, _slice(w, bias, expert, False))
 
 
 def _slice(w: GraphWriter, value: Value, expert: int, matrix: bool) -> onnx.Value:
     """One expert's matrix [K, N], or its bias [N]."""
-    if not value.weight:
+    if not value.weight or isinstance(value.type.element, Storage):
         one = w.op("Gather", w.need(value), w.const(np.array(expert)), axis=0)
         return w.op("Transpose", one, perm=[1, 0]) if matrix else one
     shape = weight_shape(w.module.weights[value.name])

@@ -9,7 +9,7 @@ import onnx_ir as onnx
 
 from omnic.ir.graph import Node
 from omnic.ir.types import DType
-from omnic.targets.onnx.lower.core import refuse
+from omnic.targets.onnx.lower.core import refuse, rounded
 from omnic.targets.onnx.writer import GraphWriter, attrs_of, element_type
 
 __all__ = ["REFUSED", "TABLE"]
@@ -121,10 +121,23 @@ def _conv(w: GraphWriter, node: Node) -> None:
     w.bind(node.result, w.op("Transpose", y, perm=[0, 2, 1]))
 
 
-def _stored(w: GraphWriter, node: Node) -> None:
+def _quantise(w: GraphWriter, node: Node) -> None:
     raise refuse(
-        node, "the float programs store no quantised numbers", "remove the quantising pass, or choose another target"
+        node,
+        "only weights and states are stored as codes, not what is computed between them",
+        "quantise the weight or the state, or say fake_quant or act of a product",
     )
+
+
+def _dequantise(w: GraphWriter, node: Node) -> None:
+    """A stored weight as numbers."""
+    value, to = node.operands[0], attrs_of(node)["to"]
+    assert value is not None
+    if not value.weight:
+        raise refuse(
+            node, "it reads codes that are not a weight's", "read a state through cache_read, a weight where it is used"
+        )
+    w.bind(node.result, rounded(w, w.weight(value), to))
 
 
 TABLE: dict[str, Lowering] = {
@@ -140,6 +153,7 @@ TABLE: dict[str, Lowering] = {
     "topk": _topk,
     "sort": _sort,
     "depthwise_conv1d": _conv,
+    "dequantise": _dequantise,
 }
 #: core ops that are refused, with the error they raise
-REFUSED: dict[str, Lowering] = {"quantise": _stored, "dequantise": _stored}
+REFUSED: dict[str, Lowering] = {"quantise": _quantise}

@@ -10,8 +10,10 @@ import numpy as np
 import onnx_ir as onnx
 import onnxruntime as ort
 
-from omnic.ir.graph import Module
-from omnic.ir.weights import WeightStore
+from omnic.ir.graph import Module, Recipe
+from omnic.ir.rewrite import retype_weights
+from omnic.ir.types import TensorType, parse_element
+from omnic.ir.weights import WeightStore, pinned
 from omnic.models import build
 from omnic.runtime.session import SessionOptions
 from omnic.spec import parse_spec
@@ -48,12 +50,23 @@ def model(text: str, spread: float = 8.0) -> tuple[Module, WeightStore]:
     return module, WeightStore.of(module, arrays)
 
 
-def emitted(module: Module, weights: WeightStore, out: Path, profile: str) -> Emitted:
+def emitted(module: Module, weights: WeightStore, out: Path, profile: str, **options: Any) -> Emitted:
     """Emit into a new folder."""
     out.mkdir(parents=True, exist_ok=True)
-    return TARGET.emit(
-        EmitRequest(module, weights, out, TARGET.options({"profile": profile}), lambda what, share: None)
-    )
+    chosen = TARGET.options({"profile": profile, **options})
+    return TARGET.emit(EmitRequest(module, weights, out, chosen, lambda what, share: None))
+
+
+def stored(module: Module, weights: WeightStore, type: str, latent: str = "i8<head>") -> tuple[Module, WeightStore]:
+    """Return the module with its matrices rounded to a storage type (those of latent attention to ``latent``)."""
+    changes: dict[str, tuple[TensorType, Recipe]] = {}
+    for name, weight in module.weights.items():
+        if weight.type.rank < 2 or name.endswith("router"):
+            continue
+        kind = parse_element(latent if name.endswith((".w_k", ".w_v")) else type)
+        changes[name] = weight.type.with_element(kind), Recipe("quantise", {"type": kind}, (pinned(weight),))
+    rounded = retype_weights(module, changes)
+    return rounded, weights.with_module(rounded)
 
 
 def session_of(module: Module, out: Path) -> OnnxSession:

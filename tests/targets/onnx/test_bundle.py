@@ -26,7 +26,10 @@ ODD = "tie: true\ndtype: bf16\nbias: true\nheads: {mtp: {kind: block, depth: 1}}
 
 
 def test_options_have_defaults_and_are_checked() -> None:
-    assert TARGET.options({}) == {"profile": "fused", "ep": "cpu"}
+    assert TARGET.options({}) == {"profile": "fused", "ep": "cpu", "accuracy_level": 4}
+    assert TARGET.options({"accuracy_level": "0"})["accuracy_level"] == 0
+    with pytest.raises(InputError, match="target onnx: accuracy_level must be one of 4, 0, not '3'"):
+        TARGET.options({"accuracy_level": 3})
     assert TARGET.options({"profile": "plain"})["profile"] == "plain"
     with pytest.raises(InputError, match="target onnx has no option 'profil'") as error:
         TARGET.options({"profil": "plain"})

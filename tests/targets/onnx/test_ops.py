@@ -126,10 +126,11 @@ def test_a_storage_type_is_refused_with_its_place() -> None:
     f = builder.function("forward")
     x = f.param("x", TensorType(DType.F32, (2, 32)))
     with f.scope("blocks.0.ffn"):
-        f.result("y", f.op("dequantise", f.op("quantise", x, to=Storage("i8", 32))))
+        f.result("y", f.op("quantise", x, to=Storage("i8", 32)))
     with pytest.raises(InputError) as error:
         run_function(builder.build(), {"x": np.zeros((2, 32))}, "plain")
     assert str(error.value) == (
-        "onnx cannot take quantise of blocks.0.ffn: the float programs store no quantised numbers"
+        "onnx cannot take quantise of blocks.0.ffn: "
+        "only weights and states are stored as codes, not what is computed between them"
     )
-    assert error.value.hint == "remove the quantising pass, or choose another target"
+    assert error.value.hint == "quantise the weight or the state, or say fake_quant or act of a product"

@@ -1,0 +1,121 @@
+"""Products, tables and experts whose weights are stored in blocks of codes, which com.microsoft operators read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as onnx
+
+from omnic.ir.graph import Node, Value
+from omnic.targets.onnx.blocks import Blocks
+from omnic.targets.onnx.legalise import expert_forms
+from omnic.targets.onnx.tensors import Layout
+from omnic.targets.onnx.writer import MICROSOFT, GraphWriter, attrs_of
+
+__all__ = ["embedding", "experts_fit", "product", "quantised_experts", "stored_form"]
+
+
+def stored_form(w: GraphWriter, *values: Value) -> Blocks | None:
+    """Return how weights lie in blocks that an operator of this profile reads, None when they do not."""
+    found = w.form(*values) if w.profile == "fused" else "the standard set has no such operator"
+    return found if isinstance(found, Blocks) else None
+
+
+def product(
+    w: GraphWriter, x: onnx.Value, values: tuple[Value, ...], act: str, expert: int | None = None
+) -> onnx.Value:
+    """Return x [..., K] times the rows of weights [N_i, K] side by side (or of one expert's), without their biases."""
+    form = stored_form(w, *values)
+    assert form is not None
+    made = w.blocks(*values, expert=expert)
+    rows, count = made["codes"].shape[0], form.count
+    codes = w.tensor(made["codes"], (rows, count, form.block * form.bits // 8))
+    return w.op(
+        "MatMulNBits",
+        x,
+        codes,
+        w.tensor(made["scale"]),
+        w.tensor(made["zero"]) if "zero" in made else None,
+        domain=MICROSOFT,
+        K=form.width,
+        N=rows,
+        bits=form.bits,
+        block_size=form.block,
+        accuracy_level=0 if act == "none" else 4,
+    )
+
+
+def embedding(w: GraphWriter, table: Value, tokens: onnx.Value) -> onnx.Value:
+    """Return rows of a stored table; a head that shares the table reads the same bytes of the file."""
+    form = stored_form(w, table)
+    assert form is not None
+    made = w.blocks(table)
+    found = w.op(
+        "GatherBlockQuantized",
+        w.tensor(made["codes"]),
+        tokens,
+        w.tensor(made["scale"]),
+        w.tensor(made["zero"]) if "zero" in made else None,
+        domain=MICROSOFT,
+        gather_axis=0,
+        quantize_axis=1,
+        block_size=form.block,
+        bits=form.bits,
+    )
+    return w.op("Slice", found, w.ints(0), w.ints(form.width), w.ints(-1)) if form.ragged else found
+
+
+def experts_fit(node: Node) -> bool:
+    """Whether QMoE computes the products of a ``moe`` exactly as the node says.
+
+    Measured of ONNX Runtime 1.31 (tests/targets/onnx/test_blocks.py): 4 bits at both accuracy levels; 8 bits only
+    with 8-bit activations, which it uses at level 0 too; 2 bits are wrong at blocks of 32 and more.
+    """
+    forms, act = expert_forms(node), attrs_of(node)["act"]
+    if forms is None or any(f.ragged or f.type.asym != forms[0].type.asym for f in forms):
+        return False
+    if len({(f.bits, f.block) for f in forms}) != 1:
+        return False
+    return forms[0].bits == 4 or (forms[0].bits == 8 and act != "none")
+
+
+def quantised_experts(
+    w: GraphWriter,
+    node: Node,
+    inputs: tuple[onnx.Value, onnx.Value],
+    kind: str,
+    interleave: Callable[[Value, Value], dict[str, Layout]],
+) -> onnx.Value:
+    """Return the result of QMoE for flat tokens and router logits (``inputs``)."""
+    up, down, gate, up_bias, down_bias = node.operands[3:8]
+    forms = expert_forms(node)
+    assert up is not None
+    assert down is not None
+    assert forms is not None
+    first = w.blocks(up) if gate is None else interleave(gate, up)
+    second = w.blocks(down)
+    swiglu = {} if gate is None else {"swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0}
+    asym = forms[0].type.asym
+    return w.op(
+        "QMoE",
+        *inputs,
+        w.tensor(first["codes"]),
+        w.tensor(first["scale"]),
+        w.get(up_bias),
+        w.tensor(second["codes"]),
+        w.tensor(second["scale"]),
+        w.get(down_bias),
+        None,
+        None,
+        None,
+        w.tensor(first["zero"]) if asym else None,
+        w.tensor(second["zero"]) if asym else None,
+        domain=MICROSOFT,
+        k=int(str(node.operands[1].type.shape[2])),  # type: ignore[union-attr]
+        activation_type=kind,
+        normalize_routing_weights=0,
+        expert_weight_bits=forms[0].bits,
+        block_size=forms[0].block,
+        accuracy_level=0 if attrs_of(node)["act"] == "none" else 4,
+        **swiglu,
+    )
