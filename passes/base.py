@@ -35,8 +35,18 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 _OURS = (
     "specialise",
     "split_at_host",
+    "quantise",
     "kv_quant",
     "fusion",
+    "dead_code",
+    "cse",
+    "constant_folding",
+    "layout_cleaning",
+    "qkv_merge",
+    "gate_up_merge",
+    "norm_residual",
+    "rope_tables",
+    "rope_rescale",
 )
 
 

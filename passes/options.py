@@ -66,10 +66,10 @@ def range_text(field: dataclasses.Field[Any]) -> str:
         return "one of " + ", ".join(_shown(c) for c in facts["choices"])
     low, high = facts.get("low"), facts.get("high")
     if low is not None and high is not None:
-        return f"{low:g}..{high:g}"
+        return f"{_shown(low)}..{_shown(high)}"
     if low is not None:
-        return f"at least {low:g}"
-    return f"at most {high:g}" if high is not None else ""
+        return f"at least {_shown(low)}"
+    return f"at most {_shown(high)}" if high is not None else ""
 
 
 def _shown(value: Any) -> str:

@@ -42,8 +42,30 @@ class Pipeline:
 _ALL: tuple[Pipeline, ...] = (
     Pipeline(
         "auto",
-        "what a spec without a list gets: nothing, its front module is clean and each target fuses by itself",
+        "what a spec without a list gets: nothing. The builder's modules hold nothing that `clean-up` would change (a"
+        " test says so of every preset), and each target finds its own fusions while it emits",
         (),
+    ),
+    Pipeline(
+        "clean-up",
+        "for graphs that others wrote: imported ones, and what a pass of another package leaves",
+        (
+            Step("constant-folding", "first: shapes and masks become numbers, and nodes that differed become equal"),
+            Step("layout-cleaning", "before `cse`: a transpose that cancels need not be found twice"),
+            Step("cse", "after both: it compares nodes as they are, so it wants them in their shortest form"),
+            Step("dead-code", "last: the passes before it leave weights and nodes that nobody reads"),
+        ),
+    ),
+    Pipeline(
+        "merge",
+        "fewer and wider products, for targets whose kernels have a cost per call",
+        (
+            Step("gate-up-merge", "in any order with the next: they look at different products"),
+            Step("qkv-merge", "after every pass that gives weights a storage type: codes join, but a calibration wants"
+                              " the projections one by one"),
+            Step("norm-residual", "last: a joined product has moved up to the first of its parts, so sums and norms are"
+                                  " brought together in the final order"),
+        ),
     ),
 )
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from omnic.ir.builder import FunctionBuilder
     from omnic.ir.graph import Value
 
-__all__ = ["rope_tables"]
+__all__ = ["rope_tables", "rotate"]
 
 # Bits kept in each leading part of a frequency when a decomposition splits it (see Rope.decompose).
 _SPLIT_BITS = 8
@@ -103,33 +103,39 @@ class Rope(Composite):
         in f32, so the angle's error does not grow with the position.
         """
         x, positions = values
-        element, dims = plain(x.type), attrs["dims"]
-        half = dims // 2
-        x = as_element(b, x, element)
         cos, sin = _decompose_tables(b, positions, attrs)
-        if x.type.rank == 4:
-            batch, _, tokens, _ = x.type.shape
-            cos, sin = (b.reshape(t, batch, 1, tokens, half) for t in (cos, sin))
-        cos, sin = as_element(b, cos, element), as_element(b, sin, element)
-        axis = x.type.rank - 1
-        turned = b.op("slice", x, axis=axis, start=(0,), stop=(dims,)) if dims != x.type.shape[-1] else x
-        lead = x.type.shape[:-1]
-        if attrs["interleaved"]:
-            pairs = b.reshape(turned, *lead, half, 2)
-            first, second = (b.reshape(p, *lead, half) for p in b.emit("split", pairs, axis=axis + 1, sizes=(1, 1)))
-        else:
-            first, second = b.emit("split", turned, axis=axis, sizes=(half, half))
-        left = b.op("sub", b.op("mul", first, cos), b.op("mul", second, sin))
-        right = b.op("add", b.op("mul", first, sin), b.op("mul", second, cos))
-        if attrs["interleaved"]:
-            stacked = b.op("concat", b.reshape(left, *lead, half, 1), b.reshape(right, *lead, half, 1), axis=axis + 1)
-            y = b.reshape(stacked, *lead, dims)
-        else:
-            y = b.op("concat", left, right, axis=axis)
-        if dims == x.type.shape[-1]:
-            return y
-        rest = b.op("slice", x, axis=axis, start=(dims,), stop=(x.type.shape[-1],))
-        return b.op("concat", y, rest, axis=axis)
+        return rotate(b, x, cos, sin, attrs["interleaved"])
+
+
+def rotate(b: FunctionBuilder, x: Value, cos: Value, sin: Value, interleaved: bool = False) -> Value:
+    """Build the rotation of the leading dims of x [B, H, T, R] or [B, T, R] by ``cos`` and ``sin`` [B, T, dims/2]."""
+    element, half = plain(x.type), cos.type.shape[-1]
+    assert isinstance(half, int)
+    dims = 2 * half
+    x = as_element(b, x, element)
+    if x.type.rank == 4:
+        batch, _, tokens, _ = x.type.shape
+        cos, sin = (b.reshape(t, batch, 1, tokens, half) for t in (cos, sin))
+    cos, sin = as_element(b, cos, element), as_element(b, sin, element)
+    axis = x.type.rank - 1
+    turned = b.op("slice", x, axis=axis, start=(0,), stop=(dims,)) if dims != x.type.shape[-1] else x
+    lead = x.type.shape[:-1]
+    if interleaved:
+        pairs = b.reshape(turned, *lead, half, 2)
+        first, second = (b.reshape(p, *lead, half) for p in b.emit("split", pairs, axis=axis + 1, sizes=(1, 1)))
+    else:
+        first, second = b.emit("split", turned, axis=axis, sizes=(half, half))
+    left = b.op("sub", b.op("mul", first, cos), b.op("mul", second, sin))
+    right = b.op("add", b.op("mul", first, sin), b.op("mul", second, cos))
+    if interleaved:
+        stacked = b.op("concat", b.reshape(left, *lead, half, 1), b.reshape(right, *lead, half, 1), axis=axis + 1)
+        y = b.reshape(stacked, *lead, dims)
+    else:
+        y = b.op("concat", left, right, axis=axis)
+    if dims == x.type.shape[-1]:
+        return y
+    rest = b.op("slice", x, axis=axis, start=(dims,), stop=(x.type.shape[-1],))
+    return b.op("concat", y, rest, axis=axis)
 
 
 def _decompose_tables(b: FunctionBuilder, positions: Value, attrs: dict[str, Any]) -> tuple[Value, Value]:
