@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from omnic.errors import InputError
 from omnic.ir.graph import Function, Module, Node, State, Value
@@ -53,7 +53,7 @@ class RopeRescale:
     name: ClassVar[str] = "rope-rescale"
     stage: ClassVar[Stage] = "front"
     context: int = option(low=2, high=1 << 24)
-    kind: Literal["linear", "ntk", "yarn"] = option("yarn", choices=("linear", "ntk", "yarn"))
+    kind: str = option("yarn", choices=("linear", "ntk", "yarn"))
     original: int | None = option(None, low=1, high=1 << 24)
 
     def run(self, module: Module, context: PassContext = NOTHING) -> PassResult:

@@ -15,8 +15,8 @@ from omnic.compiler.calibration import LENGTH, WINDOWS, calibration_windows
 from omnic.compiler.progress import Progress, silent
 from omnic.errors import Diagnostic, DiagnosticError, InputError, Span
 from omnic.ir.caps import Caps
+from omnic.ir.executor import Executor
 from omnic.ir.graph import Module
-from omnic.ir.reference import ReferenceExecutor
 from omnic.ir.verify import verify
 from omnic.ir.weights import ResultStore, WeightStore
 from omnic.passes.base import OptionError, Pass, PassContext, Stage, make_pass, run_pass, stage_of
@@ -140,6 +140,13 @@ def _span(spec: Spec, index: int, name: str, option: str | None) -> Span | None:
     return valued.place if valued is not None else named.place
 
 
+def _executor(module: Module, weights: WeightStore) -> Executor:
+    """Return an executor in torch; imported when a pass first looks at activations."""
+    from omnic.compiler.executor import torch_executor
+
+    return torch_executor(module, weights)
+
+
 def pass_context(
     spec: Spec,
     weights: WeightStore,
@@ -162,7 +169,7 @@ def pass_context(
         weights=weights,
         weights_key=weights_key,
         calibration=windows if has_text else None,
-        executor=ReferenceExecutor,
+        executor=_executor,
         results=results,
         caps=caps,
         progress=progress,

@@ -150,6 +150,18 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in out.splitlines()[2:]] == list(preset_names())
     assert main(["list", "--json"]) == 0
     body = json.loads(capsys.readouterr().out)
-    assert set(body) == {"presets", "targets", "passes"}
+    assert set(body) == {"presets", "targets", "passes", "pipelines"}
     assert {"onnx", "torch"} <= {row["name"] for row in body["targets"]}
-    assert "specialise-phase" in {row["name"] for row in body["passes"]}
+    phase = next(row for row in body["passes"] if row["name"] == "specialise-phase")
+    assert phase["stage"] == "specialise"
+    assert [(o["name"], o.get("default", "-"), o["range"]) for o in phase["options"]] == [
+        ("phase", "-", ""),
+        ("tokens", "-", "at least 1"),
+        ("mla_form", None, "one of naive, absorbed"),
+        ("function", "forward", ""),
+    ]
+    assert {"auto", "clean-up", "merge"} <= {row["name"] for row in body["pipelines"]}
+    assert main(["list", "passes"]) == 0
+    shown = capsys.readouterr().out
+    assert "  cse  (front)  Compute once what is computed twice." in shown
+    assert "      context: int, must be given, 2..16777216" in shown
