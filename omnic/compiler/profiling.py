@@ -7,6 +7,7 @@ from typing import Any
 
 from omnic.compiler.sample import sample_tokens
 from omnic.runtime.bundle import Bundle
+from omnic.runtime.session import SessionOptions, open_session
 from omnic.runtime.tokenizer import Tokenizer
 from omnic.targets.base import Target
 
@@ -16,7 +17,11 @@ TOKENS, STEPS = 128, 16
 
 
 def measure_profile(bundle: Bundle, target: Target, tokenizer: Tokenizer | None, threads: int) -> dict[str, Any]:
-    """Return the contents of ``profile.json``: phases, each with seconds by kind of part and by scope."""
+    """Return the contents of ``profile.json``.
+
+    ``phases``, each with seconds by kind of part and by scope, and ``state_bytes``: what the states of one row take
+    in a session of the bundle.
+    """
     module = bundle.module
     vocab = int(str(module.meta["vocab"]))
     ids, _ = sample_tokens(vocab, min(TOKENS, module.dims["T"].high), tokenizer)
@@ -26,7 +31,10 @@ def measure_profile(bundle: Bundle, target: Target, tokenizer: Tokenizer | None,
         for p in target.profile(bundle, ids, STEPS, threads)
     ]
     conditions = f"Measured on the machine that compiled, {threads} thread{'s' if threads > 1 else ''}, batch 1."
-    return {"schema_version": 1, "conditions": conditions, "phases": phases}
+    session = open_session(bundle, SessionOptions(threads=threads))
+    session.reset(1)
+    held = session.state_bytes()
+    return {"schema_version": 1, "conditions": conditions, "phases": phases, "state_bytes": held}
 
 
 def _grouped(seconds: Mapping[str, float], routed: set[str]) -> list[dict[str, Any]]:

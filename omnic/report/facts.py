@@ -10,6 +10,7 @@ from typing import Any
 from omnic.ir.graph import Module
 from omnic.ir.types import Storage, TensorType
 from omnic.models.summary import Summary, kind_of, summarise
+from omnic.report.lossy import Lossy, lossy_facts
 from omnic.runtime.bundle import Bundle
 
 __all__ = ["Facts", "LayerRow", "gather"]
@@ -50,6 +51,7 @@ class Facts:
     kinds: tuple[tuple[str, int, int], ...]
     elements: tuple[tuple[str, int], ...]
     profile: Mapping[str, Any] | None
+    lossy: Lossy
     ops: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
@@ -76,6 +78,7 @@ def gather(bundle: Bundle) -> Facts:
         kinds,
         tuple(sorted(elements.items(), key=lambda e: -e[1])),
         profile,
+        lossy_facts(bundle, profile),
         dict(sorted(ops.items(), key=lambda item: -item[1])),
     )
 

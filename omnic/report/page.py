@@ -9,6 +9,7 @@ from typing import Any
 
 from omnic.report.charts import byte_bar, layer_picture, parity_picture, time_picture
 from omnic.report.facts import Facts, gather
+from omnic.report.lossy import lossy_section
 from omnic.runtime.bundle import Bundle
 from omnic.runtime.files import human_bytes
 
@@ -25,6 +26,7 @@ _STYLE = """
 body { margin: 0 auto; max-width: 1000px; padding: 32px 24px 64px; background: var(--paper); color: var(--ink);
        font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
 h1 { font-size: 28px; margin: 0; } h2 { font-size: 19px; margin: 40px 0 12px; }
+h3 { font-size: 15.5px; margin: 26px 0 8px; }
 p.lead { color: var(--dim); margin: 4px 0 20px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 12px; }
 .tile { background: var(--tile); border-radius: 10px; padding: 14px 16px; }
@@ -79,6 +81,7 @@ def _body(facts: Facts) -> str:
         layer_picture(facts.layers),
         "<h2>Where the bytes are</h2>",
         byte_bar(facts.kinds),
+        lossy_section(facts.lossy, _table),
     ]
     if facts.profile:
         phases = [(p["phase"], [(s["part"], s["seconds"]) for s in p["parts"]]) for p in facts.profile["phases"]]
