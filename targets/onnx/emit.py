@@ -12,8 +12,9 @@ import onnx_ir as onnx
 from omnic.errors import InputError
 from omnic.ir.decompose import decompose_function
 from omnic.ir.graph import Function, Module, Node, Uses
-from omnic.ir.types import DType
+from omnic.ir.types import DType, Storage, TensorType
 from omnic.targets.base import EmitRequest, Emitted
+from omnic.targets.onnx.codes import KINDS, buffers
 from omnic.targets.onnx.legalise import activation_of, legalise
 from omnic.targets.onnx.legalise import remarks as stored_remarks
 from omnic.targets.onnx.lower import CACHED, PROFILES, REFUSED
@@ -23,10 +24,16 @@ from omnic.targets.onnx.lower.core import refuse
 from omnic.targets.onnx.plan import Plan, make_plan
 from omnic.targets.onnx.program import METADATA
 from omnic.targets.onnx.tensors import DATA_FILE, TensorTable
-from omnic.targets.onnx.writer import IR_VERSION, GraphWriter, element_type
+from omnic.targets.onnx.writer import IR_VERSION, GraphWriter
 
 __all__ = ["KIND", "TABLE_FILE", "Program", "emit", "write_function"]
 
+_ONNX = {
+    "f32": onnx.DataType.FLOAT,
+    "f16": onnx.DataType.FLOAT16,
+    "i8": onnx.DataType.INT8,
+    "u8": onnx.DataType.UINT8,
+}
 KIND = "onnx"
 TABLE_FILE = "weights.json"
 
@@ -94,14 +101,21 @@ def write_function(module: Module, function: Function, tensors: TensorTable, pro
     _check_states(module, lowered)
     w = GraphWriter(module, lowered, tensors, profile)
     for param in lowered.params:
-        w.param(param.value, param.state is not None)
+        if isinstance(param.value.type.element, Storage):
+            w.state_param(param.value, {s: (_ONNX[k], d) for s, (k, d) in buffers(param.value.type).items()})
+        else:
+            w.param(param.value, param.state is not None)
     for node in lowered.nodes:
         _lower(w, node, plan, table)
     for result in lowered.results:
-        found = w.need(result.value)
-        if found in w.graph.outputs or found.producer() is None:
-            found = _copy(w, result.name, found)
-        w.graph.outputs.append(found)
+        for suffix in buffers(result.value.type) if result.state else ("",):
+            stored = isinstance(result.value.type.element, Storage)
+            found = w.state_parts(result.value)[suffix] if stored else w.need(result.value)
+            if found in w.graph.outputs or found.producer() is None:
+                found = _copy(w, result.name + suffix, found)
+            elif stored:
+                found.name, found.type = f"result.{result.name}{suffix}", _buffer_type(result.value.type, suffix)
+            w.graph.outputs.append(found)
     ours = {v.name for v in function.values()}
     description = _describe(w, profile, [name for name in w.shown if name in ours])
     model = onnx.Model(w.graph, ir_version=IR_VERSION, producer_name="omnic")
@@ -167,8 +181,11 @@ def _check_states(module: Module, function: Function) -> None:
         state, users = module.states[param.state], uses.users.get(param.value, [])
         loc = next((f" ({n.loc})".replace('"', "") for n, _ in users if n.loc), "")
         place = f"state {state.name} of @{function.name}{loc}"
-        if state.type.element not in (DType.F32, DType.F16):
-            raise InputError(f"onnx cannot keep {place} as {state.type.element}", "set kv_dtype to f32 or f16")
+        element = state.type.element
+        stored = isinstance(element, Storage) and element.kind in KINDS and element.axis == -1 and element.scale != "s4"
+        if not stored and element not in (DType.F32, DType.F16):
+            hint = f"kv-quant{{keys=token}} with {', '.join(KINDS)} fits" if isinstance(element, Storage) else None
+            raise InputError(f"onnx cannot keep {place} as {element}", hint or "set kv_dtype to f32 or f16")
         if state.rollback != "positional" or any(n.op not in ("cache_write", "cache_move") for n, _ in users):
             raise InputError(
                 f"onnx cannot update {place} in place: it is not written token by token",
@@ -181,23 +198,33 @@ def _check_states(module: Module, function: Function) -> None:
             )
 
 
+def _buffer_type(type: TensorType, suffix: str) -> onnx.TensorType:
+    return onnx.TensorType(_ONNX[buffers(type)[suffix][0]])
+
+
 def _describe(w: GraphWriter, profile: str, shown: Sequence[str]) -> dict[str, Any]:
     """What a session and a checker need to know about a program."""
     module, function = w.module, w.function
     states = {
-        p.state: {
+        f"{p.state}{suffix}": {
             "type": str(p.value.type),
-            "shape": [d if isinstance(d, int) else str(d) for d in p.value.type.shape],
-            "dtype": "f16" if element_type(p.value.type, True) == onnx.DataType.FLOAT16 else "f32",
+            "shape": [d if isinstance(d, int) else str(d) for d in shape],
+            "dtype": kind,
             "ring": module.states[p.state].ring,
             "window": module.states[p.state].window,
         }
         for p in function.params
         if p.state is not None
+        for suffix, (kind, shape) in buffers(p.value.type).items()
     }
+    outputs = [
+        (r.name + suffix, r.state and r.state + suffix, shape)
+        for r in function.results
+        for suffix, (_, shape) in (buffers(r.value.type) if r.state else {"": ("", r.value.type.shape)}).items()
+    ]
     results = [
-        {"name": r.name, "value": found.name, "state": r.state, "shape": [str(d) for d in r.value.type.shape]}
-        for r, found in zip(function.results, w.graph.outputs, strict=True)
+        {"name": name, "value": found.name, "state": state, "shape": [str(d) for d in shape]}
+        for (name, state, shape), found in zip(outputs, w.graph.outputs, strict=True)
     ]
     return {
         "function": function.name,

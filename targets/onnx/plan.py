@@ -35,11 +35,13 @@ class Cached:
         node: it.
         writes: the cache_write of keys (latents) and of values (rope keys).
         reads: the cache_read of each.
+        scaled: what each is multiplied by and added to after that: weights, the static scales of states of codes.
     """
 
     node: Node
     writes: tuple[Node, Node]
     reads: tuple[Node, Node]
+    scaled: tuple[tuple[Node, ...], tuple[Node, ...]] = ((), ())
 
     @property
     def start(self) -> Value:
@@ -117,7 +119,9 @@ def make_plan(function: Function, profile: str) -> Plan:
         if found is None:
             continue
         plan.cached[node.name] = found
-        plan.absorbed |= {r.name for r in found.reads if _only_for(r, node, uses)}
+        for read, scaled in zip(found.reads, found.scaled, strict=True):
+            if _only_for(read, scaled[0] if scaled else node, node, uses):
+                plan.absorbed |= {read.name, *(n.name for n in scaled)}
     if profile != "fused":
         return plan
     for name, found in plan.cached.items():
@@ -135,10 +139,12 @@ def make_plan(function: Function, profile: str) -> Plan:
     return plan
 
 
-def _only_for(read: Node, node: Node, uses: Uses) -> bool:
-    return all(user is node for r in read.results for user, _ in uses.users.get(r, [])) and not any(
-        r in uses.returned for r in read.results
-    )
+def _only_for(read: Node, first: Node, node: Node, uses: Uses) -> bool:
+    """Whether a cache_read, and the scaling that begins with ``first``, serve ``node`` alone."""
+    numbers, index = read.results
+    own = uses.count(numbers) == 1 and uses.users[numbers][0][0] is first
+    others = uses.users.get(index, [])
+    return own and numbers not in uses.returned and index not in uses.returned and all(u is node for u, _ in others)
 
 
 def _cached(node: Node, producer: Mapping[Value, Node]) -> Cached | None:
@@ -149,8 +155,11 @@ def _cached(node: Node, producer: Mapping[Value, Node]) -> Cached | None:
     index = node.operands[4 if node.op == "attention" else 7]
     reads: list[Node] = []
     writes: list[Node] = []
+    scaled: list[tuple[Node, ...]] = []
     for place in (first, second):
         value = node.operands[place]
+        scaled.append(_scaling(value, producer))
+        value = scaled[-1][0].operands[0] if scaled[-1] else value
         read = producer.get(value) if value is not None else None
         if read is None or read.op != "cache_read" or read.results[0] is not value:
             return None
@@ -166,7 +175,18 @@ def _cached(node: Node, producer: Mapping[Value, Node]) -> Cached | None:
     slots = [r.results[0].type.shape[-2] for r in reads]
     if not same or slots[0] != slots[1] or index is not reads[0].results[1]:
         return None
-    return Cached(node, (writes[0], writes[1]), (reads[0], reads[1]))
+    return Cached(node, (writes[0], writes[1]), (reads[0], reads[1]), (scaled[0], scaled[1]))
+
+
+def _scaling(value: Value | None, producer: Mapping[Value, Node]) -> tuple[Node, ...]:
+    """Return the products with, then sums with, weights that make ``value``, the first one first."""
+    found: list[Node] = []
+    for op in ("add", "mul"):
+        node = producer.get(value) if value is not None else None
+        if node is not None and node.op == op and node.operands[1] is not None and node.operands[1].weight:
+            found.insert(0, node)
+            value = node.operands[0]
+    return tuple(found)
 
 
 def _members(fused: Fused) -> list[Node]:

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from omnic.errors import BundleError, InputError, nearest
+from omnic.targets.onnx.codes import BUFFER_TYPES
 
 __all__ = ["METADATA", "describe", "run_part", "run_whole", "runtime_options"]
 
@@ -30,6 +31,8 @@ _NUMPY = {
     onnx.DataType.INT64: np.int64,
     onnx.DataType.BOOL: np.bool_,
     onnx.DataType.INT32: np.int32,
+    onnx.DataType.INT8: np.int8,
+    onnx.DataType.UINT8: np.uint8,
 }
 
 
@@ -78,7 +81,7 @@ def run_whole(
     states = {
         name: np.zeros(
             [batch if d == "B" else int(d) for d in state["shape"]],
-            np.float16 if state["dtype"] == "f16" else np.float32,
+            BUFFER_TYPES[state["dtype"]],
         )
         for name, state in about["states"].items()
     }

@@ -32,10 +32,10 @@ from omnic.errors import BundleError, InputError, MissingExtraError
 from omnic.ir.dims import evaluate
 from omnic.ir.graph import Module
 from omnic.ir.numeric import class_of
-from omnic.ir.types import DType
 from omnic.runtime import resources
 from omnic.runtime.mtp_session import MtpSession, mtp_functions
 from omnic.runtime.session import Call, Ints, Outputs, SessionBase, SessionInfo, SessionOptions
+from omnic.targets.onnx.codes import BUFFER_TYPES, buffers
 from omnic.targets.onnx.program import METADATA, runtime_options
 
 if TYPE_CHECKING:
@@ -145,8 +145,9 @@ class OnnxSession(MtpSession):
     def _reset(self, batch: int) -> None:
         states: dict[str, npt.NDArray[Any]] = {}
         for name, state in self.programs.module.states.items():
-            shape = [evaluate(d, {"B": batch}) for d in state.type.shape]
-            states[name] = np.zeros(shape, np.float16 if state.type.element == DType.F16 else np.float32)
+            for suffix, (kind, dims) in buffers(state.type).items():
+                shape = [evaluate(d, {"B": batch}) for d in dims]
+                states[name + suffix] = np.zeros(shape, BUFFER_TYPES[kind])
         self._hold(states)
 
     def _hold(self, states: dict[str, npt.NDArray[Any]]) -> None:

@@ -84,6 +84,7 @@ class GraphWriter:
         self.nodes: dict[str, tuple[str, ...]] = {}
         self._into = self.graph
         self._values: dict[Value, onnx.Value] = {}
+        self._parts: dict[Value, dict[str, onnx.Value]] = {}
         self._named: set[onnx.Value] = set()
         self._constants: dict[tuple[str, tuple[int, ...], bytes], onnx.Value] = {}
         self._initializers: dict[str, onnx.Value] = {}
@@ -99,6 +100,23 @@ class GraphWriter:
         self.graph.inputs.append(found)
         self._values[value] = found
         return found
+
+    def state_param(self, value: Value, buffers: Mapping[str, tuple[onnx.DataType, tuple[Dim, ...]]]) -> None:
+        """Add the inputs of a state that is stored as codes: one for each buffer."""
+        parts: dict[str, onnx.Value] = {}
+        for suffix, (kind, dims) in buffers.items():
+            shape = onnx.Shape([d if isinstance(d, int) else str(d) for d in dims])
+            parts[suffix] = onnx.Value(name=value.name + suffix, type=onnx.TensorType(kind), shape=shape)
+            self.graph.inputs.append(parts[suffix])
+        self._parts[value] = parts
+
+    def state_parts(self, value: Value) -> dict[str, onnx.Value]:
+        """Return the buffers of a state that is stored as codes, by suffix."""
+        return self._parts[value]
+
+    def bind_state(self, value: Value, parts: Mapping[str, onnx.Value]) -> None:
+        """Say that ``parts`` are the buffers of a version of a state, in their order."""
+        self._parts[value] = dict(parts)
 
     def get(self, value: Value | None) -> onnx.Value | None:
         """Return the ONNX value of an IR value (a weight becomes an initializer as it is)."""

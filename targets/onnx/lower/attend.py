@@ -18,6 +18,7 @@ from omnic.targets.onnx.lower.states import (
     additive_mask,
     live,
     live_count,
+    live_numbers,
     prepare_write,
     slot_index,
     slots_of,
@@ -108,11 +109,19 @@ def _with_sinks(
     return padded(k), padded(v), w.op("Concat", wide, column, axis=3)
 
 
+def _seen(w: GraphWriter, cached: Cached, place: int, count: onnx.Value) -> onnx.Value:
+    """Keys (0) or values (1) of the live slots, with the static scales and offsets of the state."""
+    found = live_numbers(w, _operand(cached.reads[place], 0), count)
+    for node in cached.scaled[place]:
+        found = w.op("Mul" if node.op == "mul" else "Add", found, w.need(_operand(node, 1)))
+    return found
+
+
 def standard_attention(w: GraphWriter, cached: Cached) -> None:
     """Lower an ``attention`` over states that are written already."""
     node = cached.node
     mask, count = _mask(w, cached)
-    k, v = (live(w, w.need(_operand(r, 0)), _operand(r, 0), count) for r in cached.reads)
+    k, v = (_seen(w, cached, place, count) for place in (0, 1))
     w.bind(node.result, _attend(w, node, w.need(_operand(node, 0)), k, v, mask, node.operands[5]))
 
 
@@ -133,7 +142,7 @@ def latent_attention(w: GraphWriter, cached: Cached) -> None:
     node = cached.node
     mask, count = _mask(w, cached)
     latent, turned = (
-        w.op("Unsqueeze", live(w, w.need(_operand(r, 0)), _operand(r, 0), count), w.ints(1)) for r in cached.reads
+        w.op("Unsqueeze", _seen(w, cached, place, count), w.ints(1)) for place in (0, 1)
     )
     w_k, w_v = _operand(node, 4), _operand(node, 5)
     query = w.op("Concat", w.op("MatMul", w.need(_operand(node, 0)), w.need(w_k)), w.need(_operand(node, 1)), axis=3)

@@ -16,10 +16,11 @@ from omnic.errors import InternalError
 from omnic.ir.dims import Dim
 from omnic.ir.graph import Node, Value
 from omnic.ir.types import DType, Storage
+from omnic.targets.onnx.codes import buffers, decode, encode
 from omnic.targets.onnx.lower.core import refuse
 from omnic.targets.onnx.writer import GraphWriter, attrs_of, element_type
 
-__all__ = ["TABLE", "additive_mask", "live", "live_count", "write_tokens"]
+__all__ = ["TABLE", "additive_mask", "live", "live_count", "live_numbers", "write_tokens"]
 
 Lowering = Callable[[GraphWriter, Node], None]
 
@@ -67,13 +68,19 @@ def _slots(w: GraphWriter, start: Value, slots: int, tokens: Dim) -> tuple[onnx.
 
 
 def write_tokens(w: GraphWriter, state: Value, x: onnx.Value, tokens: Dim, start: Value, length: Value) -> onnx.Value:
-    """Return ``state`` with the valid ones of the ``tokens`` tokens of x [B, ..., T, D] written."""
-    rank = state.type.rank
-    old = w.need(state)
-    valid = _valid(w, length, tokens)
-    first, every = _slots(w, start, slots_of(state), tokens)
+    """Return a plain ``state`` with the valid ones of the ``tokens`` tokens of x [B, ..., T, D] written."""
     if state.type.element == DType.F16:
         x = w.op("Cast", x, to=onnx.DataType.FLOAT16)
+    return _scatter(w, state, w.need(state), x, tokens, start, length)
+
+
+def _scatter(
+    w: GraphWriter, state: Value, old: onnx.Value, x: onnx.Value, tokens: Dim, start: Value, length: Value
+) -> onnx.Value:
+    """Return one buffer of a state with tokens written."""
+    rank = state.type.rank
+    valid = _valid(w, length, tokens)
+    first, every = _slots(w, start, slots_of(state), tokens)
     if rank == 3:
         held = w.op("GatherND", old, w.op("Unsqueeze", every, w.ints(2)), batch_dims=1)
         keep = w.op("Unsqueeze", valid, w.ints(2))
@@ -102,6 +109,16 @@ def _ends(w: GraphWriter, start: Value, length: Value) -> onnx.Value:
     if key not in w.memo:
         w.memo[key] = w.op("Add", w.need(start), w.need(length))
     return w.memo[key]
+
+
+def live_numbers(w: GraphWriter, state: Value, count: onnx.Value) -> onnx.Value:
+    """Return the first ``count`` slots of a state, plain or of codes, as f32."""
+    element = state.type.element
+    if not isinstance(element, Storage):
+        return live(w, w.need(state), state, count)
+    axis = w.ints(state.type.rank - 2)
+    parts = {s: w.op("Slice", part, w.ints(0), count, axis) for s, part in w.state_parts(state).items()}
+    return decode(w, parts, element, state.type.rank, int(str(state.type.shape[-1])))
 
 
 def live(w: GraphWriter, state: onnx.Value, value: Value, count: onnx.Value) -> onnx.Value:
@@ -160,8 +177,15 @@ def _write(w: GraphWriter, node: Node) -> None:
     assert x is not None
     assert start is not None
     assert length is not None
-    if isinstance(state.type.element, Storage) or state.type.element == DType.BF16:
-        raise refuse(node, f"a state of {state.type.element} has no in-place update here", "set kv_dtype to f32 or f16")
+    element, tokens = state.type.element, x.type.shape[-2]
+    if isinstance(element, Storage):
+        made = encode(w, w.need(x), element, x.type.rank, int(str(x.type.shape[-1])))
+        old = w.state_parts(state)
+        after = {s: _scatter(w, state, old[s], made[s], tokens, start, length) for s in old}
+        w.bind_state(node.result, after)
+        return
+    if element == DType.BF16:
+        raise refuse(node, f"a state of {element} has no in-place update here", "set kv_dtype to f32 or f16")
     found = write_tokens(w, state, w.need(x), x.type.shape[-2], start, length)
     w.bind(node.result, found, element_type(state.type, state=True))
 
@@ -172,7 +196,11 @@ def _read(w: GraphWriter, node: Node) -> None:
     assert start is not None
     assert length is not None
     slots = slots_of(state)
-    found = w.need(state)
+    if isinstance(state.type.element, Storage):
+        size = int(str(state.type.shape[-1]))
+        found = decode(w, w.state_parts(state), state.type.element, state.type.rank, size)
+    else:
+        found = w.need(state)
     if state.type.element == DType.F16:
         found = w.op("Cast", found, to=onnx.DataType.FLOAT)
     w.bind(node.results[0], found)
@@ -184,24 +212,36 @@ def _move(w: GraphWriter, node: Node) -> None:
     """All reads first; a skipped pair writes to a slot past the end, which is cut off again."""
     state, source, target = node.operands
     assert state is not None
-    rank, slots = state.type.rank, slots_of(state)
+    slots = slots_of(state)
     read, write = w.need(source), w.need(target)
     skipped = w.op("Or", w.op("Less", read, w.const(np.array(0))), w.op("Less", write, w.const(np.array(0))))
     if attrs_of(node)["ring"]:
         read, write = (w.op("Mod", v, w.ints(slots)) for v in (read, write))
     read = w.op("Where", skipped, w.const(np.array(0)), read)
     write = w.op("Where", skipped, w.const(np.array(slots)), write)
-    found = w.need(state)
-    shape: list[Dim] = [*state.type.shape[:-2], source.type.shape[1], state.type.shape[-1]]  # type: ignore[union-attr]
+    made: dict[str, onnx.Value] = {}
+    for suffix, (_, whole) in buffers(state.type).items():
+        found = w.state_parts(state)[suffix] if isinstance(state.type.element, Storage) else w.need(state)
+        made[suffix] = _moved(w, found, [*whole[:-2], source.type.shape[1], whole[-1]], slots, read, write)  # type: ignore[union-attr]
+    if isinstance(state.type.element, Storage):
+        w.bind_state(node.result, made)
+    else:
+        w.bind(node.result, made[""], element_type(state.type, state=True))
+
+
+def _moved(
+    w: GraphWriter, found: onnx.Value, shape: list[Dim], slots: int, read: onnx.Value, write: onnx.Value
+) -> onnx.Value:
+    """Return one buffer with tokens copied; ``shape`` is that of the copied ones."""
+    rank = len(shape)
     between = list(range(1, rank - 2))
     at = [w.op("Expand", w.op("Unsqueeze", v, w.ints(*between, rank - 1)), w.dims(shape)) for v in (read, write)]
     moved = w.op("GatherElements", found, at[0], axis=rank - 2)
     pads = [0] * (rank - 2) + [0, 0] + [0] * (rank - 2) + [1, 0]
     wider = w.op("Pad", found, w.ints(*pads))
-    y = w.op(
+    return w.op(
         "Slice", w.op("ScatterElements", wider, at[1], moved, axis=rank - 2), w.ints(0), w.ints(slots), w.ints(rank - 2)
     )
-    w.bind(node.result, y, element_type(state.type, state=True))
 
 
 TABLE: dict[str, Lowering] = {"cache_write": _write, "cache_read": _read, "cache_move": _move}
