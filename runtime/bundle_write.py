@@ -7,9 +7,11 @@ only a temporary folder, which ``open_bundle`` refuses and the next writer remov
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +56,7 @@ def check_destination(out: str | Path, force: bool = False, key: str = "") -> No
     if not out.is_dir():
         raise InputError(f"{out}: is a file, a bundle is a folder", "choose another folder with -o")
     if not any(out.iterdir()):
+        check_parent(out)
         return
     if not (out / MANIFEST).is_file():
         raise InputError(
@@ -82,10 +85,19 @@ def check_parent(out: Path) -> None:
     above = next(p for p in out.absolute().parents if p.exists())
     if not above.is_dir():
         raise InputError(f"{out}: {above} is a file, no folder can be made in it", "choose another folder with -o")
-    if not os.access(above, os.W_OK | os.X_OK):
+    # Permissions do not say it all: root may write everywhere, but not every file system takes folders.
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=f".{out.name}.", dir=above))
+    except PermissionError as error:
         raise InputError(
             f"{out}: {above} cannot be written", "change the permissions, or choose another folder with -o"
-        )
+        ) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return  # said when the bundle is written, with the space there is
+        raise InputError(
+            f"{out}: no folder can be made in {above}: {error.strerror}", "choose another folder with -o"
+        ) from error
 
 
 class BundleWriter:

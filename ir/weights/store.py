@@ -92,6 +92,7 @@ class WeightStore:
             return
         have = set(self.source.names())
         wanted: dict[str, tuple[int, ...] | None] = {}
+        floats: dict[str, None] = {}
         for weight in self.module.weights.values():
             evaluator = self._evaluator(weight)
             for leaf in leaves(weight.recipe):
@@ -102,16 +103,27 @@ class WeightStore:
                     wanted[name + suffix] = None
                 if leaf.kind in INITIALISERS:
                     wanted[name] = evaluator.shape(leaf)
+                    if weight.type.is_float:
+                        floats[name] = None
         missing = [name for name in wanted if name not in have]
         extra = [name for name in self.source.names() if whole and name not in wanted]
         misshapen = [f"{name} is {list(self.source.shape(name))}, want {list(shape)}" for name, shape in wanted.items()
                      if shape is not None and name in have and self.source.shape(name) != shape]
         misshapen += self._misfits(have) if not (missing or misshapen) else []
-        groups = (("missing", missing), ("of another shape", misshapen), ("not of this model", extra))
+        whole_numbers = [f"{name} is {dtype}" for name in floats if name in have and (dtype := self._integer(name))]
+        groups = (("missing", missing), ("of another shape", misshapen),
+                  ("of whole numbers where the model wants floating-point ones", whole_numbers),
+                  ("not of this model", extra))
         lines = [f"{len(names)} {what}: {_listed(names)}" for what, names in groups if names]
         if lines:
             raise BundleError(f"{self.source.description} does not fit @{self.module.name}: " + "; ".join(lines),
                               "the weights belong to another spec, or to another version of it")
+
+    def _integer(self, name: str) -> str | None:
+        """Return the dtype of a tensor of the source that holds no floating-point numbers, None for one that does."""
+        assert self.source is not None
+        dtype = self.source.read(name, ((0, 0),) * len(self.source.shape(name))).dtype
+        return dtype.name if dtype.kind in "iub" else None
 
     def _misfits(self, have: set[str]) -> list[str]:
         """Return the weights whose recipe makes another shape than the weight has."""

@@ -124,6 +124,8 @@ def _must(kind: str, ctx: Mapping[str, Any], name: str) -> str:
             return f"must be at least {_number(ctx['ge'])}"
         case "greater_than":
             return f"must be more than {_number(ctx['gt'])}"
+        case "less_than":
+            return f"must be less than {_number(ctx['lt'])}"
         case "less_than_equal":
             return f"must be at most {_number(ctx['le'])}"
         case "tuple_type" | "list_type":

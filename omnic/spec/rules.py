@@ -54,6 +54,14 @@ def _model(spec: Spec) -> Iterator[Problem]:
     total = sum(block.repeat for block in spec.blocks)
     if total > MAX_LAYERS:
         yield Problem(("blocks",), f"the blocks make {total} layers; omnic takes at most {MAX_LAYERS}", at_key=True)
+    for path, value, message in (
+        (("vocab", "size"), spec.vocab.size, "a vocabulary of one token leaves nothing to predict"),
+        (("vocab", "used"), spec.vocab.used, "one used token leaves nothing to predict"),
+        (("context",), spec.context, "a context of one token leaves nothing to attend to"),
+        (("budget", "context"), spec.budget.context, "states of one token leave nothing to attend to"),
+    ):
+        if value == 1:
+            yield Problem(path, message, "write 2 or more")
     if spec.vocab.used is not None and spec.vocab.used > spec.vocab.size:
         yield Problem(("vocab", "used"), f"used {spec.vocab.used} is more than size {spec.vocab.size}")
     if spec.chunk > spec.capacity:

@@ -7,6 +7,7 @@ import contextlib
 import sys
 from collections.abc import Callable
 
+from omnic.errors import InputError
 from omnic.verbs import _sampling
 
 NAME = "chat"
@@ -31,6 +32,11 @@ def run(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     with console.status("loading") if lively else contextlib.nullcontext():
         model = _sampling.load(args)
+        if model.tokenizer is None:
+            raise InputError(
+                "this model has no tokenizer, so it cannot chat",
+                "name a tokenizer in the spec and compile again; omnic run --ids takes and gives token ids",
+            )
         sampling = _sampling.sampling_of(args, model)
         model.template  # noqa: B018  a template that is wrong is said now, not at the first question
     conversation = Conversation(model, args.system, args.max_new, sampling=sampling, stop=args.stop)

@@ -218,6 +218,17 @@ def test_missing_extra_and_misshapen_tensors_are_listed_together(tmp_path: Path)
     store.check(whole=False)
 
 
+def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
+    path = write(tmp_path / "w.safetensors", a=np.ones((6, 8), np.int64), b=BASE["b"] > 0)
+    with pytest.raises(BundleError) as caught:
+        WeightStore.load(two(), path)
+    assert caught.value.message == (
+        f"{path} does not fit @m: 2 of whole numbers where the model wants floating-point ones: a is int64, b is bool"
+    )
+    counts = {"n": np.arange(3)}
+    assert WeightStore.of(module_of(n=("i64[3]", Recipe("zeros"))), counts).array("n").tolist() == [0, 1, 2]
+
+
 def test_long_lists_are_cut(tmp_path: Path) -> None:
     path = write(tmp_path / "w.safetensors", a=BASE["a"], b=BASE["b"], **{f"x{i:02}": numbers(1) for i in range(12)})
     with pytest.raises(BundleError, match="12 not of this model: x00, x01, x02, x03, x04, x05, x06, x07 and 4 more"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -160,6 +161,24 @@ def test_an_existing_bundle(tmp_path, write, leftovers):
     write(out, b"other", force=True)
     assert open_bundle(out).file("weights.bin").read_bytes() == b"other"
     assert leftovers(tmp_path) == ["b"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc on this system")
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_file_system_that_takes_no_folders_is_refused_before_any_work(tmp_path, monkeypatch, empty):
+    out = Path("/proc/x")
+    if empty:  # the destination is there, but nothing can be put beside it
+        out = tmp_path / "b"
+        out.mkdir()
+
+        def refuse(**options):
+            raise OSError(errno.ENOENT, "No such file or directory")
+
+        monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(InputError) as caught:
+        check_destination(out)
+    assert caught.value.message == f"{out}: no folder can be made in {out.parent}: No such file or directory"
+    assert caught.value.hint == "choose another folder with -o"
 
 
 def test_the_same_inputs_may_replace_without_force(tmp_path, write):

@@ -64,6 +64,16 @@ def test_ids_and_no_tokenizer(fake_bundle, want, capsys):
     )
 
 
+def test_chat_without_a_tokenizer_says_what_is_possible(fake_bundle, capsys, tmp_path):
+    bundle = fake_bundle("other", tokenizer=False)
+    code, out, err = omnic(capsys, "chat", bundle)
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: this model has no tokenizer, so it cannot chat\n"
+        "  name a tokenizer in the spec and compile again; omnic run --ids takes and gives token ids\n"
+    )
+
+
 def test_prompt_from_a_file_or_standard_input(fake_bundle, want, capsys, tmp_path, monkeypatch):
     (tmp_path / "p.txt").write_text("héllo")
     bundle = fake_bundle()

@@ -107,10 +107,10 @@ def ffns(draw: Any) -> dict[str, Any]:
 @st.composite
 def spec_data(draw: Any) -> dict[str, Any]:
     """Plain data of a valid spec, most keys of the language in it now and then."""
-    context = draw(st.integers(1, 5000))
+    context = draw(st.integers(2, 5000))
     width = draw(st.integers(1, 400))
     data: dict[str, Any] = {"model": draw(st.sampled_from(["m", "tiny_2", "A-1.b"]))}
-    data["vocab"] = {"size": draw(st.integers(1, 60000))}
+    data["vocab"] = {"size": draw(st.integers(2, 60000))}
     data["context"] = context
     sometimes(draw, data, "omnic", st.just(1))
     sometimes(draw, data, "chunk", st.integers(1, context))
