@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -34,11 +34,12 @@ class KvQuant:
     2. ``scales=dynamic``: ``cache_write`` finds the scales of every token.  ``scales=static``: calibration finds one
        scale and offset per head, or per channel of a head; the state holds codes alone, numbers beyond the range
        seen are clamped, and ``sidecar`` names a file that keeps the ranges for later compiles.
-    3. ``keys=channel``: keys take one scale per channel and block of ``block`` tokens (KIVI, arXiv:2402.02750), and
-       a ring of ``recent`` tokens keeps the open block in f16 (rules in ``omnic.ir.ops.cache_blocks``).  Rollback
-       reaches back ``recent - block + 1`` tokens.  A ring, a token tree or a state that something else than one
-       attention reads keeps its keys per token: a ring overwrites slots one at a time where a block shares scales,
-       and a tree drops tokens from the middle of a block.
+    3. ``keys=channel``: keys take one scale per channel and block of ``block`` tokens (KIVI, arXiv:2402.02750).  Rings
+       of ``recent`` tokens keep the newest keys and values in f16, and attention reads those of the open block and
+       of ``keep`` tokens before it from there (rules in ``omnic.ir.ops.cache_blocks``).  Rollback reaches back
+       ``recent - block - keep + 1`` tokens.  A ring, a token tree or a state that something else than one attention
+       reads keeps its keys per token: a ring overwrites slots one at a time where a block shares scales, and a tree
+       drops tokens from the middle of a block.
     4. The rope part of MLA is apart: it becomes ``rope``.
     5. ``budget``: heads take 8 or 4 bits so that all states of a row fit the bytes.  Each head's cost is the KL
        divergence when it alone has 4 bits, on calibration windows; those that gain most per byte get 8.
@@ -62,7 +63,8 @@ class KvQuant:
         per: with static scales, channel or head.
         keys: token, or channel for blocks of tokens.
         block: tokens of a block.
-        recent: tokens of the ring beside the blocks.
+        keep: tokens before the open block that are read in f16 too.
+        recent: tokens of the rings beside the blocks.
         rope: type of the rope part of MLA, or keep.
         budget: bytes of all states of one row.
         windows: calibration windows that are looked at.
@@ -81,7 +83,8 @@ class KvQuant:
     per: str = option("channel", choices=("channel", "head"))
     keys: str = option("token", choices=("token", "channel"))
     block: int = option(32, choices=(16, 32, 64, 128))
-    recent: int = option(64, low=16, high=4096)
+    keep: int = option(32, low=0, high=2048)
+    recent: int = option(96, low=16, high=4096)
     rope: str = option("f16", choices=("f16", "f32", "i8", "keep"))
     budget: int | None = option(None, low=1)
     windows: int = option(24, low=1)
@@ -93,6 +96,7 @@ class KvQuant:
         remarks: list[Remark] = []
         caches = self._caches(module, remarks)
         forms = {c.state.name: self._form(c, self._bits(c.state), remarks) for c in caches}
+        forms |= self._beside_blocks(caches, forms)
         plan = {name: (Part(None, form),) for name, form in forms.items()}
         for state in module.states.values():
             if state.role == "rope_k" and self.rope != "keep" and isinstance(state.type.element, DType):
@@ -125,9 +129,10 @@ class KvQuant:
             if self.budget is not None:
                 raise InputError(f"{self.name}: a budget mixes bits by head, keys=channel has one type for a state",
                                  "leave out keys=channel or budget")
-            if self.recent < self.block:
+            if self.recent < self.block + self.keep:
                 raise InputError(f"{self.name}: a ring of {self.recent} recent tokens cannot hold a block of "
-                                 f"{self.block}", f"write recent={2 * self.block}")
+                                 f"{self.block} and {self.keep} before it",
+                                 f"write recent={2 * self.block + self.keep}, which rolls back {self.block + 1} tokens")
         if self.budget is not None and self.kind == "nf4":
             raise InputError(f"{self.name}: a budget mixes 8 and 4 bits, and nf4 has 4", "leave out kind=nf4")
         if self.budget is not None and self.scales == "static":
@@ -160,7 +165,8 @@ class KvQuant:
         if self.keys == "channel" and cache.state.role == "k":
             reason = _no_blocks(cache)
             if reason is None:
-                return Form(Storage(kind, self.block, asym=not self.symmetric, axis=-2), recent=self.recent)
+                element = Storage(kind, self.block, asym=not self.symmetric, axis=-2)
+                return Form(element, block=self.block, keep=self.keep, recent=self.recent)
             remarks.append(Remark(self.name, f"{name} keeps its keys per token: {reason}", missed=True))
         if self.scales == "static":
             if cache.function == "forward":
@@ -174,6 +180,16 @@ class KvQuant:
             told = f"{name}: no group of 32 or more divides {cache.width}, so a token and head share one scale"
             remarks.append(Remark(self.name, told))
         return Form(element)
+
+    def _beside_blocks(self, caches: list[Cache], forms: Mapping[str, Form]) -> dict[str, Form]:
+        """Return the forms of the values that are read beside keys in blocks: they keep the same tokens."""
+        readers = {c.readers[0] for c in caches if forms[c.state.name].along_slots}
+        return {
+            c.state.name: replace(forms[c.state.name], block=self.block, keep=self.keep, recent=self.recent)
+            for c in caches
+            if c.state.role == "v" and len(c.writes) == len(c.reads) == len(c.readers) == 1 and c.readers[0] in readers
+            and c.readers[0].operands[2] is c.reads[0].results[0]
+        }
 
     def _budgeted(self, module: Module, caches: list[Cache], plan: Mapping[str, tuple[Part, ...]],
                   remarks: list[Remark], context: PassContext) -> dict[str, tuple[Part, ...]]:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from omnic.ir.builder import FunctionBuilder
     from omnic.ir.graph import Value
 
-__all__ = ["ancestors", "attend", "decompose_mix", "decompose_products", "decompose_visible", "mix", "products",
+__all__ = ["ancestors", "attend", "decompose_mix", "decompose_products", "decompose_shares", "decompose_values",
+           "decompose_visible", "mix", "products", "shares", "values",
            "visible_keys"]
 
 # Doublings of the parent relation when the number of tokens of a call is symbolic: trees of any depth up to 2^16.
@@ -73,7 +74,24 @@ def mix(
     scores: Array, v: Array, seen: Array, scale: float, softcap: float = 0.0, sinks: Array | None = None
 ) -> Array:
     """Return [B, H, T, Dv] from the products q.k [B, G, H/G, T, S] (overwritten), the rest as in :func:`attend`."""
-    batch, groups, per, tokens, slots = scores.shape
+    weights, total = shares(scores, seen, scale, softcap, sinks)
+    return values(weights, v) / total
+
+
+def values(weights: Array, v: Array) -> Array:
+    """Return the sums [B, H, T, Dv] of v [B, G, S, Dv] with weights [B, G, H/G, T, S]."""
+    batch, groups, per, tokens, slots = weights.shape
+    out = np.matmul(weights.reshape(batch, groups, per * tokens, slots), v)
+    return out.reshape(batch, groups * per, tokens, v.shape[-1])
+
+
+def shares(
+    scores: Array, seen: Array, scale: float, softcap: float = 0.0, sinks: Array | None = None
+) -> tuple[Array, Array]:
+    """Return the weights [B, G, H/G, T, S] of each query's keys from the products q.k (overwritten), and what their
+    sums are to be divided by, [B, H, T, 1].
+    """
+    batch, groups, per, tokens, _ = scores.shape
     scores *= scale
     if softcap:
         scores = softcap * np.tanh(scores / softcap)
@@ -87,10 +105,8 @@ def mix(
     total = np.sum(weights, axis=-1, keepdims=True)
     if sinks is not None:
         total = total + np.exp(sinks.reshape(1, groups, per, 1, 1) - peak)
-    out = np.matmul(weights.reshape(batch, groups, per * tokens, slots), v)
-    out = out.reshape(batch, groups, per, tokens, v.shape[-1])
-    out = out / select(total > 0, total, np.ones_like(total))
-    return out.reshape(batch, groups * per, tokens, v.shape[-1])
+    total = select(total > 0, total, np.ones_like(total))
+    return weights, total.reshape(batch, groups * per, tokens, 1)
 
 
 def check_index(op: str, batch: Dim, tokens: Dim, slots: Dim, types: dict[str, TensorType | None]) -> None:
@@ -196,6 +212,22 @@ def decompose_mix(
     b: FunctionBuilder, scores: Value, v: Value, seen: Value, scale: float, softcap: float, sinks: Value | None
 ) -> Value:
     """Build :func:`mix` from core ops; ``seen`` is bool [B, T, S]."""
+    weights, total = decompose_shares(b, scores, seen, scale, softcap, sinks)
+    return b.op("div", decompose_values(b, weights, v), total)
+
+
+def decompose_values(b: FunctionBuilder, weights: Value, v: Value) -> Value:
+    """Build :func:`values` from core ops."""
+    batch, groups, per, tokens, slots = weights.type.shape
+    assert isinstance(groups, int)
+    flat = b.reshape(weights, batch, groups, per * tokens, slots)
+    return b.reshape(b.op("matmul", flat, v), batch, groups * per, tokens, v.type.shape[3])
+
+
+def decompose_shares(
+    b: FunctionBuilder, scores: Value, seen: Value, scale: float, softcap: float, sinks: Value | None
+) -> tuple[Value, Value]:
+    """Build :func:`shares` from core ops; ``seen`` is bool [B, T, S]."""
     batch, groups, per, tokens, slots = scores.type.shape
     element = plain(scores.type)
     assert isinstance(groups, int)
@@ -216,10 +248,8 @@ def decompose_mix(
     total = b.op("sum", weights, axes=(4,), keepdims=True)
     if sink is not None:
         total = b.op("add", total, b.op("exp", b.op("sub", sink, peak)))
-    flat = b.reshape(weights, batch, groups, per * tokens, slots)
-    out = b.reshape(b.op("matmul", flat, v), batch, groups, per, tokens, v.type.shape[3])
-    out = b.op("div", out, b.op("where", b.op("gt", total, zero), total, scalar(b, 1.0, scores)))
-    return b.reshape(out, batch, groups * per, tokens, v.type.shape[3])
+    total = b.op("where", b.op("gt", total, zero), total, scalar(b, 1.0, scores))
+    return weights, b.reshape(total, batch, groups * per, tokens, 1)
 
 
 def _floor(element: DType) -> float:

@@ -30,19 +30,22 @@ class Form:
         static: ``channel`` or ``head``: scales are weights found by calibration, and ``element`` has scales of one;
             empty: scales are found at every write.
         offset: with ``static``, whether the range need not be symmetric about 0.
-        recent: tokens that the ring beside a state grouped along its slots holds; 0 for other states.
+        block: tokens of a block, for keys that are grouped along the slots and for the values beside them.
+        keep: tokens before the open block that are read as they were.
+        recent: tokens that the ring beside such a state holds; 0 for other states.
     """
 
     element: ElementType
     static: Literal["", "channel", "head"] = ""
     offset: bool = False
+    block: int = 0
+    keep: int = 0
     recent: int = 0
 
     @property
-    def block(self) -> int:
-        """Tokens that share a scale in a state grouped along its slots, else 0."""
-        storage = self.element
-        return storage.group if isinstance(storage, Storage) and storage.axis == -2 else 0
+    def along_slots(self) -> bool:
+        """Whether tokens share scales."""
+        return isinstance(self.element, Storage) and self.element.axis == -2
 
 
 @dataclass(frozen=True)

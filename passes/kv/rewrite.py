@@ -10,7 +10,7 @@ from omnic.ir.builder import FunctionBuilder
 from omnic.ir.graph import Function, Module, Node, Param, Recipe, Result, State, Value, Weight
 from omnic.ir.rewrite import eliminate_dead_code, rebuild_with
 from omnic.ir.types import DType, TensorType
-from omnic.passes.kv.forms import RECENT, Part, Plan
+from omnic.passes.kv.forms import RECENT, Form, Part, Plan
 
 __all__ = ["apply_plan", "part_name", "scale_name"]
 
@@ -57,7 +57,7 @@ def _declare(state: State, part: Part, name: str) -> list[State]:
     kept = [replace(state, name=name, type=TensorType(part.form.element, shape))]
     if part.form.recent:
         ring = TensorType(RECENT, (*shape[:-2], part.form.recent, shape[-1]))
-        window = part.form.block
+        window = part.form.block + part.form.keep
         kept.append(State(f"{name}.recent", ring, "recent", state.group, ring=True, window=window))
     return kept
 
@@ -76,7 +76,7 @@ class _Rewriter:
         self.found: dict[Value, Value] = {}
         self.versions: dict[Value, list[Value]] = {}
         self.rings: dict[str, Value] = {}
-        self.recent: dict[Value, tuple[Value, Value, int]] = {}
+        self.recent: dict[Value, tuple[Value, Value, Form]] = {}
         self.shared: dict[tuple[object, ...], Value] = {}
         self.pending: dict[Value, tuple[Node, str, Value]] = {}
         self.params: list[Param] = []
@@ -154,7 +154,7 @@ class _Rewriter:
                 if part.form.static:
                     part_x = self._scaled(part_x, name, part, write=True)
                 if part.form.recent:
-                    made.append(self._close(node, target, before, part_x, start, length))
+                    made.append(self._recent_write(node, target, before, part, part_x, start, length))
                 else:
                     hint = node.result.name
                     made.append(b.op("cache_write", before, part_x, start, length, hint=hint, **node.attrs))
@@ -180,8 +180,10 @@ class _Rewriter:
         y = b.op("mul", x, scale)
         return y if offset is None else b.op("add", y, offset)
 
-    def _close(self, node: Node, name: str, state: Value, x: Value, start: Value, length: Value) -> Value:
-        """Close the blocks that the call completes; the ring itself is written once attention has read."""
+    def _recent_write(
+        self, node: Node, name: str, state: Value, part: Part, x: Value, start: Value, length: Value
+    ) -> Value:
+        """Close blocks, or write tokens; the ring itself is written once attention has read it."""
         b, ring = self.b, self.rings[name]
         # What a query of this call reads is what a later call reads back from the ring.
         rounded = b.op("cast", b.op("cast", x, to=RECENT), to=DType.F32)
@@ -190,10 +192,13 @@ class _Rewriter:
         index = self._once(("old", start, ring.type.shape[-2]), lambda: index)
         recent = b.op("concat", before, rounded, axis=-2, hint="recent")
         indices = self._once(("recent", index, x.type.shape[-2]), lambda: self._index(index, x, start, length))
-        closed = b.op("cache_close", state, recent, indices, start, length, hint=node.result.name)
-        self.recent[closed] = (recent, indices, self.states[name].type.element.group)  # type: ignore[union-attr]
-        self.pending[closed] = (node, name, rounded)
-        return closed
+        if part.form.along_slots:
+            written = b.op("cache_close", state, recent, indices, start, length, hint=node.result.name)
+        else:
+            written = b.op("cache_write", state, x, start, length, hint=node.result.name, **node.attrs)
+        self.recent[written] = (recent, indices, part.form)
+        self.pending[written] = (node, name, rounded)
+        return written
 
     def _once(self, key: tuple[object, ...], make: object) -> Value:
         """Return a value that all layers share."""
@@ -251,15 +256,19 @@ class _Rewriter:
     def _attend(self, node: Node) -> None:
         """Attention over closed blocks and recent keys, then the ring takes the call's tokens."""
         q, k, v, q_index, k_index, sinks = (self._now(value) for value in node.operands[:6])
-        assert k is not None
-        recent, indices, block = self.recent[k]
-        write, name, rounded = self.pending.pop(k)
+        assert k is not None and v is not None
+        recent, indices, form = self.recent[k]
+        recent_v = self.recent[v][0] if v in self.recent else None
         b = self.b
         with b.at(node):
-            y = b.op("block_attention", q, k, v, recent, q_index, k_index, indices, sinks, block=block,
-                     hint=node.result.name, **node.attrs)
-        with b.at(write):
-            start, length = self._now(write.operands[2]), self._now(write.operands[3])
-            self.rings[name] = b.op("cache_write", self.rings[name], rounded, start, length, ring=True,
-                                    hint=f"{write.result.name}_recent")
-        self.found[node.result] = y
+            self.found[node.result] = b.op(
+                "block_attention", q, k, v, recent, q_index, k_index, indices, sinks, recent_v, block=form.block,
+                keep=form.keep, hint=node.result.name, **node.attrs)
+        for value in (k, v):
+            if value not in self.pending:
+                continue
+            write, name, rounded = self.pending.pop(value)
+            with b.at(write):
+                start, length = self._now(write.operands[2]), self._now(write.operands[3])
+                self.rings[name] = b.op("cache_write", self.rings[name], rounded, start, length, ring=True,
+                                        hint=f"{write.result.name}_recent")

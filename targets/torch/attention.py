@@ -108,74 +108,71 @@ def block_attention(
     recent_index: Tensor,
     q_index: Tensor,
     seen: Seen,
+    recent_v: Tensor | None = None,
     *,
     block: int,
+    keep: int = 0,
     scale: float,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attention over keys quantised in blocks of tokens; those of a query's open block come from ``recent``.
+    """Attention over keys quantised in blocks of tokens; those that are recent at a query come from ``recent``.
 
-    recent is [B, G, N, Dk], recent_index i64[B, N], q_index i64[B, T].
+    recent is [B, G, N, Dk], recent_v [B, G, N, Dv], recent_index i64[B, N], q_index i64[B, T].
     """
     if q.shape[2] > FEW:
-        return _block_attend_many(q, k, v, recent, recent_index, q_index, seen, block, scale, softcap, sinks)
+        keys, values, mask = _with_recent(k, v, recent, recent_v, recent_index, q_index, seen, block, keep)
+        return _attend_many(q, keys, values, mask, scale, softcap, sinks)
     batch, heads, tokens, width = q.shape
     groups, value = _heads(k), v.shape[-1]
     out = q.new_empty(batch, tokens, heads, value)
-    places = torch.arange(block)
     for row, count in enumerate(seen.blocks):
-        keys = _key_blocks(k, row, count).reshape(count * groups, KEYS, width).transpose(1, 2)
-        values = _key_blocks(v, row, count).reshape(count * groups, KEYS, value)
+        held = [_key_blocks(k, row, count).contiguous(), _key_blocks(v, row, count).clone()]
+        keys = held[0].reshape(count * groups, KEYS, width).transpose(1, 2)
+        values = held[1].view(count * groups, KEYS, value)
+        fresh = [x[row].transpose(0, 1) for x in (recent, recent_v) if x is not None]
         for token in range(tokens):
-            query = aligned(q[row, :, token].reshape(1, groups, heads // groups, width))
-            spread = query.expand(count, -1, -1, -1).reshape(count * groups, heads // groups, width)
-            scores = torch.bmm(aligned(spread), keys).reshape(count, groups, -1, KEYS)
             at = int(q_index[row, token])
-            first = at // block * block
-            if (at + 1) % block and first // KEYS < count:
-                # The same 32 (or so) places whatever else the call holds, so the products are the same too.
-                held = recent_index[row] == first + places[:, None]
-                fresh = recent[row][:, held.to(torch.uint8).argmax(-1)] * held.any(-1)[:, None]
-                scores[first // KEYS, :, :, first % KEYS : first % KEYS + block] = torch.bmm(
-                    query[0], aligned(fresh).transpose(1, 2)
-                )
-            out[row, token] = _mix(scores, values, seen, row, token, scale, softcap, sinks)
+            slot = torch.arange(max((at + 1 - keep) // block, 0) * block, min(at + 1, count * KEYS))
+            places = slot // KEYS, slot % KEYS
+            found = (recent_index[row] == slot[:, None]).to(torch.uint8).argmax(-1) if len(slot) else slot
+            # What the query reads as plain numbers stands in its slots meanwhile, wherever the call got it from.
+            before = [old[places[0], :, places[1]] for old in held]
+            for old, new in zip(held, fresh, strict=False):
+                old[places[0], :, places[1]] = new[found]
+            query = q[row, :, token].reshape(1, groups, heads // groups, width).expand(count, -1, -1, -1)
+            scores = torch.bmm(aligned(query.reshape(count * groups, heads // groups, width)), keys)
+            out[row, token] = _mix(
+                scores.reshape(count, groups, -1, KEYS), values, seen, row, token, scale, softcap, sinks
+            )
+            for old, saved in zip(held, before, strict=True):
+                old[places[0], :, places[1]] = saved
     return out.transpose(1, 2)
 
 
-def _block_attend_many(
-    q: Tensor,
+def _with_recent(
     k: Rows,
     v: State,
     recent: Tensor,
+    recent_v: Tensor | None,
     recent_index: Tensor,
     q_index: Tensor,
     seen: Seen,
     block: int,
-    scale: float,
-    softcap: float,
-    sinks: Tensor | None,
-) -> Tensor:
-    """Attention of a long call: the recent keys stand behind the slots, each copy masked where the other counts."""
+    keep: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return keys, values and mask with the recent tokens behind the slots, each copy masked where the other counts."""
     keys, values = _spread(k, seen), _spread(v, seen)
     slots = keys.shape[2]
-    ends = (torch.arange(slots) // block + 1) * block
-    closed = ends[None, None] <= q_index[:, :, None] + 1
+    now = q_index[:, :, None] + 1
+    closed = (torch.arange(slots) // block + 1) * block + keep <= now
     inside = recent_index.clamp(0, slots - 1)
-    mask = F.pad(seen.mask, (0, max(slots - seen.mask.shape[-1], 0)))[..., :slots]
+    mask = seen.mask[..., :slots]
     behind = mask.gather(2, inside[:, None].expand(-1, mask.shape[1], -1)) & (recent_index >= 0)[:, None]
-    behind &= (inside[:, None] // block + 1) * block > q_index[:, :, None] + 1
-    copied = values.gather(2, inside[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[-1]))
-    return _attend_many(
-        q,
-        torch.cat([keys, recent], 2),
-        torch.cat([values, copied], 2),
-        torch.cat([mask & closed, behind], 2),
-        scale,
-        softcap,
-        sinks,
-    )
+    behind &= (inside[:, None] // block + 1) * block + keep > now
+    if recent_v is None:
+        recent_v = values.gather(2, inside[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[-1]))
+    return torch.cat([keys, recent], 2), torch.cat([values, recent_v], 2), torch.cat([mask & closed, behind], 2)
 
 
 def _attend_many(

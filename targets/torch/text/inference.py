@@ -137,12 +137,12 @@ class _Rewriter:
         self.steps.append(Step("attention", (q, k, v, seen, sinks), step.attrs, step.results, step.scope, step.loc))
 
     def _block_attention(self, step: Step, operands: tuple[Value | None, ...]) -> None:
-        q, k, v, recent, q_index, k_index, recent_index, sinks = operands
+        q, k, v, recent, q_index, k_index, recent_index, sinks, recent_v = operands
         if step.operands[1] not in self.reads:
             raise InternalError(f"block_attention in {step.scope} reads keys that are no state")
         seen = self._seen(step, q_index, k_index, None, None)
         k, v = self._blocked(step.operands[1], k, step), self._blocked(step.operands[2], v, step)
-        given = (q, k, v, recent, recent_index, q_index, seen, sinks)
+        given = (q, k, v, recent, recent_index, q_index, seen, recent_v, sinks)
         self.steps.append(Step("block_attention", given, step.attrs, step.results, step.scope, step.loc))
 
     def _mla(self, step: Step, operands: tuple[Value | None, ...]) -> None:
@@ -260,7 +260,8 @@ def _named(pen: Pen, names: tuple[str, ...], values: tuple[Value | None, ...]) -
 
 def _attention(pen: Pen, step: Step) -> Code:
     *operands, sinks = step.operands
-    words = [f"{n}={step.attrs[n]!r}" for n in ("block", "scale") if n in step.attrs]
+    words = [f"{n}={step.attrs[n]!r}" for n in ("block", "keep", "scale") if n in step.attrs]
+    operands = operands if operands[-1] is not None else operands[:-1]
     words += [f"softcap={step.attrs['softcap']!r}"] if step.attrs["softcap"] else []
     return call(pen.helper(step.op), *(pen.arg(v) for v in operands), *words, *_named(pen, ("sinks",), (sinks,)))
 
