@@ -212,7 +212,8 @@ def _runs(session: Session, ids: NDArray[np.int64]) -> Iterator[tuple[str, Run]]
 
     yield f"prefill of {count} tokens", one_call
     yield f"chunks of {', '.join(str(c) for c in CHUNKS)}", chunks
-    yield f"{STEPS} single tokens", single_tokens
+    if count > 1:
+        yield f"{STEPS} single tokens", single_tokens
 
 
 def _ragged(session: Session, reference: _Reference, tokens: NDArray[np.int64], kind: NumericClass) -> Case:

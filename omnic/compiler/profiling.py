@@ -24,11 +24,14 @@ def measure_profile(bundle: Bundle, target: Target, tokenizer: Tokenizer | None,
     """
     module = bundle.module
     vocab = int(str(module.meta["vocab"]))
-    ids, _ = sample_tokens(vocab, min(TOKENS, module.dims["T"].high), tokenizer)
+    # Both phases fit in the states of one row, however short the context.
+    capacity = int(str(module.meta["capacity"]))
+    count = max(1, min(TOKENS, module.dims["T"].high, capacity - STEPS))
+    ids, _ = sample_tokens(vocab, count, tokenizer)
     routed = {n.scope for n in module.function("forward").nodes if n.op == "moe"}
     phases = [
         {"phase": f"{p.name}, {p.tokens} tokens", "parts": _grouped(p.seconds, routed), "scopes": dict(p.seconds)}
-        for p in target.profile(bundle, ids, STEPS, threads)
+        for p in target.profile(bundle, ids, min(STEPS, capacity - len(ids)), threads)
     ]
     conditions = f"Measured on the machine that compiled, {threads} thread{'s' if threads > 1 else ''}, batch 1."
     session = open_session(bundle, SessionOptions(threads=threads))

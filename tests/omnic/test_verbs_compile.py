@@ -53,6 +53,16 @@ def omnic(capsys, *words) -> tuple[int, str, str]:
     return code, captured.out, captured.err
 
 
+@pytest.mark.parametrize("target", ["torch", "onnx"])
+@pytest.mark.parametrize(("context", "chunk"), [(2, 2), (64, 1), (64, 64)])
+def test_short_contexts_and_chunks_compile(tmp_path, capsys, target, context, chunk):
+    sizes = SPEC.replace("context: 64", f"context: {context}").replace("chunk: 16", f"chunk: {chunk}")
+    (tmp_path / "short.yaml").write_text(sizes)
+    words = ("--seed", 1, "--target", target, "-o", tmp_path / "b", "--json")
+    code, out, _ = omnic(capsys, "compile", tmp_path / "short.yaml", *words)
+    assert code == 0 and json.loads(out)["parity_ok"] is True
+
+
 def test_plain_progress_names_each_step_once(room, tmp_path, capsys):
     out = tmp_path / "b"
     code, _, err = omnic(
