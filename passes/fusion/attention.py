@@ -91,14 +91,25 @@ def _root(look: Look, node: Node, weights: Weights) -> Node:
             value = readers[0].result
             continue
         if len(readers) == 1 and readers[0].op == "div" and readers[0].operands[0] is value:
-            under = readers[0].operands[1]
-            guard = look.is_op(under, "where")
-            if guard is not None and guard.operands[2] is not None and scalar_of(look, guard.operands[2]) == 1.0:
-                under = guard.operands[1]
-            if under is weights.total:
+            if _under(look, readers[0].operands[1]) is weights.total:
                 return readers[0]
         break
     raise Declined("the weighted sum is not divided by the sum of the exponentials", node)
+
+
+def _under(look: Look, value: Value | None) -> Value | None:
+    """Return the sum that a divisor is, behind its layout and the guard that puts 1 where no key is seen."""
+    for _ in range(4):
+        node = look.is_op(value, "reshape", "where")
+        if node is None:
+            break
+        if node.op == "reshape":
+            value = node.operands[0]
+        elif node.operands[2] is not None and scalar_of(look, node.operands[2]) == 1.0:
+            value = node.operands[1]
+        else:
+            break
+    return value
 
 
 def _parts(look: Look, node: Node, weights: Weights, scores: Scores, steps: list[Node], values: Value) -> _Found:

@@ -1,21 +1,23 @@
 """The experts' products of a mixture, in three layouts of the work.
 
-dense     sum over e of share[e] * mlp_e(x), the experts' matrices in one weight [E, F, D]
-loop      the same, one addition an expert, each with matrices of its own
-gather    for each token, gates times the products with its own experts' matrices
+* dense: sum over e of share[e] * mlp_e(x), the experts' matrices in one weight [E, F, D];
+* loop: the same, one addition an expert, each with matrices of its own;
+* gather: for each token (or each pair of a token and an expert it chose), gates times the products with its own
+  experts' matrices.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from omnic.ir.dims import Dim
 from omnic.ir.graph import Node, Recipe, Value
 from omnic.ir.op import Array
 from omnic.ir.types import TensorType
 from omnic.passes.fusion.look import Declined, Look, Site
-from omnic.passes.fusion.probe import scalar_of
+from omnic.passes.fusion.probe import run, scalar_of, shape_at, sizes
 
 __all__ = ["Experts", "Matrix", "find_experts", "unshaped"]
 
@@ -23,36 +25,56 @@ _MOST = 1024
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """A matrix (or bias) of every expert: one weight [E, N, K] when ``stacked``, else one [N, K] for each.
+class _Part:
+    """One weight of an expert (or of all): whether it is stored [.., K, N], and which rows of N are meant."""
 
-    ``across`` ones are stored [.., K, N].
-    """
-
-    weights: tuple[Value, ...]
+    weight: Value
     across: bool = False
-    stacked: bool = False
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix (or bias) of every expert: one weight [E, N, K] when ``stacked``, else one [N, K] for each."""
+
+    name: str
+    parts: tuple[_Part, ...]
+    stacked: bool
 
     def build(self, site: Site) -> Value:
-        """Return the weight [E, N, K]."""
-        first = self.weights[0]
-        shape, element = first.type.shape, first.type.element
+        """Return the weight [E, N, K] (or [E, N])."""
+        first = self.parts[0]
+        if self.stacked and not first.across and first.rows is None:
+            return site.current(first.weight)
+        made = [_recipe(site, part, 1 if self.stacked else 0) for part in self.parts]
+        recipe, shape = made[0]
+        element = first.weight.type.element
         if self.stacked:
-            if not self.across:
-                return site.current(first)
-            recipe = Recipe("transpose", {"perm": (0, 2, 1)}, (site.recipe(first),))
-            return site.derived(f"{first.name}.rows", TensorType(element, (shape[0], shape[2], shape[1])), recipe)
-        recipe = Recipe("stack", {}, tuple(site.recipe(w) for w in self.weights))
-        return site.derived(f"{_common(self.weights)}", TensorType(element, (len(self.weights), *shape)), recipe)
+            return site.derived(f"{first.weight.name}.{self.name}", TensorType(element, shape), recipe)
+        stack = Recipe("stack", {}, tuple(r for r, _ in made))
+        return site.derived(_common(self.parts), TensorType(element, (len(made), *shape)), stack)
 
 
-def _common(weights: tuple[Value, ...]) -> str:
+def _recipe(site: Site, part: _Part, axis: int) -> tuple[Recipe, tuple[Dim, ...]]:
+    """Return how a part is made, rows of outputs (dim ``axis``) before columns, and its shape."""
+    recipe, shape = site.recipe(part.weight), part.weight.type.shape
+    if part.across:
+        perm = (*range(len(shape) - 2), len(shape) - 1, len(shape) - 2)
+        recipe, shape = Recipe("transpose", {"perm": perm}, (recipe,)), tuple(shape[p] for p in perm)
+    if part.rows is not None:
+        start, stop = part.rows
+        recipe = Recipe("slice", {"axis": axis, "start": start, "stop": stop}, (recipe,))
+        shape = (*shape[:axis], stop - start, *shape[axis + 1 :])
+    return recipe, shape
+
+
+def _common(experts: tuple[_Part, ...]) -> str:
     """Return the name that the experts' weights share: ``experts.gate`` for ``experts.0.gate``, ``experts.1.gate``."""
-    parts = [w.name.split(".") for w in weights]
-    if len(weights) > 1 and len({len(p) for p in parts}) == 1:
+    parts = [p.weight.name.split(".") for p in experts]
+    kept: list[str] = []
+    if len({len(p) for p in parts}) == 1:
         kept = [column[0] for column in zip(*parts, strict=True) if len(set(column)) == 1]
-        return ".".join(kept) or f"{weights[0].name}.stacked"
-    return f"{weights[0].name}.stacked"
+    return ".".join(kept) or f"{experts[0].weight.name}.stacked"
 
 
 @dataclass(frozen=True)
@@ -65,8 +87,8 @@ class Experts:
         kind: the activation.
         matrices: up, down, gate, and the biases of the same three.
         shares: values whose numbers are the share of each expert, by ``layout``.
-        layout: ``dense`` [E, rows, 1], ``loop`` one [rows, 1] an expert, ``gather`` gates [rows, 1, k].
-        chosen: for ``gather``, the indices [rows, k].
+        layout: ``dense`` [E, rows, 1], ``loop`` one [rows, 1] an expert, ``gather`` gates and then indices, k a row.
+        top_k: for ``gather``, k.
     """
 
     x: Value
@@ -75,39 +97,49 @@ class Experts:
     matrices: tuple[Matrix | None, ...]
     shares: tuple[Value, ...]
     layout: str
-    chosen: Value | None = None
+    top_k: int = 0
 
     def build(self, site: Site) -> list[Value | None]:
         """Return the operands of ``moe`` from ``up`` on."""
         return [None if m is None else m.build(site) for m in self.matrices]
 
     def table(self, arrays: list[Array]) -> Array:
-        """Return [rows, E] from the evaluated ``shares`` (and the indices, for ``gather``)."""
+        """Return [rows, E] from the evaluated ``shares``."""
         if self.layout == "dense":
             return arrays[0].reshape(self.count, -1).T
         if self.layout == "loop":
             return np.stack([a.reshape(-1) for a in arrays], axis=1)
         gates, chosen = arrays
-        chosen = chosen.reshape(-1, chosen.shape[-1]).astype(np.int64)
+        chosen = chosen.reshape(-1, self.top_k).astype(np.int64)
         out = np.zeros((len(chosen), self.count))
         np.add.at(out, (np.arange(len(chosen))[:, None], chosen), gates.reshape(chosen.shape))
         return out
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Affine:
+    """x times a matrix, plus a bias, picked among experts by ``picked``."""
+
+    x: Value
+    matrix: _Part
+    bias: _Part | None
+    picked: Value | None
+
+
+@dataclass(frozen=True)
 class _Mlp:
     """One expert's (or all experts') products, as found."""
 
     x: Value
     kind: str
-    parts: list[tuple[Value, bool] | None] = field(default_factory=list[tuple[Value, bool] | None])
-    picked: Value | None = None
+    parts: tuple[_Part | None, ...]
+    picked: Value | None
 
 
 def find_experts(look: Look, node: Node) -> Experts | None:
     """Return the experts whose mixture ``node`` makes; None when it makes none."""
     if node.op == "sum":
-        return _dense(look, node)
+        return _dense(look, node) or _pairs(look, node)
     if node.op == "add":
         return _loop(look, node)
     return _gather(look, node) if node.op == "matmul" else None
@@ -125,6 +157,9 @@ def _strip(look: Look, value: Value | None) -> Value | None:
     return value
 
 
+# -- layouts ----------------------------------------------------------------------------------------------
+
+
 def _dense(look: Look, node: Node) -> Experts | None:
     axes = node.attrs["axes"]
     product = look.is_op(node.operands[0], "mul")
@@ -135,7 +170,7 @@ def _dense(look: Look, node: Node) -> Experts | None:
             continue
         mlp = _mlp(look, out, 3)
         count = out.type.shape[0]
-        if mlp is None or not isinstance(count, int):
+        if mlp is None or mlp.picked is not None or not isinstance(count, int):
             continue
         return Experts(mlp.x, count, mlp.kind, _matrices([mlp], True), (share,), "dense")
     return None
@@ -160,7 +195,7 @@ def _loop(look: Look, node: Node) -> Experts | None:
     if last is not None:
         mlps.append(last[0])
         shares.append(last[1])
-    elif value is not None and not _zero(look, value):
+    elif value is not None and scalar_of(look, value) != 0.0:
         return None
     if len(mlps) < 2:
         return None
@@ -169,10 +204,6 @@ def _loop(look: Look, node: Node) -> Experts | None:
         if other.kind != first.kind or not look.same(unshaped(look, other.x), unshaped(look, first.x)):
             raise Declined("the experts of the sum do not see the same tokens through the same activation", node)
     return Experts(first.x, len(mlps), first.kind, _matrices(mlps[::-1], False), tuple(shares[::-1]), "loop")
-
-
-def _zero(look: Look, value: Value) -> bool:
-    return scalar_of(look, value) == 0.0
 
 
 def _term(look: Look, node: Node) -> tuple[_Mlp, Value, Value] | None:
@@ -202,68 +233,134 @@ def _gather(look: Look, node: Node) -> Experts | None:
     if gates is None or out is None or node.attrs.get("tb", False) or gates.type.shape[-2:-1] != (1,):
         return None
     mlp = _mlp(look, out, 3)
-    if mlp is None or mlp.picked is None:
+    top_k = gates.type.shape[-1]
+    if mlp is None or mlp.picked is None or not isinstance(top_k, int):
         return None
+    return Experts(mlp.x, _count(mlp), mlp.kind, _matrices([mlp], True), (gates, mlp.picked), "gather", top_k)
+
+
+def _pairs(look: Look, node: Node) -> Experts | None:
+    """The sum over the chosen experts of gates times products, one row for each pair of a token and an expert."""
+    inner = node.operands[0]
+    product = look.is_op(_strip(look, inner), "mul")
+    if product is None or inner is None or inner.type.rank != 3 or node.attrs["axes"] != (1,):
+        return None
+    top_k = inner.type.shape[1]
+    for out, share in (product.operands, product.operands[::-1]):
+        if out is None or share is None or share.type.shape[-1] != 1 or not isinstance(top_k, int):
+            continue
+        mlp = _mlp(look, out, 3)
+        if mlp is None or mlp.picked is None:
+            continue
+        x = _repeated(look, mlp.x, top_k, node)
+        return Experts(x, _count(mlp), mlp.kind, _matrices([mlp], True), (share, mlp.picked), "gather", top_k)
+    return None
+
+
+def _count(mlp: _Mlp) -> int:
     up = mlp.parts[0]
     assert up is not None
-    count = up[0].type.shape[0]
+    count = up.weight.type.shape[0]
     assert isinstance(count, int)
-    return Experts(mlp.x, count, mlp.kind, _matrices([mlp], True), (gates, mlp.picked), "gather", mlp.picked)
+    return count
+
+
+def _repeated(look: Look, value: Value, times: int, node: Node) -> Value:
+    """Return the tokens of which ``value`` holds each ``times`` times, one after the other."""
+    x = value
+    while (moved := look.is_op(x, "reshape", "broadcast", "index_select")) is not None:
+        if moved.operands[0] is None or moved.operands[0].weight:
+            break
+        x = moved.operands[0]
+    dims = sizes(look.module.dims, B=2, T=3)
+    shape = shape_at(x.type.shape, dims)
+    numbered = np.arange(int(np.prod(shape)), dtype=np.float64).reshape(shape)
+    found = run(look, value, {x: numbered}, dims)
+    wanted = np.repeat(numbered.reshape(-1, shape[-1]), times, axis=0)
+    if not np.array_equal(found.reshape(-1, shape[-1]), wanted):
+        raise Declined(f"the experts do not see every token {times} times in a row", node)
+    return x
+
+
+# -- products ---------------------------------------------------------------------------------------------
 
 
 def _matrices(mlps: list[_Mlp], stacked: bool) -> tuple[Matrix | None, ...]:
+    names = ("up", "down", "gate", "up_bias", "down_bias", "gate_bias")
     out: list[Matrix | None] = []
-    for column in zip(*(m.parts for m in mlps), strict=True):
+    for name, column in zip(names, zip(*(m.parts for m in mlps), strict=True), strict=True):
         have = [part for part in column if part is not None]
         if not have:
             out.append(None)
             continue
-        if len(have) != len(column) or len({across for _, across in have}) != 1:
+        if len(have) != len(column) or len({(p.across, p.rows) for p in have}) != 1:
             raise Declined("some experts have a bias or a gate and others have none")
-        if len({w.type for w, _ in have}) != 1:
+        if len({p.weight.type for p in have}) != 1:
             raise Declined("the experts' matrices differ in shape")
-        out.append(Matrix(tuple(w for w, _ in have), have[0][1], stacked))
+        out.append(Matrix(name, tuple(have), stacked))
     return tuple(out)
 
 
 def _mlp(look: Look, out: Value, rank: int) -> _Mlp | None:
     """Return down(act(up x)) or down(act(gate x) * up x); matrices of ``rank`` dims."""
     last = _affine(look, out, rank)
-    if last is None:
+    hidden = None if last is None else look.is_op(_strip(look, last.x), "gated_act", "act")
+    if last is None or hidden is None:
         return None
-    inner, down, down_bias, picked = last
-    hidden = look.is_op(_strip(look, inner), "gated_act", "act")
-    if hidden is None:
+    found: list[_Affine] = []
+    for value in hidden.inputs():
+        whole, rows = _cut(look, value)
+        one = _affine(look, whole, rank)
+        if one is None:
+            return None
+        bias = None if one.bias is None else replace(one.bias, rows=rows)
+        found.append(replace(one, matrix=replace(one.matrix, rows=rows), bias=bias))
+    up, gate = found[-1], found[0] if len(found) == 2 else None
+    if gate is not None and not look.same(unshaped(look, gate.x), unshaped(look, up.x)):
         return None
-    kind = str(hidden.attrs["kind"])
-    first = [None if v is None else _affine(look, v, rank) for v in hidden.operands]
-    if any(f is None for f in first):
+    picks = [a.picked for a in (up, last, gate) if a is not None]
+    picked = picks[0]
+    if any((p is None) != (picked is None) for p in picks):
         return None
-    found = [f for f in first if f is not None]
-    x, up, up_bias, _ = found[-1]
-    gate = found[0] if len(found) == 2 else None
-    if gate is not None and not look.same(unshaped(look, gate[0]), unshaped(look, x)):
+    if picked is not None and not all(p is not None and look.same(p, picked) for p in picks):
         return None
-    parts = [up, down, gate and gate[1], up_bias, down_bias, gate and gate[2]]
-    return _Mlp(x, kind, parts, picked)
+    parts = (up.matrix, last.matrix, gate and gate.matrix, up.bias, last.bias, gate and gate.bias)
+    return _Mlp(up.x, str(hidden.attrs["kind"]), parts, picked)
 
 
-_Affine = tuple[Value, tuple[Value, bool], "tuple[Value, bool] | None", "Value | None"]
+def _cut(look: Look, value: Value) -> tuple[Value, tuple[int, int] | None]:
+    """Return the product that a value is part of, and which of its outputs the part is."""
+    stripped = unshaped(look, value)
+    node = look.is_op(stripped, "split", "slice")
+    if node is None or node.operands[0] is None:
+        return value, None
+    whole = node.operands[0]
+    if int(str(node.attrs["axis"])) % whole.type.rank != whole.type.rank - 1:
+        return value, None
+    size, begin = stripped.type.shape[-1], 0
+    if node.op == "slice":
+        start = node.attrs["start"]
+        begin = start[0] if isinstance(start, tuple) and isinstance(start[0], int) else -1
+    else:
+        before = [r.type.shape[-1] for r in node.results[: node.results.index(stripped)]]
+        begin = sum(d for d in before if isinstance(d, int))
+    if not isinstance(size, int) or begin < 0:
+        return value, None
+    return whole, (begin, begin + size)
 
 
 def _affine(look: Look, value: Value, rank: int) -> _Affine | None:
-    """Return x, the matrix and whether it is across, the bias, and the indices it was picked by."""
-    top = _strip(look, value)
-    node = look.is_op(top, "matmul", "linear", "add")
+    """Return the product that ``value`` is, None when it is none with a weight of ``rank`` dims."""
+    node = look.is_op(_strip(look, value), "matmul", "linear", "add")
     if node is None:
         return None
-    bias: tuple[Value, bool] | None = None
+    bias: _Part | None = None
     if node.op == "add":
         for inner, added in (node.operands, node.operands[::-1]):
             product = look.is_op(_strip(look, inner), "matmul", "linear")
             found = None if product is None or added is None else _stored(look, _strip(look, added))
             if product is not None and found is not None and found[0].type.rank == rank - 1:
-                node, bias = product, (found[0], False)
+                node, bias = product, _Part(found[0])
                 break
         else:
             return None
@@ -272,13 +369,21 @@ def _affine(look: Look, value: Value, rank: int) -> _Affine | None:
         weight = None if w is None else look.weight(w)
         if rank != 2 or x is None or weight is None:
             return None
-        inner_bias = None if b is None else look.weight(b)
-        return x, (weight, False), bias if inner_bias is None else (inner_bias, False), None
-    x, w = node.operands
-    found = _stored(look, w)
-    if x is None or found is None or found[0].type.rank != rank or node.attrs.get("ta", False):
-        return None
-    return x, (found[0], not node.attrs.get("tb", False)), bias, found[1]
+        own = None if b is None else look.weight(b)
+        return _Affine(x, _Part(weight), bias if own is None else _Part(own), None)
+    left, right = node.operands
+    assert left is not None
+    assert right is not None
+    ta, tb = bool(node.attrs.get("ta", False)), bool(node.attrs.get("tb", False))
+    found = _stored(look, right)
+    if found is not None and found[0].type.rank == rank and not ta:
+        return _Affine(left, _Part(found[0], across=not tb), bias, found[1])
+    # The matrix may stand on the left of a single column.
+    found = _stored(look, left)
+    column = right.type.shape[-2] if tb else right.type.shape[-1]
+    if found is not None and found[0].type.rank == rank and column == 1:
+        return _Affine(right, _Part(found[0], across=ta), bias, found[1])
+    return None
 
 
 def _stored(look: Look, value: Value | None) -> tuple[Value, Value | None] | None:
@@ -293,4 +398,3 @@ def _stored(look: Look, value: Value | None) -> tuple[Value, Value | None] | Non
         return None
     weight = look.weight(node.operands[0])
     return None if weight is None else (weight, node.operands[1])
-

@@ -15,13 +15,17 @@ from omnic.passes.fusion.look import Fusion, fuse, merge_equal
 from omnic.passes.fusion.mla import MLA
 from omnic.passes.fusion.moe import MOE
 from omnic.passes.fusion.norms import NORMS
+from omnic.passes.fusion.packed import PACKED
+from omnic.passes.fusion.products import PRODUCTS
 from omnic.passes.fusion.rope import ROPE
 from omnic.passes.fusion.tidy import TIDY
 
 __all__ = ["AttentionFusion", "FUSIONS"]
 
 #: what is looked for, in order; an entry may count on what stands before it
-FUSIONS: tuple[Fusion, ...] = (*TIDY, *NORMS, *FFN, *ROPE, *ATTENTION, *TIDY, *MLA, *LINEAR, *MOE, *BIAS, *HEADS, *TIDY)
+FUSIONS: tuple[Fusion, ...] = (
+    *TIDY, *PRODUCTS, *NORMS, *FFN, *ROPE, *ATTENTION, *TIDY, *MLA, *LINEAR, *MOE, *BIAS, *PACKED, *HEADS, *TIDY,
+)
 
 
 @register_pass

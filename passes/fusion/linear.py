@@ -146,7 +146,7 @@ def _softcap(look: Look, node: Node) -> tuple[Node, float] | None:
         scaled = look.is_op(tanh.operands[0], "div", "mul")
         if scaled is None:
             continue
-        product = look.is_op(scaled.operands[0], "linear")
+        product = look.is_op(scaled.operands[0], "linear", "lm_head")
         factor = None if scaled.operands[1] is None else scalar_of(look, scaled.operands[1])
         if product is None or factor is None:
             continue
@@ -162,6 +162,8 @@ def _head(look: Look, node: Node) -> Plan | None:
     capped = _softcap(look, node)
     product, cap = capped if capped else (node, 0.0)
     root = node.result
+    if product.op == "lm_head":
+        return _cap(look, node, product, cap)
     if product.op != "linear" or not _reaches_result(look, root) or product.attrs.get("act", "none") != "none":
         return None
     x, w, bias = product.operands
@@ -181,6 +183,14 @@ def _head(look: Look, node: Node) -> Plan | None:
     return Plan((root,), lambda site: (
         site.b.op("lm_head", site.current(source), site.current(w), rows and site.current(rows),
                   bias and site.current(bias), softcap=cap, hint="logits"),))
+
+
+def _cap(look: Look, node: Node, product: Node, cap: float) -> Plan | None:
+    """Rule: a softcap behind an lm_head is its own."""
+    if not cap or product.attrs.get("softcap", 0.0):
+        return None
+    return Plan((node.result,), lambda site: (
+        site.b.op("lm_head", *(v and site.current(v) for v in product.operands), softcap=cap, hint="logits"),))
 
 
 #: products first: the bias of a router's choice must not become the bias of its logits

@@ -68,6 +68,20 @@ def _two_transposes(look: Look, node: Node) -> Plan | None:
     return Plan((node.result,), lambda site: (site.b.op("transpose", site.current(x), perm=perm),))
 
 
+def _apart(look: Look, node: Node) -> Plan | None:
+    """Rule: what was joined and is cut at the same places was never joined."""
+    joined = look.is_op(_first(node), "concat")
+    if joined is None or len(joined.operands) != len(node.results):
+        return None
+    rank = joined.result.type.rank
+    parts = [v for v in joined.operands if v is not None]
+    if int(str(joined.attrs["axis"])) % rank != int(str(node.attrs["axis"])) % rank:
+        return None
+    if [p.type for p in parts] != [r.type for r in node.results] or any(p.weight for p in parts):
+        return None
+    return Plan(node.results, lambda site: tuple(site.current(p) for p in parts))
+
+
 def _power(look: Look, node: Node) -> Plan | None:
     """Rule: pow 2 is a product, pow 0.5 a root, pow -0.5 an inverse root, pow 1 nothing, pow 3 two products."""
     x, exponent = node.operands
@@ -174,6 +188,7 @@ TIDY: tuple[Fusion, ...] = (
     Fusion("tidy-idle", frozenset({"cast", "reshape", "broadcast", "transpose", "slice", "concat"}), _same_value),
     Fusion("tidy-reshape", frozenset({"reshape"}), _two_reshapes),
     Fusion("tidy-transpose", frozenset({"transpose"}), _two_transposes),
+    Fusion("tidy-split", frozenset({"split"}), _apart),
     Fusion("tidy-power", frozenset({"pow"}), _power),
     Fusion("tidy-root", frozenset({"div"}), _over_root),
     Fusion("tidy-mean", frozenset({"div", "mul"}), _sum_is_mean),
