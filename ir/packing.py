@@ -1,6 +1,6 @@
 """Storage types in numbers: how floats become codes and scales, and how codes lie in bytes.
 
-Every step of quantisation is done in f32, so that a torch or C twin gives the same codes.  With ``x`` one
+Every step of quantisation is done in f32 (sums in f64), so that a torch or C twin gives the same codes.  With ``x`` one
 group of numbers, ``m`` = max|x| and round() to the nearest whole number, ties to even:
 
 * ``i8 i6 i5 i4 i3 i2`` symmetric: ``q = clamp(round(x / s), -Q - 1, Q)``, ``s = scale(m / Q)``,
@@ -162,7 +162,8 @@ def _ungrouped(grouped: Array, type: Storage, shape: tuple[int, ...]) -> Array:
 
 def _absolute_mean(x: Array, type: Storage, shape: tuple[int, ...]) -> Array:
     """Return mean|x| of each group; the tail's filling does not count."""
-    total = np.sum(np.abs(x), axis=-1, dtype=np.float32)
+    # Summed in f64, so that the order of the sum, which differs from twin to twin, cannot be seen.
+    total = np.sum(np.abs(x), axis=-1, dtype=np.float64).astype(np.float32)
     if type.group == -1:
         return np.asarray(total / np.float32(x.shape[-1]))
     size, group = shape[type.axis], x.shape[-1]
