@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from omnic.ir.caps import Caps, GroupRule, OpSupport
-from omnic.ir.types import DType, ScaleKind
+from omnic.ir.types import DType, ScaleKind, StorageKind
 
-__all__ = ["CAPS", "PROFILE_CAPS"]
+__all__ = ["CAPS", "KINDS", "PROFILE_CAPS"]
 
 _SPEC = "onnx.ai operators, opset 24"
 _CONTRIB = "ONNX Runtime 1.31 docs/ContribOperators.md"
 _STORED = "only weights and states are stored as codes, not what is computed between them"
 _MEASURED = "measured of ONNX Runtime 1.31: tests/targets/onnx/test_blocks.py"
+#: kinds of states that are stored as codes
+KINDS: tuple[StorageKind, ...] = ("i8", "i4", "i2", "nf4")
 _SIZES = (16, 32, 64, 128, 256)
 
 #: op -> operator of the standard set that computes it, or a note on how
@@ -127,6 +129,13 @@ def _rules() -> tuple[GroupRule, ...]:
     )
 
 
+def _state_rules() -> tuple[GroupRule, ...]:
+    """Codes that operators find and read token by token; groups of a block of tokens are not among them."""
+    scales: frozenset[ScaleKind] = frozenset({"f16", "f32", "one"})
+    rules = ((kind, kind != "nf4") for kind in KINDS)
+    return tuple(GroupRule(kind, (0, *_SIZES), True, asym, scales, frozenset({-1})) for kind, asym in rules)
+
+
 def _caps(profile: str, contrib: Mapping[str, str], opset: Mapping[str, int]) -> Caps:
     return Caps(
         target=f"onnx ({profile})",
@@ -138,6 +147,7 @@ def _caps(profile: str, contrib: Mapping[str, str], opset: Mapping[str, int]) ->
         programs="one",
         limits={"opset": 26, "tensor_alignment": 4096},
         storage=_rules(),
+        state_storage=_state_rules(),
         activations=frozenset({"none", *(f"i8<g{n}>" for n in _SIZES)} if profile == "fused" else {"none"}),
         numeric="f32",
         shared_weights=True,
@@ -149,6 +159,8 @@ def _caps(profile: str, contrib: Mapping[str, str], opset: Mapping[str, int]) ->
             "programs": "one graph with dynamic T: a second session would pack the weights again",
             "limits": "ONNX Runtime 1.31 release notes; external data is memory-mapped at page-aligned offsets",
             "storage": f"MatMulNBits, GatherBlockQuantized, QMoE ({_CONTRIB}); what they read how is {_MEASURED}",
+            "state_storage": f"TensorScatter of codes ({_SPEC}), GroupQueryAttention with static scales ({_CONTRIB}):"
+            " tests/targets/onnx/test_codes.py",
             "activations": f"MatMulNBits with accuracy_level 4 ({_CONTRIB}); {_MEASURED}",
             "shared_weights": "Gather and Gemm(transB) read one table: tests/targets/onnx/test_bundle.py",
         },

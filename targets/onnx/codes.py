@@ -18,9 +18,8 @@ from omnic.ir.packing import FP4_LEVELS, NF4_LEVELS, peak_of
 from omnic.ir.types import Storage, TensorType
 from omnic.targets.onnx.writer import GraphWriter
 
-__all__ = ["BUFFER_TYPES", "KINDS", "buffers", "decode", "encode"]
+__all__ = ["BUFFER_TYPES", "buffers", "decode", "encode"]
 
-KINDS = ("i8", "i4", "i2", "nf4")
 #: type of a buffer in a program's description -> numpy's
 BUFFER_TYPES: dict[str, Any] = {"f32": np.float32, "f16": np.float16, "i8": np.int8, "u8": np.uint8}
 Parts = dict[str, onnx.Value]

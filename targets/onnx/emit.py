@@ -14,7 +14,8 @@ from omnic.ir.decompose import decompose_function
 from omnic.ir.graph import Function, Module, Node, Uses
 from omnic.ir.types import DType, Storage, TensorType
 from omnic.targets.base import EmitRequest, Emitted
-from omnic.targets.onnx.codes import KINDS, buffers
+from omnic.targets.onnx.caps import KINDS
+from omnic.targets.onnx.codes import buffers
 from omnic.targets.onnx.legalise import activation_of, legalise
 from omnic.targets.onnx.legalise import remarks as stored_remarks
 from omnic.targets.onnx.lower import CACHED, PROFILES, REFUSED

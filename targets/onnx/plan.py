@@ -2,7 +2,8 @@
 
 Rules of the fused attention (``com.microsoft.GroupQueryAttention``), each with the remark it leaves:
 
-1. keys and values are linear states (a ring's slots are not in order), f32, of one head size that 8 divides;
+1. keys and values are linear states (a ring's slots are not in order) of one head size that 8 divides: f32, or both
+   i8 or both i4 with static symmetric scales (``kv-quant{scales=static, symmetric=true}``);
 2. there is no token tree (the operator masks by position only);
 3. queries count on from ``start``;
 4. queries and keys are rotated alike, or not at all;
@@ -82,6 +83,8 @@ class Fused:
         q, k, v: where its operands come from.
         linears: the three projections when they are packed into one product.
         merge: the transpose and reshape of its result, which the operator does itself.
+        scales: the static scales of keys and values that are stored as codes.
+        divides: the divisions by them before the writes.
     """
 
     cached: Cached
@@ -90,6 +93,8 @@ class Fused:
     v: Heads
     linears: tuple[Node, Node, Node] | None
     merge: tuple[Node, Node]
+    scales: tuple[Value, Value] | None = None
+    divides: tuple[Node, ...] = ()
 
 
 @dataclass
@@ -191,7 +196,8 @@ def _scaling(value: Value | None, producer: Mapping[Value, Node]) -> tuple[Node,
 
 def _members(fused: Fused) -> list[Node]:
     """The nodes that the fused operator stands for, itself not counted."""
-    return [*fused.cached.writes, *fused.q.nodes, *fused.k.nodes, *fused.v.nodes, *fused.merge, *(fused.linears or ())]
+    heads = [*fused.q.nodes, *fused.k.nodes, *fused.v.nodes]
+    return [*fused.cached.writes, *fused.divides, *heads, *fused.merge, *(fused.linears or ())]
 
 
 def _fused(cached: Cached, uses: Uses) -> Fused | str:
@@ -203,11 +209,11 @@ def _fused(cached: Cached, uses: Uses) -> Fused | str:
     assert k is not None
     assert v is not None
     assert q_index is not None
-    states = [w.operands[0] for w in cached.writes]
     if cached.ring:
         return "the states are rings (rule 1)"
-    if any(s is None or s.type.element != DType.F32 for s in states):
-        return "the states are not f32 (rule 1)"
+    divides = _static(cached, uses)
+    if isinstance(divides, str):
+        return divides
     if k.type.shape[-1] != v.type.shape[-1]:
         return "keys and values differ in size (rule 1)"
     size = k.type.shape[-1]
@@ -217,7 +223,8 @@ def _fused(cached: Cached, uses: Uses) -> Fused | str:
         return "the call may be a token tree (rule 2)"
     if not _counts_on(q_index, cached.start, uses):
         return "the queries' index is not start + 0..T-1 (rule 3)"
-    parts = [_heads(v, uses) for v in (q, cached.writes[0].operands[1], cached.writes[1].operands[1])]
+    written = [n.operands[0] for n in divides] or [n.operands[1] for n in cached.writes]
+    parts = [_heads(v, uses) for v in (q, *written)]
     for name, part in zip(("queries", "keys", "values"), parts, strict=True):
         if part is None:
             return f"the {name} are read elsewhere too, or are not heads of one projection (rule 5)"
@@ -229,7 +236,30 @@ def _fused(cached: Cached, uses: Uses) -> Fused | str:
     merge = _merge(node, uses)
     if merge is None:
         return "the result is not merged into [B, T, H*D] (rule 5)"
-    return Fused(cached, of_q, of_k, of_v, _packed(of_q, of_k, of_v, uses), merge)
+    scales = [v for n in divides if (v := n.operands[1]) is not None]
+    pair = (scales[0], scales[1]) if scales else None
+    return Fused(cached, of_q, of_k, of_v, _packed(of_q, of_k, of_v, uses), merge, pair, divides)
+
+
+def _static(cached: Cached, uses: Uses) -> tuple[Node, ...] | str:
+    """Return the divisions by static scales before the writes (none for f32 states), or why the states do not fit."""
+    elements = [n.operands[0].type.element for n in cached.writes if n.operands[0] is not None]
+    if all(e == DType.F32 for e in elements):
+        return () if cached.scaled == ((), ()) else "the keys are scaled (rule 1)"
+    first, second = elements
+    if not isinstance(first, Storage) or first != second or first.kind not in ("i8", "i4") or first.scale != "one":
+        return "the states are neither f32 nor i8 or i4 with static scales, both alike (rule 1)"
+    divides: list[Node] = []
+    for write, scaled in zip(cached.writes, cached.scaled, strict=True):
+        units = write.operands[1]
+        node = uses.producer.get(units) if units is not None else None
+        factors = [n.operands[1] for n in scaled if n.op == "mul"]
+        if node is None or node.op != "div" or len(scaled) != 1 or factors != [node.operands[1]]:
+            return "the static scales have offsets, or differ between writing and reading (rule 1)"
+        if uses.count(node.result) != 1 or node.operands[1] is None or not node.operands[1].weight:
+            return "the scaled keys are read elsewhere too (rule 5)"
+        divides.append(node)
+    return tuple(divides)
 
 
 def _counts_on(q_index: Value, start: Value, uses: Uses) -> bool:

@@ -130,6 +130,9 @@ class Layout:
         return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
 
+Entry = tuple[Piece, int, tuple[int, ...]]
+
+
 class TensorTable:
     """The tensors of all programs of one bundle and their places in the data file."""
 
@@ -287,7 +290,7 @@ class ProgramSource:
                 f"{self.path}: the program's data file is missing", "copy the bundle again, or compile it again"
             )
         #: name of a weight, with the part's name behind a colon -> where it lies
-        self._at: dict[str, list[tuple[Piece, int, tuple[int, ...]]]] = {}
+        self._at: dict[str, list[Entry]] = {}
         end = 0
         for tensor in record["tensors"]:
             shape = tuple(int(d) for d in tensor["shape"])
@@ -351,17 +354,23 @@ class ProgramSource:
         whole = next((e for e in entries if e[0].expert is None), None)
         if whole is not None:
             return self._view(*whole)[slice(None) if rows is None else slice(*rows)]
-        experts = {e[0].expert: e for e in entries}
-        return np.stack([self._view(*experts[i]) for i in range(*(rows or (0, len(experts))))])
+        return self._stacked(entries, rows or (0, len(entries)), ())
 
     def _numbers(self, name: str, box: Box) -> Array:
         entries = self._at[name]
         whole = next((e for e in entries if e[0].expert is None), None)
         if whole is not None:
             return self._view(*whole)[tuple(slice(a, b) for a, b in box)]
+        return self._stacked(entries, box[0], tuple(slice(a, b) for a, b in box[1:]))
+
+    def _stacked(self, entries: list[Entry], rows: tuple[int, int], inner: tuple[slice, ...]) -> Array:
+        """Return the experts ``rows`` of a weight, of each the part ``inner``."""
         experts = {e[0].expert: e for e in entries}
-        inner = tuple(slice(a, b) for a, b in box[1:])
-        return np.stack([self._view(*experts[i])[inner] for i in range(*box[0])])
+        first = self._view(*experts[0])[inner]
+        found = np.empty((rows[1] - rows[0], *first.shape), first.dtype)
+        for place, expert in enumerate(range(*rows)):
+            found[place] = self._view(*experts[expert])[inner]
+        return found
 
     def _view(self, piece: Piece, at: int, shape: tuple[int, ...]) -> Array:
         tensor = np.memmap(self.path, DTYPES[piece.part], "r", at, shape)

@@ -13,15 +13,18 @@ import numpy as np
 import onnx_ir as onnx
 
 from omnic.ir.graph import Node, Value
+from omnic.ir.types import Storage
 from omnic.targets.onnx.lower.composites import project, rope_inputs, rotate
 from omnic.targets.onnx.lower.states import (
     additive_mask,
     live,
+    live_codes,
     live_count,
     live_numbers,
     prepare_write,
     slot_index,
     slots_of,
+    write_codes,
     write_tokens,
 )
 from omnic.targets.onnx.plan import ROTARY_MULTIPLE, Cached, Fused, Heads
@@ -232,6 +235,12 @@ def fused_attention(w: GraphWriter, fused: Fused) -> None:
         parts, packed = [rotate(w, q, turn, heads), rotate(w, k, turn, kv_heads), v], None
         turn = None
     tables = rope_inputs(w, turn) if turn is not None else (None, None, None)
+    scales = _channel_scales(w, fused, kv_heads, size)
+    held = [w.need(s) if scales is None else w.state_parts(s)[""] for s in states]
+    element = states[0].type.element
+    how = {} if scales is None else {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
+    if isinstance(element, Storage):
+        how["kv_cache_bit_width"] = element.bits
 
     def by_group() -> Sequence[onnx.Value]:
         attrs = attrs_of(cached.node)
@@ -240,13 +249,14 @@ def fused_attention(w: GraphWriter, fused: Fused) -> None:
         return w.emit(
             "GroupQueryAttention",
             *inputs,
-            *(w.need(s) for s in states),
+            *held,
             last,
             total,
             *tables[:2],
             tables[2],
             None,
             sinks,
+            *(scales or ()),
             outputs=3,
             domain=MICROSOFT,
             num_heads=heads,
@@ -256,6 +266,7 @@ def fused_attention(w: GraphWriter, fused: Fused) -> None:
             rotary_interleaved=int(turn is not None and bool(attrs_of(turn)["interleaved"])),
             local_window_size=int(attrs["window"]) or -1,
             softcap=float(attrs["softcap"]),
+            **how,
         )
 
     def in_general() -> Sequence[onnx.Value]:
@@ -266,16 +277,39 @@ def fused_attention(w: GraphWriter, fused: Fused) -> None:
         )
         if turn is not None:
             q, k = rotate(w, q, turn, None), rotate(w, k, turn, None)
-        after = [
-            write_tokens(w, s, x, tokens, cached.start, cached.length) for s, x in zip(states, (k, v), strict=True)
-        ]
-        seen = [live(w, x, s, count) for x, s in zip(after, states, strict=True)]
+        if scales is None:
+            after = [
+                write_tokens(w, s, x, tokens, cached.start, cached.length) for s, x in zip(states, (k, v), strict=True)
+            ]
+            seen = [live(w, x, s, count) for x, s in zip(after, states, strict=True)]
+        else:
+            units = [w.op("Div", x, s) for x, s in zip((k, v), scales, strict=True)]
+            codes = [
+                write_codes(w, s, x, tokens, cached.start, cached.length) for s, x in zip(states, units, strict=True)
+            ]
+            after = [c[""] for c in codes]
+            numbers = [live_codes(w, c, s, count) for c, s in zip(codes, states, strict=True)]
+            seen = [w.op("Mul", x, s) for x, s in zip(numbers, scales, strict=True)]
         mixed = _attend(w, cached.node, q, seen[0], seen[1], mask, cached.node.operands[5])
         return [w.op("Reshape", w.op("Transpose", mixed, perm=[0, 2, 1, 3]), w.ints(0, 0, heads * size)), *after]
 
     kind = onnx.TensorType(onnx.DataType.FLOAT)
-    results = w.branch(fits, [kind] * 3, by_group, in_general)
-    for value, found in zip(
-        (fused.merge[1].result, cached.writes[0].result, cached.writes[1].result), results, strict=True
-    ):
-        w.bind(value, found)
+    stored = kind
+    if isinstance(element, Storage):
+        stored = onnx.TensorType(onnx.DataType.INT8 if element.bits == 8 else onnx.DataType.UINT8)
+    merged, *after = w.branch(fits, [kind, stored, stored], by_group, in_general)
+    w.bind(fused.merge[1].result, merged)
+    for node, found in zip(cached.writes, after, strict=True):
+        if isinstance(element, Storage):
+            w.bind_state(node.result, {"": found})
+        else:
+            w.bind(node.result, found)
+
+
+def _channel_scales(w: GraphWriter, fused: Fused, heads: int, size: int) -> tuple[onnx.Value, onnx.Value] | None:
+    """Static scales of keys and values as f32 [heads, 1, size], None for f32 states."""
+    if fused.scales is None:
+        return None
+    shape = w.ints(heads, 1, size)
+    found = [w.once(("channel scales", v), lambda v=v: w.op("Expand", w.need(v), shape)) for v in fused.scales]
+    return found[0], found[1]

@@ -7,7 +7,7 @@ slot is ever written that the row does not own (docs/targets_onnx.md, "Ragged ba
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_ir as onnx
@@ -20,7 +20,7 @@ from omnic.targets.onnx.codes import buffers, decode, encode
 from omnic.targets.onnx.lower.core import refuse
 from omnic.targets.onnx.writer import GraphWriter, attrs_of, element_type
 
-__all__ = ["TABLE", "additive_mask", "live", "live_count", "live_numbers", "write_tokens"]
+__all__ = ["TABLE", "additive_mask", "live", "live_count", "live_codes", "live_numbers", "write_codes", "write_tokens"]
 
 Lowering = Callable[[GraphWriter, Node], None]
 
@@ -74,6 +74,16 @@ def write_tokens(w: GraphWriter, state: Value, x: onnx.Value, tokens: Dim, start
     return _scatter(w, state, w.need(state), x, tokens, start, length)
 
 
+def write_codes(
+    w: GraphWriter, state: Value, x: onnx.Value, tokens: Dim, start: Value, length: Value
+) -> dict[str, onnx.Value]:
+    """Return the buffers of a ``state`` of codes with the valid tokens of x [B, ..., T, D] written."""
+    element, old = state.type.element, w.state_parts(state)
+    assert isinstance(element, Storage)
+    made = encode(w, x, element, state.type.rank, int(str(state.type.shape[-1])))
+    return {s: _scatter(w, state, old[s], made[s], tokens, start, length) for s in old}
+
+
 def _scatter(
     w: GraphWriter, state: Value, old: onnx.Value, x: onnx.Value, tokens: Dim, start: Value, length: Value
 ) -> onnx.Value:
@@ -113,11 +123,17 @@ def _ends(w: GraphWriter, start: Value, length: Value) -> onnx.Value:
 
 def live_numbers(w: GraphWriter, state: Value, count: onnx.Value) -> onnx.Value:
     """Return the first ``count`` slots of a state, plain or of codes, as f32."""
-    element = state.type.element
-    if not isinstance(element, Storage):
+    if not isinstance(state.type.element, Storage):
         return live(w, w.need(state), state, count)
+    return live_codes(w, w.state_parts(state), state, count)
+
+
+def live_codes(w: GraphWriter, parts: Mapping[str, onnx.Value], state: Value, count: onnx.Value) -> onnx.Value:
+    """Return the first ``count`` slots of the buffers of a state of codes as f32."""
+    element = state.type.element
+    assert isinstance(element, Storage)
     axis = w.ints(state.type.rank - 2)
-    parts = {s: w.op("Slice", part, w.ints(0), count, axis) for s, part in w.state_parts(state).items()}
+    parts = {s: w.op("Slice", part, w.ints(0), count, axis) for s, part in parts.items()}
     return decode(w, parts, element, state.type.rank, int(str(state.type.shape[-1])))
 
 
@@ -179,10 +195,7 @@ def _write(w: GraphWriter, node: Node) -> None:
     assert length is not None
     element, tokens = state.type.element, x.type.shape[-2]
     if isinstance(element, Storage):
-        made = encode(w, w.need(x), element, x.type.rank, int(str(x.type.shape[-1])))
-        old = w.state_parts(state)
-        after = {s: _scatter(w, state, old[s], made[s], tokens, start, length) for s in old}
-        w.bind_state(node.result, after)
+        w.bind_state(node.result, write_codes(w, state, w.need(x), tokens, start, length))
         return
     if element == DType.BF16:
         raise refuse(node, f"a state of {element} has no in-place update here", "set kv_dtype to f32 or f16")

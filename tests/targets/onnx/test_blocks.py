@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from omnic.ir.graph import Module
+from omnic.ir.graph import Module, Recipe
 from omnic.ir.numeric import CLASSES, class_of, compare
 from omnic.ir.packing import QTensor, quantise
 from omnic.ir.reference import Interpreter
+from omnic.ir.rewrite import retype_weights
 from omnic.ir.types import Storage, parse_element
 from omnic.ir.weights import WeightStore, saved
 from omnic.targets.onnx.blocks import Blocks, blocks_of, parts_of, rows_back
@@ -104,6 +106,27 @@ def test_the_plain_profile_decodes(text: str, tmp_path: Path) -> None:
         " the standard set has no product with stored codes"
         for r in made.remarks
     )
+
+
+@pytest.mark.parametrize("type", ["i4<g32, asym>", "nf4<g16>", "i8<g64, axis-2>"])
+def test_products_that_no_operator_computes(type: str, tmp_path: Path) -> None:
+    """Activations quantised a whole token at a time, and groups along another dim."""
+    module, weights = stored(*model(spec_text(ffn=DENSE), 3.0), "i4<g16>")
+    kind = parse_element(type)
+    name = "blocks.0.attn.q"
+    changed = module.weights[name].type.with_element(kind)
+    recipe = Recipe("quantise", {"type": kind}, module.weights[name].recipe.inputs)
+    module = retype_weights(module, {name: (changed, recipe)})
+    function = module.function()
+    nodes = tuple(
+        replace(n, attrs={"act": "i8<per_token>"}) if any(v.name == name for v in n.inputs()) else n
+        for n in function.nodes
+    )
+    module = module.with_function(replace(function, nodes=nodes))
+    weights = weights.with_module(module)
+    made = emitted(module, weights, tmp_path, "fused", accuracy_level=0)
+    agrees(made.module, weights, tmp_path)
+    codes_come_back(made.module, weights, tmp_path)
 
 
 def test_remarks_name_what_is_not_read_as_it_lies(tmp_path: Path) -> None:
