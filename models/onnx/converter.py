@@ -57,7 +57,7 @@ class Converter:
         self.written: dict[str, Value] = {}
         self.states: dict[str, Value] = {}
         self.opset = 0
-        self.tables: list[int] = []
+        self.tables: list[tuple[int, Dim]] = []
         self._q_index: Value | None = None
         self._made: dict[Value, Node] = {}
         self._seen = 0
@@ -69,9 +69,10 @@ class Converter:
         self._seen = len(self.f.nodes)
         return self._made.get(value)
 
-    def table_needs(self, size: int) -> None:
-        """Note a table of positions of ``size`` rows of which as many are read as the cache holds."""
-        self.tables.append(size)
+    def table_needs(self, size: Dim, read: Dim) -> None:
+        """Note a table of ``size`` rows of which the first ``read`` are used, where only ``read`` is symbolic."""
+        if isinstance(size, int) and isinstance(read, Expr):
+            self.tables.append((size, read))
 
     def literal(self, array: Array, dtype: DType, label: str) -> Tensor:
         """Return numbers of the file: a triangle, numbers to fold, or a weight."""
@@ -323,7 +324,7 @@ class Converter:
         (a, b), lifted = self.aligned(left, right)
         return Flow(self.f.op(op, a, b), lifted)
 
-    def unary(self, op: str, flow: Flow, **attrs: object) -> Flow:
+    def unary(self, op: str, flow: Flow, **attrs: Any) -> Flow:
         """Return an elementwise op of one value."""
         return Flow(self.f.op(op, flow.value, **attrs), flow.lifted)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from omnic.errors import InputError
 from omnic.ir.builder import FunctionBuilder, ModuleBuilder
@@ -14,7 +14,7 @@ from omnic.ir.rewrite import eliminate_dead_code
 from omnic.ir.types import DType, TensorType
 from omnic.models.onnx.converter import Converter, R
 
-__all__ = ["finish"]
+__all__ = ["finish", "position_tables"]
 
 #: what a value may pass through between the product with the head and the logits
 _PER_TOKEN = frozenset({"add", "mul", "div", "sub", "tanh", "cast", "neg"})
@@ -65,7 +65,7 @@ def _wanted_rows(c: Converter, rows: Value) -> None:
             out = f.op("gather", head, f.reshape(rows, rows.type.shape[0], R, 1), axis=1)
         for node, at in reversed(chain):
             operands = tuple(out if i == at else v for i, v in enumerate(node.operands))
-            out = f.op(node.op, *operands, **node.attrs)
+            out = f.op(node.op, *operands, **cast("dict[str, Any]", node.attrs))
         if out.type.element != DType.F32:
             out = f.op("cast", out, to=DType.F32)
     f.outputs[0] = Result("logits", out)
@@ -93,11 +93,12 @@ def _last_only(c: Converter, logits: Value) -> Value | None:
             return None
         if node.op == "reshape":
             continue
-        out = c.f.op(node.op, out, *node.operands[1:], **node.attrs)
+        out = c.f.op(node.op, out, *node.operands[1:], **cast("dict[str, Any]", node.attrs))
     return out
 
 
 # -- positions ----------------------------------------------------------------------------------------------
+_TABLES = (("embedding", 1), ("index_select", 1))
 _LAYOUT = frozenset({"reshape", "transpose", "broadcast"})
 
 
@@ -128,7 +129,7 @@ def _by_positions(function: Function) -> Function:
             inner = node.operands[0]
             assert inner is not None
             with f.at(node):
-                known[value] = f.op(node.op, moved(inner), **node.attrs)
+                known[value] = f.op(node.op, moved(inner), **cast("dict[str, Any]", node.attrs))
         return known[value]
 
     for node in function.nodes:
@@ -169,7 +170,25 @@ def _rooted(value: Value, uses: Uses, counted: set[Value]) -> bool:
 def _wants_position(node: Node, index: int) -> bool:
     if node.op == "cast":
         return cast(DType, node.attrs["to"]).is_float
-    return (node.op, index) in (("embedding", 1), ("index_select", 1), ("rope", 1))
+    return (node.op, index) in (*_TABLES, ("rope", 1))
+
+
+def position_tables(function: Function) -> list[int]:
+    """Return the rows of every table that is read at positions."""
+    positions = function.param("positions")
+    uses = Uses(function)
+    found: list[int] = []
+    for node in function.nodes:
+        if (node.op, 1) not in _TABLES:
+            continue
+        table, index = node.operands[:2]
+        if table is None or index is None or _through(index, uses) is not positions:
+            continue
+        axis = cast(int, node.attrs.get("axis", 0))
+        size = table.type.shape[axis]
+        if isinstance(size, int):
+            found.append(size)
+    return found
 
 
 # -- the capacity -------------------------------------------------------------------------------------------

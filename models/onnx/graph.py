@@ -10,13 +10,13 @@ import numpy as np
 
 from omnic.errors import InputError, OmnicError
 from omnic.ir.builder import ModuleBuilder
-from omnic.ir.dims import Dim, DimRange
+from omnic.ir.dims import Dim, DimRange, bounds
 from omnic.ir.graph import Module, State, Value
 from omnic.ir.types import DType, TensorType
 from omnic.ir.verify import verify
 from omnic.ir.weights import WeightStore, leaves
 from omnic.models.onnx.converter import Converter, R, Refusal, S, sanitise
-from omnic.models.onnx.finish import finish
+from omnic.models.onnx.finish import finish, position_tables
 from omnic.models.onnx.kinds import Flow, Known, Past, Stored, Tensor, Uniform, dtype_of_onnx
 from omnic.models.onnx.lower import LOWERINGS
 from omnic.models.onnx.names import Names, scope_of
@@ -29,17 +29,19 @@ from omnic.models.onnx.symbolic import evaluate
 
 __all__ = ["import_onnx"]
 
+DEFAULT_CAPACITY = 2048
 _SHOWN = 12
 
 
 def import_onnx(
-    path: Path | str, capacity: int = 2048, *, chunk: int = 512, batch: int = 64, name: str | None = None
+    path: Path | str, capacity: int | None = None, *, chunk: int = 512, batch: int = 64, name: str | None = None
 ) -> tuple[Module, WeightStore]:
     """Import a decoder that another tool exported to ONNX.
 
     Args:
         path: the ``.onnx`` file; external data lies beside it.
-        capacity: slots of the cache, the tokens it can hold.
+        capacity: slots of the cache, the tokens it can hold; without a cache, the most tokens of a call.  Default
+            2048, or fewer where the file's tables of positions end earlier.
         chunk: most tokens of one call.
         batch: most rows.
         name: of the module; default the file's name.
@@ -56,11 +58,21 @@ def import_onnx(
         MissingExtraError: the extra ``onnx`` is not installed.
     """
     for what, number in (("capacity", capacity), ("chunk", chunk), ("batch", batch)):
-        if number < 1:
+        if number is not None and number < 1:
             raise InputError(f"{what} must be 1 or more, not {number}")
     file = Path(path)
     model = open_model(file)
-    return _Import(model, file, capacity, min(chunk, capacity), batch, name or sanitise(file.stem)).run()
+    called = name or sanitise(file.stem)
+    slots = DEFAULT_CAPACITY if capacity is None else capacity
+    first = _Import(model, file, slots, min(chunk, slots), batch, called)
+    module, weights = first.run()
+    most = first.most_positions(module)
+    if most >= slots:
+        return module, weights
+    if capacity is not None:
+        raise InputError(f"{file} has tables of {most} positions, the capacity is {capacity}",
+                         f"import it with a capacity of at most {most}")
+    return _Import(model, file, most, min(chunk, most), batch, called).run()
 
 
 class _Import:
@@ -97,15 +109,18 @@ class _Import:
         results = {str(v.name): self._output(v) for v in self.graph.outputs}
         self._raise_refused()
         self._results(results)
-        too_short = [size for size in self.c.tables if size < self.capacity]
-        if too_short:
-            raise InputError(f"{self.file} has tables of {min(too_short)} positions, the capacity is {self.capacity}",
-                             f"import it with a capacity of at most {min(too_short)}")
         module = finish(self.module, self.c, rows, self.capacity)
         verify(module)
         used = {str(leaf.args["name"]) for w in module.weights.values() for leaf in leaves(w.recipe)}
         self.source.keep(used)
         return module, WeightStore.loaded(module, self.source)
+
+    def most_positions(self, module: Module) -> int:
+        """Return how many tokens the file's tables of positions allow, at most the capacity."""
+        ranges = {**module.dims, "S": DimRange(self.capacity, self.capacity)}
+        limits = [size for size, read in self.c.tables if bounds(read, ranges)[1] > size]
+        limits += position_tables(module.function())
+        return min([self.capacity, *limits])
 
     # -- what goes in -----------------------------------------------------------------------------------
     def _initialisers(self) -> None:

@@ -43,6 +43,8 @@ _PATTERNS = tuple((re.compile(rf"(?:^|\.){pattern}$"), ours) for pattern, ours i
 
 def _canonical(path: str) -> str | None:
     """Return our name for a module path such as ``model.layers.3.self_attn.q_proj``, or None."""
+    if path.endswith("final_norm_layernorm"):  # the builder of onnxruntime-genai counts it as one more layer
+        return "final_norm"
     block = _BLOCK.search(path)
     prefix = f"blocks.{block.group(1)}." if block else ""
     rest = (block.group(2) or "") if block else path
@@ -58,6 +60,8 @@ def _canonical(path: str) -> str | None:
 def scope_of(path: str) -> str:
     """Return the scope of a node from the module path its exporter wrote, such as ``blocks.3.attn``."""
     block = _BLOCK.search(path)
+    if path.endswith("final_norm_layernorm"):
+        return "final_norm"
     if block is None:
         found = _canonical(path)
         return found if found in ("embed", "head", "final_norm", "pos_embed") else ""

@@ -72,8 +72,9 @@ def read_signature(graph: Any) -> Signature:
     for value in graph.inputs:
         if value.name in graph.initializers:
             continue
-        dtype, rank = _dtype(value), None if value.shape is None else len(value.shape)
-        if dtype is None or rank is None:
+        dtype, shape = _dtype(value), value.shape
+        rank = -1 if shape is None else len(shape)
+        if dtype is None or shape is None:
             unknown.append(f"'{value.name}' has no type or no shape")
         elif _MASK.search(value.name) and rank == 2:
             mask = value
@@ -88,7 +89,7 @@ def read_signature(graph: Any) -> Signature:
         elif dtype.is_integer and rank == 2:
             integers.append(value)
         else:
-            unknown.append(f"'{value.name}' is {dtype}[{', '.join(str(d) for d in value.shape)}]")
+            unknown.append(f"'{value.name}' is {dtype}[{', '.join(str(d) for d in shape)}]")
     named = [v for v in integers if _TOKENS.fullmatch(v.name)]
     tokens = named[0] if named else integers[0] if len(integers) == 1 else None
     unknown += [f"'{v.name}' is another input of integers" for v in integers if v is not tokens and tokens is not None]
@@ -118,8 +119,8 @@ def _caches(graph: Any, inputs: Sequence[Any], batch: Dim, unknown: list[str]) -
     for order, value in enumerate(inputs):
         axis = _growing(value)
         if axis is None:
-            shape = ", ".join(str(d) for d in value.shape)
-            unknown.append(f"'{value.name}' [{shape}] grows along no dim: a cache of fixed size, or another input")
+            written = ", ".join(str(d) for d in value.shape)
+            unknown.append(f"'{value.name}' [{written}] grows along no dim: a cache of fixed size, or another input")
             continue
         shape: list[Dim] = []
         for at, dim in enumerate(value.shape):
@@ -129,6 +130,8 @@ def _caches(graph: Any, inputs: Sequence[Any], batch: Dim, unknown: list[str]) -
                 shape.append(batch)
             elif isinstance(dim, int):
                 shape.append(dim)
+            elif at == 3 and (size := _head_size(value)) is not None:
+                shape.append(size)
             else:
                 unknown.append(f"'{value.name}': dim {at} ({dim}) is neither the batch nor the past")
                 shape.append(1)
@@ -141,7 +144,7 @@ def _caches(graph: Any, inputs: Sequence[Any], batch: Dim, unknown: list[str]) -
         dtype = _dtype(value)
         assert dtype is not None
         found.append(CacheInput(value, name, role, group, axis, tuple(shape), dtype))
-    return tuple(found)
+    return tuple(sorted(found, key=lambda cache: cache.group))
 
 
 def _growing(value: Any) -> int | None:
@@ -155,6 +158,18 @@ def _growing(value: Any) -> int | None:
                 return 2
             if node.op_type in ("Identity", "Cast", "Concat"):
                 pending += node.outputs
+    return None
+
+
+def _head_size(value: Any) -> int | None:
+    """Return the width of a head from the GroupQueryAttention that reads a cache, for caches that leave it open."""
+    for node, _ in value.uses():
+        if node.op_type != "GroupQueryAttention" or node.inputs[0].shape is None:
+            continue
+        heads, groups = (int(node.attributes[name].value) for name in ("num_heads", "kv_num_heads"))
+        width = node.inputs[0].shape[-1]
+        if isinstance(width, int):
+            return width // (heads if node.inputs[1] is not None else heads + 2 * groups)
     return None
 
 

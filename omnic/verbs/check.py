@@ -18,7 +18,8 @@ HELP = "check specs and IR texts; all that is wrong is reported at once"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="a spec (.yaml, .yml, .omnic), a preset's name, or an IR text (.ir)"
+        "files", nargs="+", metavar="FILE",
+        help="a spec (.yaml, .yml, .omnic), a preset's name, an IR text (.ir), or an exported decoder (.onnx)",
     )
     parser.add_argument("--same", action="store_true", help="exit 1 unless all specs mean the same model")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -26,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check every file; raise what is wrong with all of them as one error."""
-    if args.same and (len(args.files) < 2 or any(file.endswith(".ir") for file in args.files)):
+    if args.same and (len(args.files) < 2 or any(file.endswith((".ir", ".onnx")) for file in args.files)):
         raise InputError("--same compares two or more specs", "omnic check a.yaml b.omnic --same")
     wrong: list[Diagnostic] = []
     right: list[dict[str, Any]] = []
@@ -35,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             if file.endswith(".ir"):
                 right.append(_check_ir(file))
+            elif file.endswith(".onnx"):
+                right.append(_check_onnx(file))
             else:
                 spec, report = _check_spec(file)
                 specs.append(spec)
@@ -75,6 +78,14 @@ def _check_ir(file: str) -> dict[str, Any]:
         raise InternalError(f"{file} does not survive printing and reading: {changed[0]}")
     nodes = sum(len(function.nodes) for function in module.functions.values())
     return {"file": file, "kind": "ir", "module": module.name, "functions": len(module.functions), "nodes": nodes}
+
+
+def _check_onnx(file: str) -> dict[str, Any]:
+    from omnic.models.onnx import import_onnx
+
+    module, _ = import_onnx(file)
+    return {"file": file, "kind": "onnx", "module": module.name, "functions": len(module.functions),
+            "nodes": len(module.function().nodes), "states": len(module.states)}
 
 
 def _check_spec(file: str) -> tuple[Spec, dict[str, Any]]:
@@ -149,7 +160,7 @@ def _unlike(left: Any, right: Any, path: tuple[str | int, ...]) -> Iterable[tupl
 
 def _print(right: list[dict[str, Any]]) -> None:
     for report in right:
-        if report["kind"] == "ir":
+        if report["kind"] in ("ir", "onnx"):
             print(f"{report['file']}: ok: module {report['module']}, {report['nodes']} nodes")
             continue
         size = f"{report['parameters'] / 1e6:,.2f} M parameters"

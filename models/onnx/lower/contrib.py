@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from omnic.ir.dims import Dim
-from omnic.models.onnx.converter import Converter, Refusal
+from omnic.models.onnx.converter import Converter, Refusal, S
 from omnic.models.onnx.kinds import Flow, Past, Stored, Tensor
 from omnic.models.onnx.lower.elementwise import CONTRIB_ELEMENTWISE, Lowering
 from omnic.models.onnx.node import OnnxNode
@@ -67,7 +67,7 @@ def _rotate(c: Converter, x: Flow, cosines: Tensor, sines: Tensor, interleaved: 
     base = rope_base(tables[0], tables[1])
     if base is not None:
         return Flow(c.f.op("rope", x.value, positions.value, base=base, dims=dims, interleaved=interleaved))
-    c.table_needs(len(tables[0]))
+    c.table_needs(len(tables[0]), S)
     width = x.shape[-1]
     batch, tokens = positions.shape
     looked = [c.reshape(c.pick(c.emit(t), 0, positions), (batch, 1, tokens, dims // 2)) for t in (cosines, sines)]
@@ -117,6 +117,12 @@ def _heads(c: Converter, x: Flow, heads: int) -> Flow:
     return c.transpose(c.reshape(x, (batch, tokens, heads, width // heads)), (0, 2, 1, 3))
 
 
+def _scale(given: float, size: int) -> float:
+    """Return the scale of an attention node: 0 means 1/sqrt(size), and so does its f32 neighbour."""
+    usual = 1.0 / math.sqrt(size)
+    return usual if given == 0.0 or abs(given - usual) < 1e-6 * usual else given
+
+
 def _grouped(c: Converter, node: OnnxNode) -> tuple[Tensor, ...]:
     """GroupQueryAttention: positions and lengths follow from the call; the seqlens_k inputs only repeat them."""
     heads, groups = node.integer("num_heads"), node.integer("kv_num_heads")
@@ -153,7 +159,7 @@ def _grouped(c: Converter, node: OnnxNode) -> tuple[Tensor, ...]:
     y = Flow(c.f.op(
         "attention", q.value, keys.value, values.value, c.q_index(), index,
         c.emit(sink).value if sink is not None else None,
-        scale=node.number("scale", 0.0) or 1.0 / math.sqrt(size),
+        scale=_scale(node.number("scale", 0.0), size),
         window=max(window, 0), softcap=node.number("softcap", 0.0),
     ))  # fmt: skip
     batch, tokens = y.shape[0], y.shape[2]

@@ -7,7 +7,7 @@ from typing import cast
 
 import numpy as np
 
-from omnic.ir.dims import Dim, Expr, minimum, product, symbols
+from omnic.ir.dims import Dim, Expr, product, symbols
 from omnic.ir.graph import Recipe
 from omnic.ir.types import DType
 from omnic.models.onnx.converter import Converter, Refusal
@@ -258,9 +258,7 @@ def _bound(bound: Dim, size: Dim) -> Dim:
             inside = size + bound
             return max(inside, 0) if isinstance(inside, int) else inside
         return size if bound >= 2**31 - 1 else min(bound, size) if isinstance(size, int) else bound
-    if bound == size or not isinstance(size, int):
-        return bound
-    return bound if symbols(bound) & {"S"} else minimum(bound, size)
+    return bound
 
 
 def _cut(c: Converter, x: Tensor, axis: int, first: Dim, last: Dim) -> Tensor:
@@ -272,11 +270,13 @@ def _cut(c: Converter, x: Tensor, axis: int, first: Dim, last: Dim) -> Tensor:
     if isinstance(x, Uniform):
         return Uniform(x.value, shape, x.dtype)
     if isinstance(x, Causal) and axis >= len(x.shape) - 2:
+        c.table_needs(size, last)
         if axis == len(x.shape) - 2:
             return Causal(x.row_start + first, shape, x.flip, x.dtype)
         return Causal(x.row_start - first, shape, x.flip, x.dtype)
     moving = isinstance(first, Expr) and "S" in symbols(first)
     if moving:
+        c.table_needs(size, last)
         return c.pick(c.emit(x), axis, c.range_from(first, last - first))
     if isinstance(x, Past):
         raise Refusal(f"only a part of the cache {x.name} is read")
@@ -286,8 +286,7 @@ def _cut(c: Converter, x: Tensor, axis: int, first: Dim, last: Dim) -> Tensor:
         if isinstance(x, Stored) and last > first:
             recipe = Recipe("slice", {"axis": axis, "start": first, "stop": last}, (x.recipe,))
             return Stored(recipe, tuple(int(d) for d in shape if isinstance(d, int)), x.dtype, x.label)
-    if isinstance(last, Expr) and "S" in symbols(last) and isinstance(size, int):
-        c.table_needs(size)
+    c.table_needs(size, last)
     flow = c.emit(x)
     return Flow(c.f.op("slice", flow.value, axis=axis + flow.lifted, start=(first,), stop=(last,)), flow.lifted)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -112,7 +113,7 @@ def _reduce(c: Converter, node: OnnxNode) -> Tensor:
         return x
     shape = _kept(x.shape, axes, keepdims)
     if isinstance(x, Uniform) and not (isinstance(x.value, float) and node.op == "ReduceSum"):
-        many = product(tuple(x.shape[a] for a in axes)) if node.op == "ReduceSum" else 1
+        many: Any = product(tuple(x.shape[a] for a in axes)) if node.op == "ReduceSum" else 1
         return Uniform(x.value * many, shape, x.dtype)
     flow = c.emit(x)
     moved = tuple(a + flow.lifted for a in axes)
