@@ -30,7 +30,7 @@ class KvQuant:
 
     1. Each state of the roles k, v and latent takes the type ``i8``, ``i4``, ``i2`` or ``nf4`` with a scale (and a
        zero point, unless ``symmetric``) for each group of ``group`` numbers of a head; a group that does not divide
-       the head becomes the largest of 128, 64 and 32 that does, else the whole head.
+       the head becomes the largest of 128, 64 and 32 that does, else the whole head (``row``).
     2. ``scales=dynamic``: ``cache_write`` finds the scales of every token.  ``scales=static``: calibration finds one
        scale and offset per head, or per channel of a head; the state holds codes alone, numbers beyond the range
        seen are clamped, and ``sidecar`` names a file that keeps the ranges for later compiles.
@@ -50,7 +50,7 @@ class KvQuant:
 
     Result (``kv-quant{bits=4}``)::
 
-        state @kv.0.k : i4<g32, asym>[B, 2, 1024, 64] role(k) group(0) rollback(positional)
+        state @kv.0.k : i4<row, asym>[B, 2, 1024, 64] role(k) group(0) rollback(positional)
 
     Attributes:
         bits: of every code.
