@@ -46,5 +46,5 @@ def test_a_cap_that_is_there_stays():
 
 def test_by_name_with_its_option():
     assert parse_pass("softcap-logits{cap=20}") == SoftcapLogits(20.0)
-    with pytest.raises(OptionError, match="option 'cap' of pass 'softcap-logits' must be 1..1000, got 0"):
+    with pytest.raises(OptionError, match=r"option 'cap' of pass 'softcap-logits' must be 1\.\.1000, got 0"):
         parse_pass("softcap-logits{cap=0}")
