@@ -57,7 +57,7 @@ def storage_problem(type: TensorType) -> str | None:
         return f"{type} groups along axis {element.axis}, it has {type.rank} dims"
     if element.group == -1 and type.rank < 2:
         return f"{type}: a scale per head needs at least two dims"
-    if element.asym and element.kind not in ("i8", "i4", "i2"):
+    if element.asym and element.kind in ("nf4", "fp4", "t2"):
         return f"{type}: {element.kind} has no zero point"
     if element.scale == "one" and element.asym:
         return f"{type}: a scale of one is not stored, so neither is a zero point"
