@@ -15,8 +15,11 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 BENCHES = {
     "quality": ("Shipped models", "python bench/quality.py"),
     "onnx_decode": ("ONNX float against onnxruntime-genai", "python bench/onnx_decode.py"),
+    "onnx_int4": ("ONNX int4 against onnxruntime-genai", "python bench/onnx_int4.py"),
     "engine": ("Engine over the bare session", "python bench/engine.py"),
     "large": ("A model larger than memory: mobile_4gb to ONNX", "python bench/large.py"),
+    "large_int4": ("The same in 4 bits", "python bench/large.py --int4"),
+    "rope_rescale": ("Longer contexts by re-scaled rope", "python bench/rope_rescale.py"),
     "train_ratio": ("Training module against a plain loop", "python bench/train_ratio.py"),
 }
 HEAD = """# Benchmarks
