@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
+
 from omnic.errors import InputError
 from omnic.ir.builder import FunctionBuilder, ModuleBuilder
 from omnic.ir.dims import Dim, Expr, substitute
 from omnic.ir.graph import AttrValue, Function, Module, Node, Param, Result, Uses, Value
-from omnic.ir.rewrite import eliminate_dead_code
+from omnic.ir.rewrite import eliminate_dead_code, replace_values
 from omnic.ir.types import DType, TensorType
+from omnic.ir.weights import WeightStore
 from omnic.models.onnx.converter import Converter, R
 
-__all__ = ["finish", "position_tables"]
+__all__ = ["finish", "position_tables", "tied"]
 
 #: what a value may pass through between the product with the head and the logits
 _PER_TOKEN = frozenset({"add", "mul", "div", "sub", "tanh", "cast", "neg"})
@@ -95,6 +98,40 @@ def _last_only(c: Converter, logits: Value) -> Value | None:
             continue
         out = c.f.op(node.op, out, *node.operands[1:], **cast("dict[str, Any]", node.attrs))
     return out
+
+
+def tied(module: Module, weights: WeightStore) -> Module:
+    """Return the module with a head that holds the numbers of the embedding table reading the table itself.
+
+    Exporters write a tied head as a transposed copy.
+    """
+    function = module.function()
+    tables = {n.operands[0] for n in function.nodes if n.op == "embedding"}
+    moved: dict[Value, Value] = {}
+    for node in function.nodes:
+        head = node.operands[1] if node.op == "lm_head" else None
+        if head is None or not head.weight or head in tables:
+            continue
+        for table in tables:
+            if table is not None and table.weight and table.type == head.type and _same(weights, table, head):
+                moved[head] = table
+    if not moved:
+        return module
+    function = replace_values(function, moved)
+    gone = {v.name for v in moved} - set(function.weights())
+    kept = {n: w for n, w in module.weights.items() if n not in gone}
+    return replace(module, weights=kept).with_function(function)
+
+
+def _same(weights: WeightStore, left: Value, right: Value) -> bool:
+    """Whether two weights hold the same numbers, compared slice by slice; unequal ones end at the first."""
+    rows = left.type.shape[0]
+    assert isinstance(rows, int)
+    step = max((4 << 20) // max(left.type.bytes() // rows, 1), 1)
+    return all(
+        np.array_equal(weights.array(left.name, span), weights.array(right.name, span))
+        for span in ((first, min(first + step, rows)) for first in range(0, rows, step))
+    )
 
 
 # -- positions ----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from omnic.ir.types import DType, TensorType
 from omnic.ir.verify import verify
 from omnic.ir.weights import WeightStore, leaves
 from omnic.models.onnx.converter import Converter, R, Refusal, S, sanitise
-from omnic.models.onnx.finish import finish, position_tables
+from omnic.models.onnx.finish import finish, position_tables, tied
 from omnic.models.onnx.kinds import Flow, Known, Past, Stored, Tensor, Uniform, dtype_of_onnx
 from omnic.models.onnx.lower import LOWERINGS
 from omnic.models.onnx.names import Names, scope_of
@@ -31,6 +31,8 @@ __all__ = ["import_onnx"]
 
 DEFAULT_CAPACITY = 2048
 _SHOWN = 12
+#: what a node of a damaged file may raise in numpy or in the reading of its attributes
+_MALFORMED = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def import_onnx(
@@ -111,6 +113,7 @@ class _Import:
         self._results(results)
         module = finish(self.module, self.c, rows, self.capacity)
         verify(module)
+        module = tied(module, WeightStore(module, self.source))
         used = {str(leaf.args["name"]) for w in module.weights.values() for leaf in leaves(w.recipe)}
         self.source.keep(used)
         return module, WeightStore.loaded(module, self.source)
@@ -170,11 +173,13 @@ class _Import:
                 self.env[value] = tensor
         except _Downstream:
             self.broken.update(raw.outputs)
-        except OmnicError as error:
-            if not isinstance(error, InputError | Refusal):
-                raise
+        except (InputError, Refusal, *_MALFORMED) as error:
+            if isinstance(error, OmnicError):
+                reason = error.message
+            else:
+                reason = f"its inputs or attributes do not fit the op ({error})"
             place = f"{raw.name or raw.outputs[0].name}"
-            self.refused.append((place, ".".join(k for k in key if k), error.message))
+            self.refused.append((place, ".".join(k for k in key if k), reason))
             self.broken.update(raw.outputs)
 
     def _shape_of_past(self, node: OnnxNode) -> tuple[Tensor, ...] | None:

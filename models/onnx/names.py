@@ -31,14 +31,23 @@ _PARTS: tuple[tuple[str, str], ...] = (
     (r"(?:self_attn|attn)\.kv_a_proj_with_mqa", "{b}attn.kv_a"),
     (r"(?:self_attn|attn)\.kv_a_layernorm", "{b}attn.kv_norm"),
     (r"(?:self_attn|attn)\.kv_b_proj", "{b}attn.kv_b"),
-    (r"(?:mlp|feed_forward|ffn)\.(?:gate_proj|w1|gate)", "{b}ffn.gate"),
+    (r"(?:mlp|feed_forward|ffn)\.(?:gate_proj|w1)|(?:feed_forward|ffn)\.gate", "{b}ffn.gate"),
+    (r"(?:mlp|block_sparse_moe)\.(?:gate|router)", "{b}ffn.router"),
+    (r"mlp\.gate\.e_score_correction_bias", "{b}ffn.select_bias"),
+    (r"(?:mlp|block_sparse_moe)\.experts\.gate_up_proj", "{b}ffn.experts.gate_up"),
+    (r"(?:mlp|block_sparse_moe)\.experts\.gate_up_proj_bias", "{b}ffn.experts.gate_up_bias"),
+    (r"(?:mlp|block_sparse_moe)\.experts\.down_proj", "{b}ffn.experts.down"),
+    (r"(?:mlp|block_sparse_moe)\.experts\.down_proj_bias", "{b}ffn.experts.down_bias"),
+    (r"mlp\.shared_experts\.(?:gate_proj)", "{b}ffn.shared.gate"),
+    (r"mlp\.shared_experts\.(?:up_proj)", "{b}ffn.shared.up"),
+    (r"mlp\.shared_experts\.(?:down_proj)", "{b}ffn.shared.down"),
     (r"(?:mlp|feed_forward|ffn)\.(?:up_proj|w3|c_fc|fc1|fc_in|up|dense_h_to_4h|fc)", "{b}ffn.up"),
     (r"(?:mlp|feed_forward|ffn)\.(?:down_proj|w2|c_proj|fc2|fc_out|down|dense_4h_to_h|proj)", "{b}ffn.down"),
     (r"(?:model\.norm|ln_f|final_layernorm|final_norm|norm_f|norm)", "final_norm"),
 )
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer)\.(\d+)(?:\.(.*))?$")
 _TAIL = re.compile(r"\.(weight|bias|qweight)$")
-_PATTERNS = tuple((re.compile(rf"(?:^|\.){pattern}$"), ours) for pattern, ours in _PARTS)
+_PATTERNS = tuple((re.compile(rf"(?:^|\.)(?:{pattern})$"), ours) for pattern, ours in _PARTS)
 
 
 def _canonical(path: str) -> str | None:
@@ -90,7 +99,7 @@ class Names:
         """Return the name of a weight: the same for the same recipe and type."""
         key = (str(tensor.recipe), tensor.shape, tensor.dtype)
         if key not in self._given:
-            name, count = self._wanted(tensor.label), 1
+            name, count = self._wanted(tensor.label, tensor.shape), 1
             base = name
             while name in self._taken:
                 count += 1
@@ -99,11 +108,11 @@ class Names:
             self._given[key] = name
         return self._given[key]
 
-    def _wanted(self, label: str) -> str:
+    def _wanted(self, label: str, shape: tuple[int, ...]) -> str:
         plain = label.replace("/", ".").strip(".")
         numbered = "::" in label or re.fullmatch(r"(?:val|constant|onnx)_?[\d.]*", plain)
         if numbered and label in self.paths:
-            plain = f"{self.paths[label]}.weight"
+            plain = f"{self.paths[label]}.{'sinks' if _per_head(shape) else 'weight'}"
         tail = _TAIL.search(plain)
         stem = plain[: tail.start()] if tail else plain
         stem = stem.removesuffix(".MatMul").removesuffix(".Add")
@@ -111,3 +120,8 @@ class Names:
         if found is None:
             return ".".join(part for part in re.split(r"\W+", plain) if part) or "weight"
         return f"{found}_bias" if tail and tail.group(1) == "bias" else found
+
+
+def _per_head(shape: tuple[int, ...]) -> bool:
+    """Whether a weight is one number a head, laid out for scores [B, H, T, S]."""
+    return len(shape) == 4 and shape[0] == shape[2] == shape[3] == 1

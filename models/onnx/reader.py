@@ -57,8 +57,17 @@ def open_model(path: Path | str) -> Any:
         model = onnx_ir.serde.deserialize_model(proto)
     except (onnx_ir.serde.SerdeError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{file} is damaged: {_first_line(error)}", "fetch or export the file again") from None
+    _check_names(model, file)
     _check_external(model, file)
     return model
+
+
+def _check_names(model: Any, file: Path) -> None:
+    """Refuse names that are not text, and values without a type that has a shape."""
+    values = [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]
+    values += [v for node in model.graph for v in (*node.inputs, *node.outputs) if v is not None]
+    if not all(isinstance(v.name, str) for v in values):
+        raise BundleError(f"{file} is damaged: a name is not text", "fetch or export the file again")
 
 
 def _looks_like_onnx(head: bytes) -> bool:

@@ -243,12 +243,24 @@ def _slice(c: Converter, node: OnnxNode) -> Tensor:
         steps = c.sizes(node.need(4)) if node.get(4) is not None else (1,) * len(starts)
     axes = axes or tuple(range(len(starts)))
     for first, last, axis, step in zip(starts, ends, axes, steps, strict=True):
-        if step != 1:
-            raise Refusal(f"a slice in steps of {step}")
         at = axis % len(x.shape)
         size = x.shape[at]
+        if step != 1:
+            x = _every(c, x, at, first, _bound(last, size), step)
+            continue
         x = _cut(c, x, at, _bound(first, size), _bound(last, size))
     return x
+
+
+def _every(c: Converter, x: Tensor, axis: int, first: Dim, last: Dim, step: Dim) -> Tensor:
+    """Return x[first::step] along ``axis``, where steps divide the dim: one column of the dim as a table."""
+    size = x.shape[axis]
+    count = divided(size, step) if isinstance(step, int) and step > 1 else None
+    if count is None or last != size or first not in range(int(str(step))):
+        raise Refusal(f"a slice {first}..{last} in steps of {step}")
+    table = _relaid(c, x, (*x.shape[:axis], count, step, *x.shape[axis + 1 :]))
+    column = _cut(c, table, axis + 1, first, first + 1)
+    return _relaid(c, column, (*x.shape[:axis], count, *x.shape[axis + 1 :]))
 
 
 def _bound(bound: Dim, size: Dim) -> Dim:

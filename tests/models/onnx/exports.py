@@ -144,7 +144,7 @@ def _cached_transformers(name: str) -> Exportable:
     size = getattr(config, "head_dim", None) or size
     widths = (size, size)
     if "deepseek" in name:
-        widths = (config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim)
+        heads, widths = 1, (config.kv_lora_rank, config.qk_rope_head_dim)
     batch, tokens, past = 2, 5, 3
     arguments: dict[str, tuple[Any, dict[int, str]]] = {
         "input_ids": (torch.randint(0, VOCAB, (batch, tokens)), {0: "batch", 1: "tokens"}),
