@@ -127,8 +127,8 @@ def block_attention(
     groups, value = _heads(k), v.shape[-1]
     out = q.new_empty(batch, tokens, heads, value)
     for row, count in enumerate(seen.blocks):
-        held = [_key_blocks(k, row, count).contiguous(), _key_blocks(v, row, count).clone()]
-        keys = held[0].reshape(count * groups, KEYS, width).transpose(1, 2)
+        held = [_key_blocks(x, row, count).clone(memory_format=torch.contiguous_format) for x in (k, v)]
+        keys = held[0].view(count * groups, KEYS, width).transpose(1, 2)
         values = held[1].view(count * groups, KEYS, value)
         fresh = [x[row].transpose(0, 1) for x in (recent, recent_v) if x is not None]
         for token in range(tokens):
