@@ -72,7 +72,7 @@ def _attention(look: Look, node: Node) -> Plan | None:
     weights = find_weights(look, top)
     if weights is None:
         return None
-    scores = read_scores(look, weights, lambda v: is_mask(look, v))
+    scores = read_scores(look, weights, is_mask)
     found = _parts(look, node, weights, scores, steps, values)
     root = _root(look, node, weights)
     heads, groups = found.q.shape[1], found.k.shape[1]
@@ -90,9 +90,9 @@ def _root(look: Look, node: Node, weights: Weights) -> Node:
         if len(readers) == 1 and readers[0].op == "reshape":
             value = readers[0].result
             continue
-        if len(readers) == 1 and readers[0].op == "div" and readers[0].operands[0] is value:
-            if _under(look, readers[0].operands[1]) is weights.total:
-                return readers[0]
+        over = readers[0] if len(readers) == 1 and readers[0].op == "div" else None
+        if over is not None and over.operands[0] is value and _under(look, over.operands[1]) is weights.total:
+            return over
         break
     raise Declined("the weighted sum is not divided by the sum of the exponentials", node)
 

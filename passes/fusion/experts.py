@@ -182,7 +182,7 @@ def _loop(look: Look, node: Node) -> Experts | None:
         return None
     mlps: list[_Mlp] = []
     shares: list[Value] = []
-    value: Value | None = node.result
+    value: Value = node.result
     while len(mlps) <= _MOST:
         top = look.is_op(value, "add")
         found = _term(look, top) if top is not None else None
@@ -191,11 +191,11 @@ def _loop(look: Look, node: Node) -> Experts | None:
         mlp, share, value = found
         mlps.append(mlp)
         shares.append(share)
-    last = _weighted(look, value) if value is not None else None
+    last = _weighted(look, value)
     if last is not None:
         mlps.append(last[0])
         shares.append(last[1])
-    elif value is not None and scalar_of(look, value) != 0.0:
+    elif scalar_of(look, value) != 0.0:
         return None
     if len(mlps) < 2:
         return None

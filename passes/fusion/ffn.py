@@ -22,7 +22,7 @@ _ELEMENTWISE = _CURVED | {"mul", "add", "sub", "div", "neg", "cast"}
 _NODES = 14
 # The grid covers both tails; 1e-7 is what rounding its constants to f32 does to an activation.
 _GRID: Array = np.concatenate([np.linspace(-12.0, 12.0, 481), np.array([-1e-3, 1e-3, -40.0, 40.0])])
-_CLOSE = 1e-7
+_CLOSE, _EXACT = 1e-7, 1e-12
 
 
 def _activation(look: Look, node: Node) -> Plan | None:
@@ -49,7 +49,8 @@ def _activation(look: Look, node: Node) -> Plan | None:
             return None
         for kind in ACTIVATIONS:
             wanted = activate(_GRID, kind)
-            if np.allclose(found, wanted, rtol=_CLOSE, atol=_CLOSE):
+            close = _EXACT if look.exact else _CLOSE
+            if np.allclose(found, wanted, rtol=close, atol=close):
                 return Plan((node.result,), lambda site, x=x, kind=kind: (
                     site.b.op("act", site.current(x), kind=kind, hint="inner"),), kind)
         near = x

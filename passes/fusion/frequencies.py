@@ -42,12 +42,13 @@ class Frequencies:
         return f"base {self.base:g}" + (f", {self.scaling} by {self.factor:g}" if self.scaling != "none" else "")
 
 
-def fit(table: tuple[Array, Array], context: int) -> Frequencies | None:
+def fit(table: tuple[Array, Array], context: int, exact: bool = False) -> Frequencies | None:
     """Return what a table was made with, None when no scaling gives it.
 
     Args:
         table: inverse frequencies [dims/2] (radians per position), and the magnitude of each pair [dims/2].
         context: of the model, in tokens: the first guess at what yarn was trained with.
+        exact: whether frequencies that were computed in f32 are others.
     """
     theta, magnitude = table
     if np.ptp(magnitude) > _CLOSE * float(magnitude[0]) or float(theta.min()) <= 0:
@@ -58,7 +59,7 @@ def fit(table: tuple[Array, Array], context: int) -> Frequencies | None:
             wanted, gain = rope_frequencies(dims=2 * len(theta), **guess.attrs())
         except InputError:
             continue
-        if np.allclose(theta, wanted, rtol=_CLOSE, atol=0) and math.isclose(gain, length, rel_tol=_CLOSE):
+        if np.allclose(theta, wanted, rtol=1e-12 if exact else _CLOSE, atol=0) and math.isclose(gain, length, rel_tol=_CLOSE):
             return guess
     return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from omnic.ir.graph import Module
@@ -31,16 +31,69 @@ FUSIONS: tuple[Fusion, ...] = (
 @register_pass
 @dataclass(frozen=True)
 class AttentionFusion:
-    """Fold primitives into composites."""
+    """Fold core ops into the composites that they spell out.
+
+    1. Layouts, constants and powers are brought to one form each; the sum of two products of queries and keys becomes
+       one product of longer ones.
+    2. ``x * rsqrt(mean(x * x) + eps)`` is ``rms_norm``; of a centred x it is ``layer_norm``; weight and bias go in.
+    3. An elementwise piece with the values of an activation is ``act``; times a second value it is ``gated_act``.
+    4. A rotation of pairs by angles that are functions of integer positions is ``rope``, if the inverse frequencies are
+       those of one of its scalings.
+    5. Two products around a softmax are ``attention``: scales, one softcap, masks and sinks between them, heads
+       repeated per group at most, and a mask that follows attention's rule of visibility.
+    6. Attention over a latent is ``mla``, naive or absorbed.
+    7. A product with a two-dim weight is ``linear``, rows of one at tokens ``embedding``, a product that leaves the
+       function ``lm_head``; a weight that holds q, k and v (or gate and up) is one weight for each.
+    8. Shares of experts that follow a rule of ``router``, times the experts' products, are ``router`` and ``moe``.
+
+    What nearly matches stays as it is and leaves a remark: the rule that failed, and the node at which it did.
+
+    Given::
+
+        %q: f32[B, 2, T, 8], %k: f32[B, 1, T, 8], %v: f32[B, 1, T, 8]
+        %kt = transpose(%k) {perm = [0, 1, 3, 2]} : f32[B, 1, 8, T]
+        %s = matmul(%q, %kt) : f32[B, 2, T, T]
+        %c = constant() {values = [0.25], shape = [], type = f32} : f32[]
+        %scaled = mul(%s, %c) : f32[B, 2, T, T]
+        %i = iota() {size = [T]} : i64[T]
+        %row = reshape(%i) {shape = [T, 1]} : i64[T, 1]
+        %seen = le(%i, %row) : bool[T, T]
+        %low = constant() {values = [-1e9], shape = [], type = f32} : f32[]
+        %masked = where(%seen, %scaled, %low) : f32[B, 2, T, T]
+        %p = softmax(%masked) : f32[B, 2, T, T]
+        %y = matmul(%p, %v) : f32[B, 2, T, 8]
+
+    Result::
+
+        %i = iota() {size = [T]} : i64[T]
+        %q_index = broadcast(%i) {shape = [B, T]} : i64[B, T]
+        %y = attention(%q, %k, %v, %q_index, %q_index) {scale = 0.25} : f32[B, 2, T, 8]
+
+    Attributes:
+        exact: refuse frequencies and constants of an activation that an exporter rounded to f32; by default they
+            are taken for what they were rounded from, which moves logits by about 1e-6 of their size.
+    """
 
     name: ClassVar[str] = "attention-fusion"
+    exact: bool = False
 
     def run(self, module: Module, context: PassContext = NOTHING) -> PassResult:
-        """Return the module with every function fused."""
+        """Return the module with every function fused.
+
+        The context's weights, when lent, are read for tables of cosines and small constants.
+        """
         fused, remarks = module, list[Remark]()
         for name in module.functions:
-            fused, found = fuse(fused, fused.function(name), FUSIONS, context.weights)
+            fused, found = fuse(fused, fused.function(name), FUSIONS, context.weights, self.exact)
             fused = fused.with_function(merge_equal(fused.function(name)))
-            remarks.extend(found)
+            remarks.extend(dict.fromkeys(found))
         changed = any(r.message.startswith("applied") for r in remarks)
-        return PassResult(fused if changed else module, changed, tuple(remarks))
+        if not changed:
+            return PassResult(module, False, tuple(remarks))
+        return PassResult(_without_idle_weights(fused), True, tuple(remarks))
+
+
+def _without_idle_weights(module: Module) -> Module:
+    """Return the module without the weights that no function reads: those that derived ones took the place of."""
+    used = {name for function in module.functions.values() for name in function.weights()}
+    return replace(module, weights={name: w for name, w in module.weights.items() if name in used})

@@ -113,10 +113,12 @@ class Look:
         module: whose dims and weights the function uses.
         function: the function.
         numbers: the weights' numbers, when they were lent.
+        exact: whether a constant that was rounded to f32 is another number than what it was rounded from.
     """
 
-    def __init__(self, module: Module, function: Function, numbers: NumbersOf | None = None) -> None:
-        self.module, self.function, self.numbers = module, function, numbers
+    def __init__(self, module: Module, function: Function, numbers: NumbersOf | None = None,
+                 exact: bool = False) -> None:
+        self.module, self.function, self.numbers, self.exact = module, function, numbers, exact
         self.uses = Uses(function)
         self.place = {node: index for index, node in enumerate(function.nodes)}
         self.params = {p.value: p for p in function.params}
@@ -214,7 +216,8 @@ class _Sweep:
 
 
 def fuse(
-    module: Module, function: Function, fusions: Iterable[Fusion], numbers: NumbersOf | None = None
+    module: Module, function: Function, fusions: Iterable[Fusion], numbers: NumbersOf | None = None,
+    exact: bool = False,
 ) -> tuple[Module, tuple[Remark, ...]]:
     """Apply ``fusions`` in order, each until it finds no more places.
 
@@ -227,7 +230,7 @@ def fuse(
         declined: list[Remark] = []
         for _ in range(_MAX_SWEEPS):
             weights = dict(module.weights)
-            sweep = _sweep(Look(module, function, numbers), fusion, weights)
+            sweep = _sweep(Look(module, function, numbers, exact), fusion, weights)
             declined = sweep.declined
             if sweep.function is function:
                 break

@@ -197,6 +197,7 @@ def _case(look: Look, cache: Cache | None, batch: Dim, tokens: Dim, query: Value
     random = np.random.default_rng(which)
     index = start[:, None] + np.arange(steps)
     given: dict[Value, Array] = {}
+    key = index
     if cache is not None:
         given |= {cache.start: start, cache.length: length}
         slot = np.arange(room)[None]
@@ -204,9 +205,8 @@ def _case(look: Look, cache: Cache | None, batch: Dim, tokens: Dim, query: Value
         key = np.maximum(last - (last - slot) % room if cache.ring else np.where(slot <= last, slot, -1), -1)
     if query is not None:
         index = index if which % 2 == 0 else np.maximum(index - random.integers(0, 3, index.shape), 0)
+        key = index if cache is None else key
         given[query] = index.reshape(shape_at(query.type.shape, dims))
-    if cache is None:
-        key = index
     if parents is not None:
         given[parents] = np.stack([[int(random.integers(-1, t)) if t else -1 for t in range(steps)]
                                    for _ in range(rows)])

@@ -50,6 +50,56 @@ def _packed(look: Look, node: Node) -> Plan | None:
     return Plan(node.results, build)
 
 
+def _per_head(look: Look, node: Node) -> Plan | None:
+    """Rule: a linear whose outputs are q, k and v head by head, cut within each head, is one linear for each."""
+    value = node.operands[0]
+    swap = look.is_op(value, "transpose")
+    heads = look.is_op(swap.operands[0] if swap else value, "reshape")
+    product = look.is_op(heads.operands[0], "linear") if heads else None
+    if heads is None or product is None or len(node.results) != 3 or heads.result.type.rank != 4:
+        return None
+    if swap is not None and swap.attrs["perm"] != (0, 2, 1, 3):
+        return None
+    if int(str(node.attrs["axis"])) % 4 != 3 or len(look.readers(product.result)) != 1:
+        return None
+    batch, tokens, count, width = heads.result.type.shape
+    x, w, bias = product.operands
+    weight = None if w is None else look.weight(w)
+    bias_weight = None if bias is None else look.weight(bias)
+    if x is None or weight is None or (bias is not None and bias_weight is None):
+        return None
+    if not isinstance(count, int) or not isinstance(width, int) or product.result.type.shape[-1] != count * width:
+        return None
+    if isinstance(weight.type.element, Storage):
+        raise Declined(f"{weight} is {weight.type}: its codes are left together", node)
+
+    def build(site: Site) -> tuple[Value, ...]:
+        begin, out = 0, list[Value]()
+        for name, result in zip(_PARTS[3], node.results, strict=True):
+            size = result.type.shape[-1]
+            assert isinstance(size, int)
+            part = _head_rows(site, weight, name, count, width, begin, begin + size)
+            added = None if bias_weight is None else _head_rows(site, bias_weight, name, count, width, begin,
+                                                                begin + size)
+            y = site.b.op("linear", site.current(x), part, added, hint=name, **product.attrs)
+            y = site.b.reshape(y, batch, tokens, count, size)
+            out.append(y if swap is None else site.b.op("transpose", y, perm=(0, 2, 1, 3), hint=name))
+            begin += size
+        return tuple(out)
+
+    return Plan(node.results, build)
+
+
+def _head_rows(site: Site, weight: Value, name: str, heads: int, width: int, start: int, stop: int) -> Value:
+    """Return rows start..stop of every head's ``width`` rows of a weight, as a derived one."""
+    rest = weight.type.shape[1:]
+    joint = Recipe("reshape", {"shape": (heads, width, *rest)}, (site.recipe(weight),))
+    part = Recipe("slice", {"axis": 1, "start": start, "stop": stop}, (joint,))
+    shape: tuple[Dim, ...] = (heads * (stop - start), *rest)
+    return site.derived(f"{weight.name}.{name}", TensorType(weight.type.element, shape),
+                        Recipe("reshape", {"shape": shape}, (part,)))
+
+
 def _gates(look: Look, node: Node) -> bool:
     """Whether one part opens the other: it is activated and meets it in a product."""
     return any(reader.op in ("act", "gated_act") for result in node.results for reader in look.readers(result))
@@ -62,4 +112,7 @@ def _rows(site: Site, weight: Value, name: str, start: int, stop: int) -> Value:
     return site.derived(f"{weight.name}.{name}", TensorType(weight.type.element, shape), recipe)
 
 
-PACKED: tuple[Fusion, ...] = (Fusion("packed", frozenset({"split"}), _packed),)
+PACKED: tuple[Fusion, ...] = (
+    Fusion("packed", frozenset({"split"}), _packed),
+    Fusion("packed-heads", frozenset({"split"}), _per_head),
+)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -69,7 +69,7 @@ def _apply(node: Node, values: Mapping[Value, Any], dims: Mapping[str, int]) -> 
         found: Any = op.reference(*op.arrange(operands), **attrs)
     except (InputError, ValueError, IndexError) as error:
         raise Declined(f"cannot be evaluated: {error}", node) from error
-    results: tuple[Any, ...] = found if isinstance(found, tuple) else (found,)
+    results = cast("tuple[Any, ...]", found) if isinstance(found, tuple) else (found,)
     return dict(zip(node.results, results, strict=True))
 
 

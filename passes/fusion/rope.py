@@ -32,6 +32,7 @@ _NODES = 40
 _EARLY = 24
 # What rounding a table, or the frequency it came from, to f32 does to a cosine: absolute, and per radian of the angle.
 _ROUNDED, _ROUNDED_ANGLE = 3e-7, 4e-7
+_EXACT = 1e-12
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _decide(look: Look, node: Node, rotation: _Rotation, tables: set[Value]) -> 
     fitted = look.cache.get(key)
     if fitted is None:
         at_one = probe.angles(look, dims, interleaved)
-        fitted = fit(at_one, _context(look))
+        fitted = fit(at_one, _context(look), look.exact)
         look.cache[key] = fitted if fitted is not None else "none"
     if not isinstance(fitted, Frequencies):
         raise Declined("the frequencies of the table are those of no scaling of rope", node)
@@ -275,7 +276,8 @@ class _Probe:
                                    (before.shape[0], before.shape[-2]))
             wanted = _turn(before, rows, full)
             angle = rows.reshape(rows.shape[0], *(1,) * (before.ndim - 3), rows.shape[1], 1)
-            bound = (_ROUNDED + _ROUNDED_ANGLE * angle) * (1.0 + np.abs(before).max())
+            rounded = _EXACT * (1.0 + angle) if look.exact else _ROUNDED + _ROUNDED_ANGLE * angle
+            bound = rounded * (1.0 + np.abs(before).max())
             if np.any(np.abs(wanted - after) > bound):
                 raise Declined("what becomes of x is not what rope makes of it", node)
 

@@ -5,6 +5,7 @@ One of many spellings: ``softmax(where(seen, c tanh(scale q k^T / c), -inf))``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -152,7 +153,7 @@ def _written_out(look: Look, value: Value, node: Node) -> Weights | None:
     return Weights(minus.operands[0], value, seen, sinks, total)
 
 
-def read_scores(look: Look, weights: Weights, is_mask: object) -> Scores:
+def read_scores(look: Look, weights: Weights, is_mask: Callable[[Look, Value], bool]) -> Scores:
     """Walk from the logits to the product of q and k.
 
     Args:
@@ -163,7 +164,6 @@ def read_scores(look: Look, weights: Weights, is_mask: object) -> Scores:
     Raises:
         Declined: a step that attention does not have, named with its node.
     """
-    assert callable(is_mask)
     value = weights.logits
     layout: list[Node] = []
     masks: list[Masking] = []
@@ -200,8 +200,8 @@ def read_scores(look: Look, weights: Weights, is_mask: object) -> Scores:
             left, right = node.operands
             assert left is not None
             assert right is not None
-            mask, value = (right, left) if is_mask(right) else (left, right)
-            if not is_mask(mask):
+            mask, value = (right, left) if is_mask(look, right) else (left, right)
+            if not is_mask(look, mask):
                 raise Declined(f"{mask} is added to the scores, which is no mask", node)
             masks.append(Masking(mask, "add", tuple(layout), node.result))
         elif node.op == "where":

@@ -7,6 +7,7 @@ from constants, a power that is a square or an inverse root.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from omnic.ir.graph import Node, Value
 from omnic.ir.types import DType
@@ -82,6 +83,35 @@ def _apart(look: Look, node: Node) -> Plan | None:
     return Plan(node.results, lambda site: tuple(site.current(p) for p in parts))
 
 
+def _slices(look: Look, node: Node) -> Plan | None:
+    """Rule: slices that together are the whole, one after the other, are one split."""
+    x = _first(node)
+    places = [_range(n) for n in look.readers(x)]
+    found = sorted((p for p in places if p is not None), key=lambda p: p[1])
+    axes, ends = {p[0] % x.type.rank for p in found}, [(p[1], p[2]) for p in found]
+    size = x.type.shape[min(axes)] if len(axes) == 1 else None
+    if len(found) != len(places) or len(found) < 2 or found[0][3] is not node or size != ends[-1][1]:
+        return None
+    if ends[0][0] != 0 or any(a[1] != b[0] for a, b in pairwise(ends)):
+        return None
+    sizes = tuple(b - a for a, b in ends)
+    return Plan(tuple(p[3].result for p in found), lambda site: (
+        site.b.emit("split", site.current(x), axis=min(axes), sizes=sizes, hint="part")))
+
+
+def _range(node: Node) -> tuple[int, int, int, Node] | None:
+    """Return the axis and the bounds of a slice whose bounds are numbers."""
+    if node.op != "slice":
+        return None
+    start, stop = node.attrs["start"], node.attrs["stop"]
+    assert isinstance(start, tuple)
+    assert isinstance(stop, tuple)
+    first, last = start[0], stop[0]
+    if not isinstance(first, int) or not isinstance(last, int):
+        return None
+    return int(str(node.attrs["axis"])), first, last, node
+
+
 def _power(look: Look, node: Node) -> Plan | None:
     """Rule: pow 2 is a product, pow 0.5 a root, pow -0.5 an inverse root, pow 1 nothing, pow 3 two products."""
     x, exponent = node.operands
@@ -137,7 +167,8 @@ def _sum_is_mean(look: Look, node: Node) -> Plan | None:
         wanted = float(count) if node.op == "div" else 1.0 / count
         if math.isclose(factor, wanted, rel_tol=1e-15):
             return Plan((node.result,), lambda site, inner=inner, total=total: (
-                site.b.op("mean", site.current(inner), **total.attrs),))
+                site.b.op("mean", site.current(inner), axes=total.attrs["axes"],
+                          keepdims=total.attrs.get("keepdims", False)),))
     return None
 
 
@@ -188,6 +219,7 @@ TIDY: tuple[Fusion, ...] = (
     Fusion("tidy-idle", frozenset({"cast", "reshape", "broadcast", "transpose", "slice", "concat"}), _same_value),
     Fusion("tidy-reshape", frozenset({"reshape"}), _two_reshapes),
     Fusion("tidy-transpose", frozenset({"transpose"}), _two_transposes),
+    Fusion("tidy-slices", frozenset({"slice"}), _slices),
     Fusion("tidy-split", frozenset({"split"}), _apart),
     Fusion("tidy-power", frozenset({"pow"}), _power),
     Fusion("tidy-root", frozenset({"div"}), _over_root),
