@@ -20,6 +20,11 @@ BENCHES = {
     "large": ("A model larger than memory: mobile_4gb to ONNX", "python bench/large.py"),
     "large_int4": ("The same in 4 bits", "python bench/large.py --int4"),
     "rope_rescale": ("Longer contexts by re-scaled rope", "python bench/rope_rescale.py"),
+    "compression": (
+        "Weights and states in fewer bits, beside llama.cpp (pictures: [weights](passes/int4-packing.md#measured), "
+        "[states](passes/kv-quant.md#measured))",
+        "python -m bench.compression",
+    ),
     "train_ratio": ("Training module against a plain loop", "python bench/train_ratio.py"),
 }
 HEAD = """# Benchmarks
@@ -43,6 +48,8 @@ def main() -> None:
         parts.append(f"\n## {heading}\n\n`{command}`, {entry['at']}, {entry['processor']}; {conditions}.\n")
         parts.append("| what | figure | bar | |\n|---|---|---|---|")
         for item in entry["rows"]:
+            if item.get("detail"):  # data behind a picture; its table stands on a page of its own
+                continue
             verdict = {True: "met", False: "**missed**", None: ""}[item["met"]]
             parts.append(f"| {item['what']} | {item['figure']} | {item['bar']} | {verdict} |")
         missed = [run["at"] for run in runs[:-1] if any(item["met"] is False for item in run["rows"])]

@@ -24,12 +24,15 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="WORD", help="rows whose family or name contains a word")
     parser.add_argument("--what", choices=("all", "weights", "states"), default="all", help="only these rows")
     parser.add_argument("--check", action="store_true", help="torch against the reference on 16 windows")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="another checkpoint of the one --model")
     parser.add_argument("--ggml", type=Path, metavar="FILE", help="libggml-base; llama-cpp-python's when left out")
     args = parser.parse_args()
+    if args.weights and len(args.model or MODELS) != 1:
+        parser.error("--weights FILE is of one --model")
     found: dict[str, dict[str, Measured]] = {}
     checkpoints: dict[str, str] = {}
     for name in args.model or MODELS:
-        subject = Subject(name)
+        subject = Subject(name, args.weights)
         checkpoints[name] = subject.sha256[:12]
         bench = Bench(subject, args.ggml)
         rows = rows_of(name, args.only, args.what)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.compression.llama_cpp import through_gguf
-from omnic.ir.graph import Module, Recipe
+from omnic.ir.graph import Module
 from omnic.ir.rewrite import retype_weights
-from omnic.ir.types import DType, Storage, TensorType
+from omnic.ir.types import DType, Storage
 from omnic.ir.verify import verify
-from omnic.ir.weights import WeightStore, pinned
+from omnic.ir.weights import WeightStore
 from omnic.passes.base import PassContext, parse_pass, run_passes
+from omnic.runtime.files import sha256_file
+from omnic.runtime.tokenizer import Tokenizer
+from omnic.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -62,17 +67,27 @@ def through_passes(front: Module, store: WeightStore, passes: Sequence[str], con
     return Candidate(result.module, store.with_module(result.module))
 
 
-def rounded(front: Module, store: WeightStore, types: Mapping[str, Storage]) -> Candidate:
-    """Return the model with the named weights rounded to nearest in a storage type."""
-    changes = {
-        name: (
-            TensorType(type, front.weights[name].type.shape),
-            Recipe("quantise", {"type": type}, (pinned(front.weights[name]),)),
-        )
-        for name, type in types.items()
-    }
-    module = retype_weights(front, changes)
-    return Candidate(module, store.with_module(module))
+def trained(
+    front: Module, spec: Spec, weights: Path, passes: Sequence[str], context: PassContext, seconds: float, folder: Path
+) -> Candidate:
+    """Return the model after training in the types that ``passes`` give its weights; kept in ``folder``."""
+    from omnic.training.corpus import load_corpus
+    from omnic.training.data import tokenize
+    from omnic.training.qat import train_quantised
+
+    plain = WeightStore.load(front, weights, context.results)
+    types = through_passes(front, plain, passes, context).module.weights
+    elements = {n: w.type.element for n, w in types.items() if isinstance(w.type.element, Storage)}
+    facts = json.dumps([sha256_file(weights), seconds, {n: str(e) for n, e in elements.items()}])
+    out = folder / f"trained-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.safetensors"
+    if not out.is_file():
+        tokenizer = spec.resolve("tokenizer")
+        assert tokenizer is not None
+        folder.mkdir(parents=True, exist_ok=True)
+        tokens = tokenize(load_corpus(), Tokenizer.load(tokenizer), folder)
+        train_quantised(spec, elements, tokens, out, weights=weights, cpu_seconds=seconds)
+    store = WeightStore.load(front, out, context.results)
+    return through_passes(front, store, passes, replace(context, weights=store, weights_key=sha256_file(out)))
 
 
 def in_llama_cpp(

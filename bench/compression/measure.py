@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bench.compression.bars import Measured
-from bench.compression.candidates import Candidate, body, in_llama_cpp, through_passes
+from bench.compression.candidates import Candidate, body, in_llama_cpp, through_passes, trained
 from bench.compression.kept import kept_score, key_of
 from bench.compression.rows import Row
 from bench.compression.scoring import FOLDER, Logits, Score, Subject, reference_logits, torch_logits
@@ -43,6 +43,10 @@ class Bench:
         if row.form:
             forms = {**dict.fromkeys(body(front), row.form), "embed": row.embedding}
             return in_llama_cpp(front, store, forms, FOLDER, self.ggml)
+        if row.train:
+            return trained(
+                front, self.subject.spec, self.subject.path, row.passes, self.context, row.train, FOLDER
+            )  # fmt: skip
         return through_passes(front, store, row.passes, self.context)
 
     def score(self, candidate: Candidate, evaluator: str, sample: int | None = None) -> Score:

@@ -24,6 +24,7 @@ class Row:
         label: what a picture writes beside the point; empty writes nothing.
         weights: whether it changes weights (else states).
         curve: whether it stands against llama.cpp's formats.
+        train: processor seconds of training in its types before it is rounded; 0 trains nothing.
     """
 
     name: str
@@ -35,16 +36,19 @@ class Row:
     label: str = ""
     weights: bool = True
     curve: bool = True
+    train: float = 0.0
 
 
 _METHODS = {"rtn": "round to nearest", "hqq": "HQQ", "awq": "AWQ", "gptq": "GPTQ"}
 
 
-def _packed(name: str, family: str, label: str = "", curve: bool = True, **options: object) -> Row:
+def _packed(
+    name: str, family: str, label: str = "", curve: bool = True, train: float = 0.0, **options: object
+) -> Row:
     """Return a row of ``int4-packing``; the embedding has llama.cpp's Q8_0 storage, i8 in groups of 32."""
     given = {"embedding": EMBEDDING, **options}
     text = ", ".join(f"{k}={v}" for k, v in given.items())
-    return Row(name, family, (f"int4-packing{{{text}}}",), label=label, curve=curve)
+    return Row(name, family, (f"int4-packing{{{text}}}",), label=label, curve=curve, train=train)
 
 
 def _weights(method: str, kind: str, group: int, *words: str, family: str = "", label: str = "") -> Row:
@@ -89,12 +93,12 @@ WEIGHT_ROWS: tuple[Row, ...] = (
     _weights("gptq", "i4", 32, "s4", label="i4 g32 s4"),
     _weights("rtn", "t2", 64, family="ternary", label="t2 g64"),
     _weights("gptq", "t2", 64, family="ternary", label="t2 GPTQ"),
+    _packed("qat t2<g64>", "ternary", "t2 trained", train=120.0, method="rtn", kind="t2", group=64),
     _weights("rtn", "nf4", 64, family="nf4, fp4", label="nf4 g64"),
     _weights("rtn", "fp4", 32, family="nf4, fp4", label="fp4 g32"),
     _weights("gptq", "nf4", 64, family="nf4, fp4", label="nf4 GPTQ"),
     _weights("gptq", "i4", 128, "asym", label="i4 g128"),
     _weights("gptq", "i4", 32, "asym"),
-    _weights("gptq", "i2", 32, "asym", "s4", label="i2 g32 s4"),
     _weights("rtn", "i4", 64),
     _weights("rtn", "i4", 128),
     _weights("rtn", "i4", 32, "asym"),
@@ -113,20 +117,19 @@ WEIGHT_ROWS: tuple[Row, ...] = (
 
 KV_ROWS: tuple[Row, ...] = (
     _states("u8 g64", "per token", "bits=8, group=64"),
-    _states("u8 static per channel", "static", "bits=8, scales=static, per=channel", label="u8 per channel"),
-    _states("u8 static per head", "static", "bits=8, scales=static, per=head", label="u8 per head"),
-    _states("i4 g32 asym", "per token", "bits=4, group=32"),
     _states("i4 g64 asym", "per token", "bits=4, group=64"),
-    _states("i4 g64 sym", "per token", "bits=4, group=64, symmetric=true"),
-    _states("nf4 g64", "per token", "bits=4, kind=nf4, group=64"),
-    _states("i4 static per channel", "static", "bits=4, scales=static, per=channel", label="i4 per channel"),
-    _states("i4 static per head", "static", "bits=4, scales=static, per=head", label="i4 per head"),
-    _states("i2 g32 asym", "per token", "bits=2, group=32"),
-    _states("K u8, V i4", "per token", "bits=4, key_bits=8, group=64", ("tiny",)),
-    _states("K i4, V u8", "per token", "bits=8, key_bits=4, group=64", ("tiny",)),
+    _states("u8 static per channel", "static", "bits=8, scales=static, per=channel", label="u8 per channel"),
     _states("K i4 per channel, V i4", "K per channel", "bits=4, keys=channel, group=64", ("tiny",), label="i4"),
-    _states("K i2 per channel, V i2", "K per channel", "bits=2, keys=channel, group=32", ("tiny",), label="i2"),
     _states("i4 g64 asym, rope i8", "latent", "bits=4, group=64, rope=i8", ("tiny_moe",)),
+    _states("i4 static per channel", "static", "bits=4, scales=static, per=channel", label="i4 per channel"),
+    _states("nf4 g64", "per token", "bits=4, kind=nf4, group=64"),
+    _states("i2 g32 asym", "per token", "bits=2, group=32"),
+    _states("K i2 per channel, V i2", "K per channel", "bits=2, keys=channel, group=32", ("tiny",), label="i2"),
+    _states("i4 g32 asym", "per token", "bits=4, group=32"),
+    _states("i4 g64 sym", "per token", "bits=4, group=64, symmetric=true"),
+    _states("K u8, V i4", "per token", "bits=4, key_bits=8, group=64", ("tiny",)),
+    _states("u8 static per head", "static", "bits=8, scales=static, per=head", label="u8 per head"),
+    _states("i4 static per head", "static", "bits=4, scales=static, per=head", label="i4 per head"),
 )
 
 

@@ -113,13 +113,14 @@ class Subject:
 
     Args:
         name: of the preset.
+        weights: another checkpoint of it.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, weights: Path | None = None) -> None:
         self.name = name
         self.spec: Spec = load_spec(name)
         self.front: Module = build(self.spec)
-        weights, tokenizer = self.spec.resolve("weights"), self.spec.resolve("tokenizer")
+        weights, tokenizer = weights or self.spec.resolve("weights"), self.spec.resolve("tokenizer")
         assert weights is not None and tokenizer is not None
         self.path: Path = weights
         self.sha256 = sha256_file(weights)
