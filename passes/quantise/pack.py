@@ -125,7 +125,11 @@ class Int4Packing:
 
     def _check(self) -> None:
         """Refuse options that have no meaning together."""
-        check_storage(self._type(self.kind))
+        for kind in (*self.mix, self.kind):
+            type = self._type(kind)
+            check_storage(type)
+            if type.scale == "s4" and (type.kind != "i4" or type.asym or type.group <= 0):
+                raise InputError(f"pass '{NAME}': s4 is the scale of symmetric i4 groups, not of {type}")
         for name, text in (("embedding", self.embedding), ("head", self.head)):
             _element(name, text)
         if bool(self.mix) != (self.bits is not None or self.budget is not None):
@@ -140,8 +144,6 @@ class Int4Packing:
         if self.mix and (len(bits) < 2 or bits != sorted(set(bits))):
             raise InputError(f"option 'mix' of pass '{NAME}' lists two kinds or more, from few bits to many, got "
                              f"{', '.join(self.mix)}")
-        for kind in self.mix:
-            check_storage(self._type(kind))
 
     def _type(self, kind: str) -> Storage:
         asym = self.asym and kind not in ("nf4", "fp4", "t2") if self.mix else self.asym

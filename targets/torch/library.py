@@ -19,6 +19,7 @@ __all__ = [
     "attend_latent",
     "causal_mask",
     "depthwise_conv1d",
+    "fake_quant",
     "full_precision",
     "gather",
     "group_mask",
@@ -310,6 +311,32 @@ def sort(x: Tensor, axis: int, descending: bool) -> tuple[Tensor, Tensor]:
     """A stable sort."""
     values, indices = x.sort(dim=axis, descending=descending, stable=True)
     return values, indices
+
+
+def fake_quant(w: Tensor, kind: str, group: int = 0, asym: bool = False, scale: str = "f16") -> Tensor:
+    """Round w to a storage type and back by the rules of omnic.ir.packing; the gradient passes as if nothing was done.
+
+    Straight-through estimator (arXiv:1308.3432).  ``kind`` is t2 or iN, groups of ``group`` numbers of the last dim
+    (0 = all of it) share a scale.
+    """
+    x = w.detach().unflatten(-1, (-1, group)) if group else w.detach()[..., None, :]
+    zero = 0.0
+    if kind == "t2":
+        step = (x.abs().sum(-1, keepdim=True, dtype=torch.float64).float() / x.shape[-1])
+        low, top = -1.0, 1.0
+    elif asym:
+        top = 2.0 ** int(kind[1:]) - 1
+        least, low = x.amin(-1, keepdim=True).clamp(max=0), 0.0
+        step = (x.amax(-1, keepdim=True).clamp(min=0) - least) / top
+    else:
+        top = 2.0 ** (int(kind[1:]) - 1) - 1
+        step, low = x.abs().amax(-1, keepdim=True) / top, -top - 1
+    step = step.half().float() if scale == "f16" else step
+    divisor = torch.where(step > 0, step, 1.0)
+    if asym:
+        zero = (-least / divisor).round().clamp(0, top)
+    rounded = (((x / divisor).round() + zero).clamp(low, top) - zero) * step
+    return w + (rounded.flatten(-2).reshape(w.shape) - w).detach()
 
 
 def depthwise_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -7,7 +7,8 @@ from dataclasses import fields
 from omnic.errors import InputError
 from omnic.ir.rope import rope_frequencies
 from omnic.ir.router_training import RouterTraining
-from omnic.targets.torch.text.core import CORE, Code, Lowering, Pen, call
+from omnic.ir.types import DType
+from omnic.targets.torch.text.core import CORE, Code, Lowering, Pen, call, torch_dtype
 from omnic.targets.torch.text.steps import Step
 
 __all__ = ["TRAINING", "activation"]
@@ -37,6 +38,19 @@ def _linear(pen: Pen, step: Step) -> Code:
 def _embedding(pen: Pen, step: Step) -> Code:
     w, tokens = step.operands
     return call("F.embedding", pen.arg(tokens), pen.arg(w))
+
+
+def _fake_quant(pen: Pen, step: Step) -> Code:
+    to, x = step.attrs["to"], step.operands[0]
+    if isinstance(to, DType):
+        return Code(f"{pen.atom(x)}.to({torch_dtype(to)}).float()")
+    if to.kind in ("nf4", "fp4") or to.scale not in ("f16", "f32") or to.axis != -1 or to.group < 0:
+        raise InputError(f"{step.scope}: {to} cannot be trained", "integers and t2 in groups of the last dim can")
+    size = x.type.shape[-1] if x is not None else 0
+    if to.group and int(str(size)) % to.group:
+        raise InputError(f"{step.scope}: a last group that is short cannot be trained: {to} of {size} numbers")
+    words = [pen.arg(x), f'"{to.kind}"', str(to.group), "asym=True" if to.asym else ""]
+    return call(pen.helper("fake_quant"), *words, 'scale="f32"' if to.scale == "f32" else "")
 
 
 def _act(pen: Pen, step: Step) -> Code:
@@ -151,6 +165,7 @@ TRAINING: dict[str, Lowering] = {
     "linear": _linear,
     "embedding": _embedding,
     "act": _act,
+    "fake_quant": _fake_quant,
     "gated_act": _gated_act,
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,
