@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 
 from omnic.ir.dims import Dim, Expr, product, symbols
-from omnic.ir.graph import Recipe
+from omnic.ir.graph import Recipe, Value
 from omnic.ir.types import DType
 from omnic.models.onnx.converter import Converter, Refusal
 from omnic.models.onnx.kinds import Causal, Flow, Known, Past, Sizes, Stored, Tensor, Uniform
@@ -16,7 +16,7 @@ from omnic.models.onnx.lower.elementwise import Lowering
 from omnic.models.onnx.node import OnnxNode
 from omnic.models.onnx.symbolic import divided
 
-__all__ = ["SHAPES"]
+__all__ = ["SHAPES", "cut", "transposed"]
 
 
 def _relaid(c: Converter, x: Tensor, shape: Sequence[Dim]) -> Tensor:
@@ -224,7 +224,7 @@ def _split(c: Converter, node: OnnxNode) -> tuple[Tensor, ...]:
         first: Dim = 0
         out: list[Tensor] = []
         for size in sizes:
-            out.append(_cut(c, x, axis, first, first + size))
+            out.append(cut(c, x, axis, first, first + size))
             first = first + size
         return tuple(out)
     flow = c.emit(x)
@@ -248,7 +248,7 @@ def _slice(c: Converter, node: OnnxNode) -> Tensor:
         if step != 1:
             x = _every(c, x, at, first, _bound(last, size), step)
             continue
-        x = _cut(c, x, at, _bound(first, size), _bound(last, size))
+        x = cut(c, x, at, _bound(first, size), _bound(last, size))
     return x
 
 
@@ -259,7 +259,7 @@ def _every(c: Converter, x: Tensor, axis: int, first: Dim, last: Dim, step: Dim)
     if count is None or last != size or first not in range(int(str(step))):
         raise Refusal(f"a slice {first}..{last} in steps of {step}")
     table = _relaid(c, x, (*x.shape[:axis], count, step, *x.shape[axis + 1 :]))
-    column = _cut(c, table, axis + 1, first, first + 1)
+    column = cut(c, table, axis + 1, first, first + 1)
     return _relaid(c, column, (*x.shape[:axis], count, *x.shape[axis + 1 :]))
 
 
@@ -273,7 +273,7 @@ def _bound(bound: Dim, size: Dim) -> Dim:
     return bound
 
 
-def _cut(c: Converter, x: Tensor, axis: int, first: Dim, last: Dim) -> Tensor:
+def cut(c: Converter, x: Tensor, axis: int, first: Dim, last: Dim) -> Tensor:
     """Return x[first:last] along ``axis``.  A start that holds the past is looked up row by row."""
     size = x.shape[axis]
     if first == 0 and last == size:
@@ -300,7 +300,31 @@ def _cut(c: Converter, x: Tensor, axis: int, first: Dim, last: Dim) -> Tensor:
             return Stored(recipe, tuple(int(d) for d in shape if isinstance(d, int)), x.dtype, x.label)
     c.table_needs(size, last)
     flow = c.emit(x)
+    inside = _pieces(c, flow, axis + flow.lifted, first, last)
+    if inside is not None:
+        return inside
     return Flow(c.f.op("slice", flow.value, axis=axis + flow.lifted, start=(first,), stop=(last,)), flow.lifted)
+
+
+def _pieces(c: Converter, flow: Flow, axis: int, first: Dim, last: Dim) -> Flow | None:
+    """Return the operands of a concat that a slice of it consists of, when it cuts through none."""
+    made = c.made_by(flow.value)
+    if made is None or made.op != "concat" or made.attrs["axis"] != axis:
+        return None
+    at: Dim = 0
+    kept: list[Value] = []
+    edges: list[Dim] = [0]
+    for operand in made.operands:
+        assert operand is not None
+        size = operand.type.shape[axis]
+        fixed = isinstance(at, int) and isinstance(first, int) and isinstance(last, int) and isinstance(size, int)
+        if fixed and first <= at and at + size <= last:
+            kept.append(operand)
+        at = at + size
+        edges.append(at)
+    if first not in edges or last not in edges or not kept:
+        return None
+    return Flow(kept[0] if len(kept) == 1 else c.f.op("concat", *kept, axis=axis), flow.lifted)
 
 
 def _tile(c: Converter, node: OnnxNode) -> Tensor:
@@ -338,8 +362,7 @@ def _pad(c: Converter, node: OnnxNode) -> Tensor:
         if not isinstance(before, int) or not isinstance(after, int) or value is None:
             raise Refusal("padding that depends on the sizes of the inputs")
         if before < 0 or after < 0:
-            cut = _cut(c, flow, axis, max(-before, 0), flow.shape[axis] - max(-after, 0))
-            flow = c.emit(cut)
+            flow = c.emit(cut(c, flow, axis, max(-before, 0), flow.shape[axis] - max(-after, 0)))
             before, after = max(before, 0), max(after, 0)
         if before or after:
             flow = c.unary("pad", flow, axis=axis + flow.lifted, before=before, after=after, value=float(value))
