@@ -24,6 +24,7 @@ from omnic.runtime.tokenizer import Tokenizer
 from omnic.spec import Spec
 from omnic.training import evaluate as evaluation
 from omnic.training.checkpoint import latest, load_checkpoint
+from omnic.training.compile_cache import CompileCache
 from omnic.training.config import TrainConfig
 from omnic.training.corpus import load_corpus
 from omnic.training.data import tokenize
@@ -71,6 +72,8 @@ class Request:
         memory: bytes the run may take; None takes what the machine has available.
         config: the recipe.
         force: replace a run of another identity in ``out``.
+        compiled: folder that keeps compiled code beyond the run, shared with other runs; None keeps it in
+            ``out`` until the run is finished.
     """
 
     spec: Spec
@@ -85,6 +88,7 @@ class Request:
     memory: int | None = None
     config: TrainConfig = field(default_factory=TrainConfig)
     force: bool = False
+    compiled: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse a request that cannot be carried out."""
@@ -163,6 +167,12 @@ class _Run:
         if resumed and finished.exists():
             self.progress.say(f"{self.folder.path} is finished; --force trains anew")
             return Result(self.folder.path, json.loads(finished.read_text("utf-8")))
+        with CompileCache(self.folder.path, self.progress.say, self.request.compiled) as cache:
+            result = self._train()
+            cache.drop()
+        return result
+
+    def _train(self) -> Result:
         self.corpus = load_corpus(self.config.corpus)
         front = build(self.spec)
         self.experts = experts_of(front)
