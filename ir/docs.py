@@ -26,7 +26,7 @@ _PROSE = Path(__file__).parent / "docs_prose.md"
 _CHAPTERS = (
     ("Composites: products and embeddings", ("linear",)),
     ("Composites: norms and positions", ("norms", "rope")),
-    ("Composites: attention", ("attention", "mla")),
+    ("Composites: attention", ("attention", "block_attention", "mla")),
     ("Composites: mixture of experts", ("moe",)),
     ("Composites: heads", ("heads",)),
     ("Composites: recurrences and pooling", ("recurrent",)),
@@ -38,7 +38,7 @@ _CHAPTERS = (
     ("Core: shapes", ("shape",)),
     ("Core: indices and order", ("index",)),
     ("Core: storage types", ("quant",)),
-    ("Core: states", ("cache",)),
+    ("Core: states", ("cache", "cache_blocks")),
 )
 
 

@@ -1,6 +1,7 @@
 """All ops.  Importing this package registers them; a new file of ops is one line here."""
 
 from omnic.ir.ops import attention as attention
+from omnic.ir.ops import block_attention as block_attention
 from omnic.ir.ops import cache as cache
 from omnic.ir.ops import cache_blocks as cache_blocks
 from omnic.ir.ops import conv as conv
