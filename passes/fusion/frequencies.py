@@ -20,7 +20,7 @@ from omnic.ir.rope import rope_frequencies
 __all__ = ["Frequencies", "fit"]
 
 # A frequency computed in f32 is off by a few units in the last place.
-_CLOSE = 1e-6
+_CLOSE, _EXACT = 1e-6, 1e-12
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def fit(table: tuple[Array, Array], context: int, exact: bool = False) -> Freque
             wanted, gain = rope_frequencies(dims=2 * len(theta), **guess.attrs())
         except InputError:
             continue
-        if np.allclose(theta, wanted, rtol=1e-12 if exact else _CLOSE, atol=0) and math.isclose(gain, length, rel_tol=_CLOSE):
+        close = _EXACT if exact else _CLOSE
+        if np.allclose(theta, wanted, rtol=close, atol=0) and math.isclose(gain, length, rel_tol=close):
             return guess
     return None
 

@@ -65,8 +65,8 @@ class AttentionFusion:
 
     Result::
 
-        %i = iota() {size = [T]} : i64[T]
-        %q_index = broadcast(%i) {shape = [B, T]} : i64[B, T]
+        %iota = iota() {size = [T]} : i64[T]
+        %q_index = broadcast(%iota) {shape = [B, T]} : i64[B, T]
         %y = attention(%q, %k, %v, %q_index, %q_index) {scale = 0.25} : f32[B, 2, T, 8]
 
     Attributes:
@@ -90,10 +90,11 @@ class AttentionFusion:
         changed = any(r.message.startswith("applied") for r in remarks)
         if not changed:
             return PassResult(module, False, tuple(remarks))
-        return PassResult(_without_idle_weights(fused), True, tuple(remarks))
+        idle = _used(module) - _used(fused)
+        kept = {name: w for name, w in fused.weights.items() if name not in idle}
+        return PassResult(replace(fused, weights=kept), True, tuple(remarks))
 
 
-def _without_idle_weights(module: Module) -> Module:
-    """Return the module without the weights that no function reads: those that derived ones took the place of."""
-    used = {name for function in module.functions.values() for name in function.weights()}
-    return replace(module, weights={name: w for name, w in module.weights.items() if name in used})
+def _used(module: Module) -> set[str]:
+    """Return the weights that some function reads: derived ones take the place of others, which then go."""
+    return {name for function in module.functions.values() for name in function.weights()}

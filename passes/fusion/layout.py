@@ -70,7 +70,7 @@ def heads_of(look: Look, operand: Value, batch: Dim, tokens: Dim, width: Dim, mo
              dims: dict[str, int], swapped: bool) -> list[Heads]:
     """Return the readings of a product's operand as heads [batch, G, tokens, width], G a divisor of ``most``.
 
-    The first is the best: fewest heads, then nearest.  ``swapped`` says that the operand holds [.., width, tokens].
+    The first is the best.  ``swapped`` says that the operand holds [.., width, tokens].
     """
     factors: dict[Node, float] = {}
 
@@ -91,7 +91,13 @@ def heads_of(look: Look, operand: Value, batch: Dim, tokens: Dim, width: Dim, mo
             heads = _trace(look, operand, value, shape, split, swap, dims, swapped, distance)
             if heads is not None:
                 found.append(heads)
-    return sorted(found, key=lambda h: (h.shape[1], h.swap or h.split is not None, h.distance))
+    return sorted(found, key=_preference)
+
+
+def _preference(heads: Heads) -> tuple[int, bool, int]:
+    """Fewest heads; then what needs no new layout, the farthest of those; else the nearest."""
+    moved = heads.swap or heads.split is not None
+    return int(str(heads.shape[1])), moved, heads.distance if moved else -heads.distance
 
 
 def _readings(value: Value, batch: Dim, tokens: Dim, width: Dim, most: int

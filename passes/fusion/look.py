@@ -284,8 +284,12 @@ def _build(look: Look, fusion: Fusion, plans: Mapping[Node, Plan], weights: dict
         plan = plans.get(node)
         if plan is None:
             continue
+        start = len(b.nodes)
         with b.at(node):
             made = plan.build(Site(b, current, weights))
+        if plan.replaces == node.results and len(b.nodes) == start + 1 and b.nodes[start].op == node.op:
+            # One op for the same op: the place in the model is the same, so is its name.
+            b.nodes[start] = replace(b.nodes[start], name=node.name)
         for before, after in zip(plan.replaces, made, strict=True):
             found[before] = after
             if after not in old and not after.weight:
