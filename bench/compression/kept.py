@@ -35,6 +35,28 @@ def key_of(subject: Subject, candidate: Candidate, evaluator: str) -> str:
     return digest.hexdigest()
 
 
+def remember(subject: Subject, row: str, key: str, **figures: float) -> None:
+    """Note under which key the last score of a row is, with its other figures."""
+    file = FOLDER / f"rows-{subject.sha256[:16]}-{row_file(row)}.json"
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"key": key, **figures}), encoding="utf-8")
+
+
+def recall(subject: Subject, row: str) -> tuple[Score, dict[str, float]] | None:
+    """Return the last score of a row and its other figures, or None when it was never measured."""
+    file = FOLDER / f"rows-{subject.sha256[:16]}-{row_file(row)}.json"
+    if not file.is_file():
+        return None
+    figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    score = FOLDER / f"{figures.pop('key')}.json"
+    return (Score.of_dict(json.loads(score.read_text(encoding="utf-8"))), figures) if score.is_file() else None
+
+
+def row_file(row: str) -> str:
+    """Return the name of a row as part of a file name."""
+    return "".join(c if c.isalnum() else "-" for c in row)
+
+
 def kept_score(key: str, make: Callable[[], Score]) -> tuple[Score, bool]:
     """Return the score of ``key`` and whether it was measured before; ``make`` measures it otherwise."""
     file = FOLDER / f"{key}.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.compression.bars import Measured
 from bench.compression.candidates import Candidate, body, in_llama_cpp, through_passes, trained
-from bench.compression.kept import kept_score, key_of
+from bench.compression.kept import kept_score, key_of, recall, remember
 from bench.compression.rows import Row
 from bench.compression.scoring import FOLDER, Logits, Score, Subject, reference_logits, torch_logits
 from omnic.compiler.lowering import pass_context
@@ -67,8 +67,17 @@ class Bench:
         key = key_of(self.subject, run, evaluator)
         score, kept = kept_score(key, lambda: self.score(run, evaluator))
         per_token = state_bytes_per_token(candidate.module, self.subject.spec.capacity)
-        found = Measured(row, candidate.weight_bytes, candidate.bits_per_weight, per_token, score)
-        return found, kept, time.process_time() - began
+        size, bits = candidate.weight_bytes, candidate.bits_per_weight
+        remember(self.subject, row.name, key, weight_bytes=size, bits=bits, kv_bytes=per_token)
+        return Measured(row, size, bits, per_token, score), kept, time.process_time() - began
+
+    def last(self, row: Row) -> Measured | None:
+        """Return what was last measured of a row on this checkpoint, or None."""
+        found = recall(self.subject, row.name)
+        if found is None:
+            return None
+        score, figures = found
+        return Measured(row, int(figures["weight_bytes"]), figures["bits"], figures["kv_bytes"], score)
 
     def check(self, rows: Iterable[Row], windows: int = 16) -> list[tuple[str, float, float]]:
         """Return the KL of rows by torch and by the reference on the same windows."""

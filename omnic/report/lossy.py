@@ -57,7 +57,7 @@ class Lossy:
         weights: every weight of the bundle.
         states: every state of the bundle.
         capacity: tokens that a linear state holds.
-        predicted: bytes of the states of ``forward``, one row, from their types.
+        predicted: bytes of all states, one row at capacity, from their types.
         measured: the same as the session holds them; None where no session was opened.
     """
 
@@ -86,8 +86,7 @@ def lossy_facts(bundle: Bundle, profile: Mapping[str, Any] | None) -> Lossy:
         {n: _one_row(s.type, module) for n, s in module.states.items()},
         lambda n: "",
     )
-    held = [p.state for p in module.function("forward").params if p.state]
-    predicted = sum(_one_row(module.states[n].type, module).bytes() for n in held)
+    predicted = sum(s.bytes_after for s in states)
     measured = (profile or {}).get("state_bytes")
     return Lossy(passes, weights, states, bundle.spec.capacity, predicted, measured)
 
@@ -168,6 +167,10 @@ def _lead(lossy: Lossy) -> str:
         f"weights {human_bytes(before)} to {human_bytes(after)} ({after / before:.3f} of it, "
         f"{8 * after / numbers:.2f} bits a number on average)"
     ]
+    calibrated = [w for w in lossy.weights if w.how.startswith("calibrated")]
+    if calibrated:
+        rounded = sum(w.how == "rounded to nearest" for w in lossy.weights)
+        words.append(f"{len(calibrated)} weights calibrated, {rounded} rounded to nearest")
     cold, warm = sum(s.bytes_before for s in lossy.states), sum(s.bytes_after for s in lossy.states)
     if cold and warm != cold:
         words.append(f"states {human_bytes(cold)} to {human_bytes(warm)} ({warm / cold:.3f} of it)")

@@ -126,7 +126,7 @@ def _tiles(facts: Facts) -> str:
     ]
     if parity:
         tiles.append(
-            _tile(f"{parity['ratio']:.1e}", f"parity, bound {parity['bound']:.0e}", "good" if parity["ok"] else "bad")
+            _tile(f"{parity['ratio']:.1e}", _bound_words(parity), "good" if parity["ok"] else "bad")
         )
     if fidelity:
         tiles.append(
@@ -135,6 +135,10 @@ def _tiles(facts: Facts) -> str:
             )
         )
     return f"<div class=tiles>{''.join(tiles)}</div>"
+
+
+def _bound_words(parity: dict[str, Any]) -> str:
+    return f"parity, bound {parity['bound']:.0e}" if parity["bound"] else f"parity, class {parity['class']}"
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Sequence[int] = ()) -> str:

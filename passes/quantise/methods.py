@@ -80,6 +80,9 @@ class Run:
             raise InputError(f"the calibration text has token {top}, @{self.module.name} has a vocabulary of {vocab}",
                              "it was cut by the tokenizer of another model")
         count = min(self.options.windows, len(every.tokens))
+        told = Remark(NAME, f"calibrated on {count} of {len(every.tokens)} windows: {every.text}")
+        if told not in self.remarks:
+            self.remarks.append(told)
         return replace(every, tokens=every.tokens[np.arange(count) * len(every.tokens) // count])
 
     def key(self, what: str, calibration: Calibration | None, **facts: str) -> str:
