@@ -233,6 +233,41 @@ class Converter(Flows):
         seen = self.pad(self.binary("gt" if tensor.flip else "le", column, row), len(tensor.shape))
         return self.cast(self.broadcast(seen, tensor.shape), tensor.dtype)
 
+    # -- attention ----------------------------------------------------------------------------------------
+    def softmax(self, flow: Flow, axis: int) -> Flow:
+        """Return the softmax of a value along one of its dims.
+
+        A graph whose queries see every key needs no mask where the cache holds live tokens only; ours holds
+        more slots than that, so the mask is added.
+        """
+        if flow.shape[axis] == S and not self._masked(flow.value):
+            rank = len(flow.shape)
+            if axis != rank - 1 or rank < 2:
+                raise Refusal("a softmax over the cache that is not over the last dim")
+            rows = flow.shape[-2] if flow.shape[-2] == self.tokens and self.tokens == 1 else 1
+            if rows == self.tokens:
+                seen = self.emit(Causal(S - self.tokens, (*[1] * (rank - 2), rows, S)))
+            else:
+                seen = self.pad(self.binary("lt", self.range_from(0, S), self.dim_value(S)), rank)
+            hidden = Flow(self.f.constant(float("-inf"), flow.dtype))
+            values, lifted = self.aligned(seen, flow, hidden)
+            flow = Flow(self.f.op("where", *values), lifted)
+        return self.unary("softmax", flow, axis=axis + flow.lifted)
+
+    def _masked(self, value: Value) -> bool:
+        """Whether a comparison reaches a value before the products it is made of."""
+        pending, seen = [value], set[Value]()
+        while pending:
+            made = self.made_by(pending.pop())
+            if made is None or made.op in ("matmul", "linear", "cache_read", "embedding"):
+                continue
+            if made.op in ("le", "lt", "ge", "gt"):
+                return True
+            fresh = [v for v in made.inputs() if v not in seen]
+            seen.update(fresh)
+            pending += fresh
+        return False
+
     # -- lookups ------------------------------------------------------------------------------------------
     def row(self, x: Tensor, axis: int, at: Dim, keep: bool) -> Tensor:
         """Return the slice ``at`` of dim ``axis``, which stays as a dim of 1 when ``keep``."""

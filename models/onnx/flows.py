@@ -133,10 +133,6 @@ class Flows:
         """Return an elementwise op of one value."""
         return Flow(self.f.op(op, flow.value, **attrs), flow.lifted)
 
-    def softmax(self, flow: Flow, axis: int) -> Flow:
-        """Return the softmax of a value along one of its dims."""
-        return self.unary("softmax", flow, axis=axis + flow.lifted)
-
     def pick(self, x: Flow, axis: int, index: Flow) -> Flow:
         """Return x with dim ``axis`` replaced by what stands at ``index`` (i64)."""
         if not index.lifted:
