@@ -22,6 +22,7 @@ from omnic.targets.onnx.lower import CACHED, PROFILES, REFUSED
 from omnic.targets.onnx.lower.attend import fused_attention
 from omnic.targets.onnx.lower.composites import position_limit, skip_norm
 from omnic.targets.onnx.lower.core import refuse
+from omnic.targets.onnx.packed import check_packable, write_packed
 from omnic.targets.onnx.plan import Plan, make_plan
 from omnic.targets.onnx.program import METADATA
 from omnic.targets.onnx.tensors import DATA_FILE, TensorTable
@@ -64,6 +65,8 @@ def emit(request: EmitRequest) -> Emitted:
     """
     profile = str(request.options["profile"])
     fused = profile == "fused"
+    if request.options["prepacked"]:
+        check_packable(request.module)
     module = legalise(request.module, int(request.options["accuracy_level"]) if fused else 0)
     tensors = TensorTable()
     programs: dict[str, Program] = {}
@@ -81,11 +84,18 @@ def emit(request: EmitRequest) -> Emitted:
     remarks = [f"{name}: {r}" for name, p in programs.items() for r in p.remarks]
     remarks += stored_remarks(module, fused)
     remarks += [f"weight {name} lies {count} times in {DATA_FILE}" for name, count in tensors.copies().items()]
+    copies: dict[str, int] = {}
+    if request.options["prepacked"]:
+        for done, name in enumerate(programs):
+            request.progress("pack weights", done / len(programs))
+            copies[f"{name}.packed.bin"] = write_packed(request.out, name)
+        total = sum(copies.values())
+        remarks.append(f"prepacked: {total:,} bytes more on disk, of which a session maps what it uses")
     about = {
         name: {k: v for k, v in p.description.items() if k in ("inputs", "states", "results")}
         for name, p in programs.items()
     }
-    interface = {"programs": about, "data": DATA_FILE, "bytes": tensors.bytes}
+    interface = {"programs": about, "data": DATA_FILE, "bytes": tensors.bytes, "copies": copies}
     return Emitted(KIND, module, files, interface, nodes, tuple(remarks))
 
 

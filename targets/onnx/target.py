@@ -28,7 +28,12 @@ from omnic.targets.onnx.tensors import ProgramSource
 __all__ = ["TARGET", "OnnxTarget"]
 
 #: name -> values, the default first
-OPTIONS: Mapping[str, tuple[Any, ...]] = {"profile": tuple(PROFILE_CAPS), "ep": ("cpu",), "accuracy_level": (4, 0)}
+OPTIONS: Mapping[str, tuple[Any, ...]] = {
+    "profile": tuple(PROFILE_CAPS),
+    "ep": ("cpu",),
+    "accuracy_level": (4, 0),
+    "prepacked": (False, True),
+}
 
 
 class OnnxTarget(Target):
@@ -36,7 +41,8 @@ class OnnxTarget(Target):
 
     Options: ``profile`` (``fused``, the default, with ``com.microsoft`` operators; ``plain`` with the
     standard set alone), ``ep`` (execution provider: ``cpu``), ``accuracy_level`` (of products with stored weights:
-    4, the default, quantises activations to 8 bits by block; 0 keeps them in f32).
+    4, the default, quantises activations to 8 bits by block; 0 keeps them in f32), ``prepacked`` (a second copy of
+    the weights, packed for this processor, that sessions map; false by default).
     """
 
     name: ClassVar[str] = "onnx"

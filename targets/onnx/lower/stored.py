@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import onnx_ir as onnx
 
 from omnic.ir.graph import Node, Value
@@ -30,12 +31,15 @@ def product(
     made = w.blocks(*values, expert=expert)
     rows, count = made["codes"].shape[0], form.count
     codes = w.tensor(made["codes"], (rows, count, form.block * form.bits // 8))
+    # Flat, so that a table which an embedding reads too is another initializer there (of the same bytes): a packed
+    # one that two operators share comes back wrong from a prepacked program.
+    scale, zero = (w.tensor(made[p], (int(np.prod(made[p].shape)),)) if p in made else None for p in ("scale", "zero"))
     return w.op(
         "MatMulNBits",
         x,
         codes,
-        w.tensor(made["scale"]),
-        w.tensor(made["zero"]) if "zero" in made else None,
+        scale,
+        zero,
         domain=MICROSOFT,
         K=form.width,
         N=rows,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from omnic.errors import BundleError, InputError
 from omnic.ir.graph import Module, Recipe
 from omnic.ir.numeric import CLASSES, class_of, compare
 from omnic.ir.packing import QTensor, quantise
@@ -192,3 +194,32 @@ def test_the_choice_of_blocks(type: str, width: int, bits: int, block: int, acti
     form = blocks_of(parse_element(type), width)  # type: ignore[arg-type]
     assert isinstance(form, Blocks)
     assert (form.bits, form.block, form.activation) == (bits, block, activation)
+
+
+@pytest.mark.parametrize("text", [TIED, spec_text(ffn=DENSE)], ids=["tied", "untied"])
+def test_prepacked_programs_compute_the_same(text: str, tmp_path: Path) -> None:
+    module, weights = stored(*model(text, 3.0), "i4<g32>")
+    made = emitted(module, weights, tmp_path, "fused", prepacked=True)
+    assert (tmp_path / "forward.packed.onnx").is_file()
+    size = (tmp_path / "forward.packed.bin").stat().st_size
+    assert made.interface["copies"] == {"forward.packed.bin": size}
+    assert f"prepacked: {size:,} bytes more on disk, of which a session maps what it uses" in made.remarks
+    agrees(made.module, weights, tmp_path)
+    codes_come_back(made.module, weights, tmp_path)
+
+
+def test_prepacked_experts_are_refused(tmp_path: Path) -> None:
+    module, weights = stored(*model(moe("swiglu"), 3.0), "i4<g32>")
+    with pytest.raises(InputError, match=r"onnx cannot prepack blocks.0.ffn: ONNX Runtime crashes") as error:
+        emitted(module, weights, tmp_path, "fused", prepacked=True)
+    assert error.value.hint == "leave out prepacked: true"
+
+
+def test_a_packing_of_another_machine_is_refused(tmp_path: Path) -> None:
+    module, weights = stored(*model(TIED, 3.0), "i4<g32>")
+    made = emitted(module, weights, tmp_path, "fused", prepacked=True)
+    about = json.loads((tmp_path / "packed.json").read_text())
+    (tmp_path / "packed.json").write_text(json.dumps({**about, "onnxruntime": "1.0.0"}))
+    with pytest.raises(BundleError, match=r"the weights were packed for onnxruntime 1.0.0 and not \d") as error:
+        session_of(made.module, tmp_path).forward(np.zeros((1, 1), np.int64))
+    assert error.value.hint == "compile here with prepacked: true, or anywhere with prepacked: false"

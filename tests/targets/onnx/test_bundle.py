@@ -26,7 +26,7 @@ ODD = "tie: true\ndtype: bf16\nbias: true\nheads: {mtp: {kind: block, depth: 1}}
 
 
 def test_options_have_defaults_and_are_checked() -> None:
-    assert TARGET.options({}) == {"profile": "fused", "ep": "cpu", "accuracy_level": 4}
+    assert TARGET.options({}) == {"profile": "fused", "ep": "cpu", "accuracy_level": 4, "prepacked": False}
     assert TARGET.options({"accuracy_level": "0"})["accuracy_level"] == 0
     with pytest.raises(InputError, match="target onnx: accuracy_level must be one of 4, 0, not '3'"):
         TARGET.options({"accuracy_level": 3})
