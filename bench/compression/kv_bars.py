@@ -33,7 +33,8 @@ def judge_states(model: str, found: Found) -> list[dict[str, Any]]:
                 row(f"{model}: fewer bytes than the same heads as MHA at f16", figure, ">= 7x", plain / kept >= 7)
             )
     else:
-        cost("i4 g64 asym", 0.2, "KV at i4 asymmetric")
+        for name in ("i4 g64 asym", "i4 g32 asym", "K i4 per channel, V i4"):
+            cost(name, 0.2, "KV at i4 asymmetric")
     blocks, tokens = "K i4 per channel, V i4", "i4 g64 asym"
     if model == "tiny" and blocks in found and tokens in found:
         value, error = kl_ratio(found[blocks].score, found[tokens].score)
