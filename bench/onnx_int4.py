@@ -51,7 +51,7 @@ def genai_folder(spec: Spec, group: int, threads: int) -> Path:
     out = FOLDER / f"genai-int4-g{group}"
     if not (out / "genai_config.json").is_file():
         source = huggingface_folder(spec, FOLDER / "huggingface")
-        options = [f"int4_block_size={group}", "int4_accuracy_level=4", "prune_lm_head=true"]
+        options = [f"block_size={group}", "int4_accuracy_level=4", "prune_lm_head=true"]
         builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(out)]
         builder += ["-p", "int4", "-e", "cpu", "-c", str(FOLDER / "cache"), "--extra_options", *options]
         subprocess.run(builder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

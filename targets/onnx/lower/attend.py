@@ -8,20 +8,24 @@ valid and B = 1 or T = 1, else scatter and standard Attention.  Both write the s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as onnx
+from numpy.typing import NDArray
 
+from omnic.ir.dims import Dim
 from omnic.ir.graph import Node, Value
 from omnic.ir.types import Storage
 from omnic.targets.onnx.lower.composites import project, rope_inputs, rotate
 from omnic.targets.onnx.lower.states import (
+    Places,
     additive_mask,
     live,
     live_codes,
     live_count,
     live_numbers,
-    prepare_write,
+    places_of,
     slot_index,
     slots_of,
     write_codes,
@@ -40,35 +44,63 @@ def _operand(node: Node, place: int) -> Value:
 
 
 # -- masks ----------------------------------------------------------------------------------------------
-def _mask(w: GraphWriter, cached: Cached, unless: onnx.Value | None = None) -> tuple[onnx.Value, onnx.Value]:
-    """(mask f32 [B, 1, T, n], n): shared by every layer with the same states' capacity and window.
-
-    Where ``unless`` holds nothing reads the mask, and it is not computed.
-    """
-    node = cached.node
-    q_index, parents = (
-        (_operand(node, 3), node.operands[6]) if node.op == "attention" else (_operand(node, 6), node.operands[8])
-    )
-    slots = slots_of(_operand(cached.writes[0], 0))
-    window = int(attrs_of(node)["window"])
-    key = ("mask", q_index, parents, cached.start, cached.length, slots, cached.ring, window, unless)
+def _mask(w: GraphWriter, cached: Cached) -> tuple[onnx.Value, onnx.Value]:
+    """(mask f32 [B, 1, T, n], n): shared by every layer with the same states' capacity and window."""
+    key = ("mask", *_masked_by(cached))
     if key not in w.memo:
+        node, slots = cached.node, slots_of(_operand(cached.writes[0], 0))
+        q_index, parents = _queries(node)
         count = live_count(w, cached.start, cached.length, slots, cached.ring)
         index = slot_index(w, cached.start, cached.length, slots, cached.ring, count)
-        query, tree = w.need(q_index), None
-        if parents is not None:
-            tree = _related(w, parents), w.need(cached.start)
+        tree = None if parents is None else (_related(w, parents), w.need(cached.start))
+        w.memo[key] = additive_mask(w, index, w.need(q_index), int(attrs_of(node)["window"]), tree), count
+    return w.memo[key]
+
+
+def _queries(node: Node) -> tuple[Value, Value | None]:
+    """(index of the queries, their parents)."""
+    if node.op == "attention":
+        return _operand(node, 3), node.operands[6]
+    return _operand(node, 6), node.operands[8]
+
+
+def _masked_by(cached: Cached) -> tuple[Any, ...]:
+    """What a mask depends on."""
+    slots = slots_of(_operand(cached.writes[0], 0))
+    window = int(attrs_of(cached.node)["window"])
+    return (*_queries(cached.node), cached.start, cached.length, slots, cached.ring, window)
+
+
+def _general(w: GraphWriter, cached: Cached, unless: onnx.Value, tokens: Dim) -> tuple[onnx.Value, onnx.Value, Places]:
+    """(mask, n, places of the tokens) that the general form reads; where ``unless`` holds, nothing is computed."""
+    key = ("general", *_masked_by(cached), unless)
+    if key not in w.memo:
+        w.need(_queries(cached.node)[0])
+        w.dim(tokens)
+        state = _operand(cached.writes[0], 0)
 
         def build() -> list[onnx.Value]:
-            return [additive_mask(w, index, query, window, tree)]
+            # What is made in here is not to be read outside of it.
+            outside = dict(w.memo)
+            mask, count = _mask(w, cached)
+            places = places_of(w, state, cached.start, cached.length, tokens)
+            w.memo.clear()
+            w.memo.update(outside)
+            return [mask, count, places.valid, places.first, places.every]
 
-        if unless is None:
-            mask = build()[0]
-        else:
-            nothing = w.const(np.zeros((1, 1, 1, 1), np.float32))
-            kind = [onnx.TensorType(onnx.DataType.FLOAT)]
-            mask = w.branch(unless, kind, lambda: [w.op("Identity", nothing)], build)[0]
-        w.memo[key] = mask, count
+        nothing: list[NDArray[Any]] = [
+            np.zeros((1, 1, 1, 1), np.float32),
+            np.ones(1, np.int64),
+            np.ones((1, 1), np.bool_),
+            np.zeros(1, np.int64),
+            np.zeros((1, 1), np.int64),
+        ]
+        kinds = (onnx.DataType.FLOAT, onnx.DataType.INT64, onnx.DataType.BOOL, onnx.DataType.INT64, onnx.DataType.INT64)
+        constants = [w.const(n, n.dtype) for n in nothing]
+        found = w.branch(
+            unless, [onnx.TensorType(k) for k in kinds], lambda: [w.op("Identity", c) for c in constants], build
+        )
+        w.memo[key] = found[0], found[1], Places(*found[2:])
     return w.memo[key]
 
 
@@ -217,10 +249,8 @@ def fused_attention(w: GraphWriter, fused: Fused) -> None:
     cached = fused.cached
     heads, kv_heads, size = _sizes(fused)
     fits, last, total = _fits(w, cached)
-    mask, count = _mask(w, cached, unless=fits)
-    states, tokens = [_operand(c, 0) for c in cached.writes], cached.node.result.type.shape[2]
-    for state in states:
-        prepare_write(w, state, cached.start, cached.length, tokens)
+    states = [_operand(c, 0) for c in cached.writes]
+    mask, count, places = _general(w, cached, fits, cached.node.result.type.shape[2])
     packed: onnx.Value | None = None
     parts: list[onnx.Value] = []
     if fused.linears is not None:
@@ -278,15 +308,11 @@ def fused_attention(w: GraphWriter, fused: Fused) -> None:
         if turn is not None:
             q, k = rotate(w, q, turn, None), rotate(w, k, turn, None)
         if scales is None:
-            after = [
-                write_tokens(w, s, x, tokens, cached.start, cached.length) for s, x in zip(states, (k, v), strict=True)
-            ]
+            after = [write_tokens(w, s, x, places) for s, x in zip(states, (k, v), strict=True)]
             seen = [live(w, x, s, count) for x, s in zip(after, states, strict=True)]
         else:
             units = [w.op("Div", x, s) for x, s in zip((k, v), scales, strict=True)]
-            codes = [
-                write_codes(w, s, x, tokens, cached.start, cached.length) for s, x in zip(states, units, strict=True)
-            ]
+            codes = [write_codes(w, s, x, places) for s, x in zip(states, units, strict=True)]
             after = [c[""] for c in codes]
             numbers = [live_codes(w, c, s, count) for c, s in zip(codes, states, strict=True)]
             seen = [w.op("Mul", x, s) for x, s in zip(numbers, scales, strict=True)]

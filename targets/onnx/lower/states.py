@@ -8,6 +8,7 @@ slot is ever written that the row does not own (docs/targets_onnx.md, "Ragged ba
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as onnx
@@ -20,7 +21,18 @@ from omnic.targets.onnx.codes import buffers, decode, encode
 from omnic.targets.onnx.lower.core import refuse
 from omnic.targets.onnx.writer import GraphWriter, attrs_of, element_type
 
-__all__ = ["TABLE", "additive_mask", "live", "live_count", "live_codes", "live_numbers", "write_codes", "write_tokens"]
+__all__ = [
+    "TABLE",
+    "Places",
+    "additive_mask",
+    "live",
+    "live_codes",
+    "live_count",
+    "live_numbers",
+    "places_of",
+    "write_codes",
+    "write_tokens",
+]
 
 Lowering = Callable[[GraphWriter, Node], None]
 
@@ -50,10 +62,24 @@ def _valid(w: GraphWriter, length: Value, tokens: Dim) -> onnx.Value:
     return w.memo[key]
 
 
-def prepare_write(w: GraphWriter, state: Value, start: Value, length: Value, tokens: Dim) -> None:
-    """Make what :func:`write_tokens` shares between states, outside of any branch."""
-    _valid(w, length, tokens)
-    _slots(w, start, slots_of(state), tokens)
+@dataclass(frozen=True)
+class Places:
+    """Where the tokens of a call go.
+
+    Attributes:
+        valid: bool [B, T], whether the token is one of its row's.
+        first: i64 [B], slot of the first token.
+        every: i64 [B, T], slot of every token.
+    """
+
+    valid: onnx.Value
+    first: onnx.Value
+    every: onnx.Value
+
+
+def places_of(w: GraphWriter, state: Value, start: Value, length: Value, tokens: Dim) -> Places:
+    """Return where the tokens of a call go in a state."""
+    return Places(_valid(w, length, tokens), *_slots(w, start, slots_of(state), tokens))
 
 
 def _slots(w: GraphWriter, start: Value, slots: int, tokens: Dim) -> tuple[onnx.Value, onnx.Value]:
@@ -67,30 +93,25 @@ def _slots(w: GraphWriter, start: Value, slots: int, tokens: Dim) -> tuple[onnx.
     return w.memo[key]
 
 
-def write_tokens(w: GraphWriter, state: Value, x: onnx.Value, tokens: Dim, start: Value, length: Value) -> onnx.Value:
-    """Return a plain ``state`` with the valid ones of the ``tokens`` tokens of x [B, ..., T, D] written."""
+def write_tokens(w: GraphWriter, state: Value, x: onnx.Value, places: Places) -> onnx.Value:
+    """Return a plain ``state`` with the valid tokens of x [B, ..., T, D] written."""
     if state.type.element == DType.F16:
         x = w.op("Cast", x, to=onnx.DataType.FLOAT16)
-    return _scatter(w, state, w.need(state), x, tokens, start, length)
+    return _scatter(w, state, w.need(state), x, places)
 
 
-def write_codes(
-    w: GraphWriter, state: Value, x: onnx.Value, tokens: Dim, start: Value, length: Value
-) -> dict[str, onnx.Value]:
+def write_codes(w: GraphWriter, state: Value, x: onnx.Value, places: Places) -> dict[str, onnx.Value]:
     """Return the buffers of a ``state`` of codes with the valid tokens of x [B, ..., T, D] written."""
     element, old = state.type.element, w.state_parts(state)
     assert isinstance(element, Storage)
     made = encode(w, x, element, state.type.rank, int(str(state.type.shape[-1])))
-    return {s: _scatter(w, state, old[s], made[s], tokens, start, length) for s in old}
+    return {s: _scatter(w, state, old[s], made[s], places) for s in old}
 
 
-def _scatter(
-    w: GraphWriter, state: Value, old: onnx.Value, x: onnx.Value, tokens: Dim, start: Value, length: Value
-) -> onnx.Value:
+def _scatter(w: GraphWriter, state: Value, old: onnx.Value, x: onnx.Value, places: Places) -> onnx.Value:
     """Return one buffer of a state with tokens written."""
     rank = state.type.rank
-    valid = _valid(w, length, tokens)
-    first, every = _slots(w, start, slots_of(state), tokens)
+    valid, first, every = places.valid, places.first, places.every
     if rank == 3:
         held = w.op("GatherND", old, w.op("Unsqueeze", every, w.ints(2)), batch_dims=1)
         keep = w.op("Unsqueeze", valid, w.ints(2))
@@ -195,11 +216,11 @@ def _write(w: GraphWriter, node: Node) -> None:
     assert length is not None
     element, tokens = state.type.element, x.type.shape[-2]
     if isinstance(element, Storage):
-        w.bind_state(node.result, write_codes(w, state, w.need(x), tokens, start, length))
+        w.bind_state(node.result, write_codes(w, state, w.need(x), places_of(w, state, start, length, tokens)))
         return
     if element == DType.BF16:
         raise refuse(node, f"a state of {element} has no in-place update here", "set kv_dtype to f32 or f16")
-    found = write_tokens(w, state, w.need(x), x.type.shape[-2], start, length)
+    found = write_tokens(w, state, w.need(x), places_of(w, state, start, length, tokens))
     w.bind(node.result, found, element_type(state.type, state=True))
 
 
