@@ -134,3 +134,15 @@ def test_a_table_of_positions_bounds_the_capacity(exports_folder: Path) -> None:
     assert module.meta["capacity"] == 64
     with pytest.raises(InputError, match="has tables of 64 positions, the capacity is 65"):
         import_onnx(path, 65)
+
+
+@pytest.mark.parametrize("profile", ["fused", "plain"])
+def test_an_imported_decoder_goes_through_the_onnx_target(profile: str, exports_folder: Path, tmp_path: Path) -> None:
+    """Back to ONNX, with its states in place and one program for prefill and decode."""
+    from tests.targets.onnx.helpers import emitted, session_of
+
+    module, weights = import_onnx(exported("llama", "trace", exports_folder), 32, batch=1)
+    calls = calls_of(module, 1)
+    program = session_of(emitted(module, weights, tmp_path, profile).module, tmp_path)
+    for tokens, wanted in zip(calls, imported(module, weights, calls), strict=True):
+        assert error(program.forward(tokens).logits, wanted) < F32
