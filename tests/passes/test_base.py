@@ -40,9 +40,9 @@ def test_every_pass_is_a_frozen_dataclass_with_rules_and_an_example(name: str) -
     assert cls.__dataclass_params__.frozen
     text = cls.__doc__
     assert re.search(r"^\s*1\. ", text, re.M)
-    assert "Given" in text
-    assert "Result" in text
-    assert text.index("Given") < text.index("Result")
+    given, result = (re.search(rf"^\s*{word}\b.*:$", text, re.M) for word in ("Given", "Result"))
+    assert given and result
+    assert given.start() < result.start()
     for field in dataclasses.fields(cls):
         assert re.search(rf"^\s*{field.name}: ", text, re.M), f"{name}: option {field.name} is not described"
 
