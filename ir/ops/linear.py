@@ -57,7 +57,7 @@ def check_activation(op: str, act: str, size: Dim) -> None:
         ShapeError: ``act`` has another form, or its group does not divide the dim.
     """
     group = activation_group(act, op)
-    if group and size % group:
+    if group and (not isinstance(size, int) or size % group):
         raise ShapeError(f"{op}: activation group {group} does not divide {size}")
 
 

@@ -281,7 +281,8 @@ class Moe(Composite):
                 out = out + down_bias[expert]
             share = np.sum(select(np.equal(chosen, expert), weights, np.zeros_like(weights)), axis=-1, keepdims=True)
             y += share.astype(y.dtype) * out
-        return y.reshape(x.shape)
+        found: Array = y.reshape(x.shape)
+        return found
 
     def decompose(self, b: FunctionBuilder, *values: Any, **attrs: Any) -> Value:
         """``gather``: products with each token's own experts; else all experts on all tokens, weighted."""

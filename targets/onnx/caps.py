@@ -123,9 +123,10 @@ def _rules() -> tuple[GroupRule, ...]:
     """Every storage kind: what no operator reads is decoded when the program is loaded, and a remark says so."""
     scales: frozenset[ScaleKind] = frozenset({"f16", "f32", "s4"})
     axes = frozenset({-1, -2})
+    kinds: tuple[StorageKind, ...] = ("i8", "i6", "i5", "i4", "i3", "i2", "nf4", "fp4", "t2")
     return tuple(
         GroupRule(kind, (0, -1, *_SIZES) if kind == "i8" else (0, *_SIZES), True, kind.startswith("i"), scales, axes)
-        for kind in ("i8", "i6", "i5", "i4", "i3", "i2", "nf4", "fp4", "t2")
+        for kind in kinds
     )
 
 

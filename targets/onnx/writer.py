@@ -294,8 +294,8 @@ class GraphWriter:
             for index, value in enumerate(values):
                 shape = weight_shape(self.module.weights[value.name])
                 stacked = expert is None and len(shape) == 3
-                place = {"axis": 1, "offset": index, "stride": 2} if weave else {"axis": int(stacked), "offset": offset}
-                pieces.append(Piece(value.name, shape, expert, part=part, type=str(form.type), **place))
+                axis, at, stride = (1, index, 2) if weave else (int(stacked), offset, 1)
+                pieces.append(Piece(value.name, shape, expert, False, axis, at, stride, part, str(form.type)))
                 offset += shape[-2]
             placed = pieces[0].placed()
             made[part] = Layout(f"{name}.{part}", (*placed[:-2], offset, placed[-1]), tuple(pieces), group=name)

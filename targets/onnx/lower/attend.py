@@ -268,7 +268,7 @@ def fused_attention(w: GraphWriter, fused: Fused) -> None:
     scales = _channel_scales(w, fused, kv_heads, size)
     held = [w.need(s) if scales is None else w.state_parts(s)[""] for s in states]
     element = states[0].type.element
-    how = {} if scales is None else {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
+    how: dict[str, str | int] = {} if scales is None else {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
     if isinstance(element, Storage):
         how["kv_cache_bit_width"] = element.bits
 
