@@ -50,11 +50,17 @@ class _Found:
         start = site.current(self.cache.start) if parents is not None and self.cache is not None else None
         y = site.b.op(
             "attention", self.q.build(site), self.k.build(site), self.v.build(site), query, key,
-            self.sinks and site.current(self.sinks), parents and site.current(parents), start,
+            self.sinks and _vector(site, self.sinks), parents and site.current(parents), start,
             scale=self.scores.scale * self.q.factor * self.k.factor, window=self.visibility.window,
             softcap=self.scores.softcap, hint="mixed",
         )
         return (y if y.type.shape == shape else site.b.reshape(y, *shape),)
+
+
+def _vector(site: Site, sinks: Value) -> Value:
+    """Return the sinks as [H]."""
+    now = site.current(sinks)
+    return now if now.type.rank == 1 else site.b.reshape(now, now.type.size)
 
 
 def _attention(look: Look, node: Node) -> Plan | None:
@@ -207,12 +213,13 @@ def _sinks(look: Look, weights: Weights, heads: int, shape: tuple[int, ...], dim
     value = weights.sinks
     assert value is not None
     source = value
-    while source.type.shape != (heads,):
+    while source.type.shape != (heads,) and not (source.weight and source.type.size == heads):
         inner = look.is_op(source, "reshape", "broadcast", "cast")
         if inner is None or inner.operands[0] is None:
             raise Declined(f"the sinks ({source}: {source.type}) are not one number a head", node)
         source = inner.operands[0]
-    spread = run(look, value, {source: np.arange(heads, dtype=np.float64)}, dims)
+    numbered = np.arange(heads, dtype=np.float64).reshape(shape_at(source.type.shape, dims))
+    spread = run(look, value, {source: numbered}, dims)
     wanted = np.arange(heads).reshape(1, heads, 1, 1)
     full = np.broadcast_to(spread, (*shape[:-1], 1)).reshape(shape[0], heads, shape[-2], 1)
     if not np.array_equal(full, np.broadcast_to(wanted, full.shape)):

@@ -107,6 +107,8 @@ def _embedding(look: Look, node: Node) -> Plan | None:
     weight = look.weight(table)
     if weight is None or weight.type.rank != 2 or int(str(node.attrs.get("axis", 0))) % 2:
         return None
+    if _is_choice(look, tokens):
+        return None
     root = node
     if node.result.type.element != DType.F32:
         casts = [n for n in look.readers(node.result) if n.op == "cast" and n.result.type.element == DType.F32]
@@ -118,6 +120,21 @@ def _embedding(look: Look, node: Node) -> Plan | None:
         same = (root.result,)
     return Plan(same, lambda site: (
         site.b.op("embedding", weight, site.current(tokens), hint="x"),) * len(same))
+
+
+def _is_choice(look: Look, value: Value) -> bool:
+    """Whether an index was chosen in the program (an expert's number), and is no token or position."""
+    pending, seen = [value], set[Value]()
+    while pending:
+        top = pending.pop()
+        node = look.node(top)
+        if top in seen or node is None:
+            continue
+        if node.op in ("topk", "argmax", "sort"):
+            return True
+        seen.add(top)
+        pending.extend(v for v in node.inputs() if not v.type.is_float)
+    return False
 
 
 _TO_RESULT = frozenset({"reshape", "concat", "cast", "slice", "transpose"})

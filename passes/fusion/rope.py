@@ -8,7 +8,7 @@ position 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -160,8 +160,9 @@ def _decide(look: Look, node: Node, rotation: _Rotation, tables: set[Value]) -> 
     x, positions = rotation.x, rotation.positions
     probe = _Probe.of(look, rotation)
     outcome = probe.outcome(look, probe.spots(look))
-    dims, interleaved = probe.layout(outcome, node)
-    key = ("rope", tuple(sorted(look.number_of(t) for t in tables)), dims, interleaved)
+    dims, interleaved, crossed = probe.layout(outcome, node)
+    probe = replace(probe, crossed=crossed)
+    key = ("rope", tuple(sorted(look.number_of(t) for t in tables)), dims, interleaved, crossed)
     fitted = look.cache.get(key)
     if fitted is None:
         at_one = probe.angles(look, dims, interleaved)
@@ -174,6 +175,8 @@ def _decide(look: Look, node: Node, rotation: _Rotation, tables: set[Value]) -> 
 
     def build(site: Site) -> tuple[Value, ...]:
         b, now = site.b, site.current(x)
+        if crossed:
+            now = _halves(site, now)
         where = _as_rows(site, positions, x, rotation.tokens)
         if rotation.tokens == 1 and x.type.rank == 4:
             turned = b.op("rope", b.op("transpose", now, perm=(0, 2, 1, 3)), where, hint="rot", **attrs)
@@ -181,6 +184,15 @@ def _decide(look: Look, node: Node, rotation: _Rotation, tables: set[Value]) -> 
         return (b.op("rope", now, where, hint="rot", **attrs),)
 
     return Plan((rotation.root,), build, f"{dims} dims, {fitted}")
+
+
+def _halves(site: Site, x: Value) -> Value:
+    """Return x with the first numbers of all pairs before the second ones."""
+    lead, width = x.type.shape[:-1], x.type.shape[-1]
+    assert isinstance(width, int)
+    rank = x.type.rank
+    pairs = site.b.reshape(x, *lead, width // 2, 2)
+    return site.b.reshape(site.b.op("transpose", pairs, perm=(*range(rank - 1), rank, rank - 1)), *lead, width)
 
 
 def _as_rows(site: Site, positions: Value, x: Value, tokens: int) -> Value:
@@ -207,6 +219,7 @@ class _Probe:
     dims: dict[str, int]
     shape: tuple[int, ...]
     tokens: int
+    crossed: bool = False
 
     @classmethod
     def of(cls, look: Look, rotation: _Rotation) -> _Probe:
@@ -221,15 +234,21 @@ class _Probe:
         return (1 + np.arange(count, dtype=np.int64)).reshape(shape_at(self.rotation.positions.type.shape, self.dims))
 
     def outcome(self, look: Look, spots: Array, x: Array | None = None) -> tuple[Array, Array]:
-        """Return x and what becomes of it, tokens moved to the last dim but one."""
+        """Return x and what becomes of it, tokens moved to the last dim but one.
+
+        When pairs of neighbours go in and halves come out (``crossed``), x is returned in halves.
+        """
         given = np.random.default_rng(0).standard_normal(self.shape) if x is None else x
-        found = run(look, self.rotation.root, {self.rotation.x: given, self.rotation.positions: spots}, self.dims)
+        entering = given
+        if self.crossed:
+            entering = given.reshape(*self.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(self.shape)
+        found = run(look, self.rotation.root, {self.rotation.x: entering, self.rotation.positions: spots}, self.dims)
         if self.rotation.tokens == 1 and len(self.shape) == 4:
             return given.swapaxes(1, 2), found.swapaxes(1, 2)
         return given, found
 
-    def layout(self, outcome: tuple[Array, Array], node: Node) -> tuple[int, bool]:
-        """Return how many leading numbers are turned, and whether pairs are neighbours."""
+    def layout(self, outcome: tuple[Array, Array], node: Node) -> tuple[int, bool, bool]:
+        """Return how many leading numbers are turned, whether pairs are neighbours, and whether only in x."""
         before, after = outcome
         width = before.shape[-1]
         moved = np.abs(after - before).max(axis=tuple(range(before.ndim - 1))) > 1e-12
@@ -237,15 +256,14 @@ class _Probe:
         dims += dims % 2
         if dims == 0 or dims > width:
             raise Declined("nothing is turned", node)
-        scale: list[float] = []
-        for first, second in ((np.arange(0, dims, 2), np.arange(1, dims, 2)),
-                              (np.arange(dims // 2), np.arange(dims // 2, dims))):
-            had = before[..., first] ** 2 + before[..., second] ** 2
-            got = after[..., first] ** 2 + after[..., second] ** 2
-            scale.append(float(np.max(np.abs(got / had - np.median(got / had)))))
-        if min(scale) > 1e-4:
+        neighbours = np.arange(0, dims, 2), np.arange(1, dims, 2)
+        halves = np.arange(dims // 2), np.arange(dims // 2, dims)
+        ways = [(neighbours, neighbours), (halves, halves)] + ([(neighbours, halves)] if dims == width else [])
+        spread = [_spread(before, after, *way) for way in ways]
+        best = int(np.argmin(spread))
+        if spread[best] > 1e-4:
             raise Declined("pairs of numbers do not keep their length: this is no rotation in pairs", node)
-        return dims, scale[0] < scale[1]
+        return dims, best == 0, best == 2
 
     def angles(self, look: Look, dims: int, interleaved: bool) -> tuple[Array, Array]:
         """Return the angle of each pair at position 1, and its magnitude."""
@@ -280,6 +298,13 @@ class _Probe:
             bound = rounded * (1.0 + np.abs(before).max())
             if np.any(np.abs(wanted - after) > bound):
                 raise Declined("what becomes of x is not what rope makes of it", node)
+
+
+def _spread(before: Array, after: Array, entering: tuple[Array, Array], leaving: tuple[Array, Array]) -> float:
+    """Return how much the growth of the pairs' lengths differs between pairs."""
+    had = before[..., entering[0]] ** 2 + before[..., entering[1]] ** 2
+    got = after[..., leaving[0]] ** 2 + after[..., leaving[1]] ** 2
+    return float(np.max(np.abs(got / had - np.median(got / had))))
 
 
 def _rope_defaults() -> dict[str, Any]:

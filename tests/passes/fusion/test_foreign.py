@@ -97,7 +97,7 @@ def cases() -> list[Any]:
 def exports(request: pytest.FixtureRequest) -> Path:
     cache = request.config.cache
     assert cache is not None
-    return Path(cache.mkdir("onnx-exports"))
+    return Path(cache.mkdir("onnx_exports"))
 
 
 def run(module: Module, store: Any) -> dict[str, Any]:
