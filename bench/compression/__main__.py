@@ -10,6 +10,7 @@ from typing import Any
 from bench.common import record, row, show
 from bench.compression.bars import Measured, judge
 from bench.compression.kv_bars import judge_states
+from bench.compression.llama_cpp import ggml_version
 from bench.compression.measure import Bench
 from bench.compression.pages import write_pages
 from bench.compression.rows import MODELS, rows_of
@@ -60,23 +61,21 @@ def main() -> int:
     if args.only or args.model or args.what != "all":
         show({"rows": rows})
         return 0
-    entry = record("compression", _conditions(checkpoints), [*rows, *_data(found)])
+    entry = record("compression", _conditions(checkpoints, args.ggml), [*rows, *_data(found)])
     show({"rows": rows})
     write_pages(found, checkpoints)
     return 0 if all(r["met"] is not False for r in entry["rows"]) else 1
 
 
-def _conditions(checkpoints: dict[str, str]) -> dict[str, Any]:
+def _conditions(checkpoints: dict[str, str], ggml: Path | None) -> dict[str, Any]:
     from importlib.metadata import version
-
-    import gguf  # noqa: F401  (its version names the formats' decoder)
 
     return {
         "checkpoints": ", ".join(f"{n} {sha}" for n, sha in checkpoints.items()),
         "text": "the whole held-out file",
         "windows": f"{LENGTH}, stride {STRIDE}",
         "embedding": "i8<g32> (Q8_0 in llama.cpp's rows) unless the row says",
-        "gguf": version("gguf"),
+        "llama.cpp": f"ggml {ggml_version(ggml)}, gguf {version('gguf')}",
     }
 
 

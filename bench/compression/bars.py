@@ -34,6 +34,8 @@ class Measured:
 
 
 Found = Mapping[str, Measured]
+#: awq keeps the norms that it scales as f32: up to this share more bytes count as equal
+SAME_BYTES = 0.002
 
 
 def judge(model: str, found: Found) -> list[dict[str, Any]]:
@@ -68,16 +70,17 @@ def _least(name: str, what: str, percent: float, kl: float | None = None) -> Cal
     return bar
 
 
-def _ratio(name: str, over: str, most: float, equal_bytes: bool = True) -> Callable[[Found], Verdict]:
-    """Return the bar that the KL of a row is at most ``most`` times that of another at no more bytes."""
+def _ratio(name: str, over: str, most: float) -> Callable[[Found], Verdict]:
+    """Return the bar that the KL of a row is at most ``most`` times that of another at equal bytes."""
 
     def bar(found: Found) -> Verdict:
         if name not in found or over not in found:
             return None
         a, b = found[name], found[over]
         value, error = kl_ratio(a.score, b.score)
-        met = value <= most and (a.weight_bytes <= b.weight_bytes or not equal_bytes)
-        return f"KL of {name} over {over}", f"{value:.3f} ± {error:.3f}", f"<= {most}x", met
+        more = a.weight_bytes - b.weight_bytes
+        text = f"{value:.3f} ± {error:.3f}" + (f" ({more:+,} bytes)" if more else "")
+        return f"KL of {name} over {over}", text, f"<= {most}x", value <= most and more <= SAME_BYTES * b.weight_bytes
 
     return bar
 

@@ -53,6 +53,13 @@ def library(path: Path | None = None) -> ctypes.CDLL:
     return loaded
 
 
+def ggml_version(path: Path | None = None) -> str:
+    """Return the version of the library that quantises."""
+    version = library(path).ggml_version
+    version.restype = ctypes.c_char_p
+    return version().decode()
+
+
 def quantise(
     numbers: Floats, form: str, ggml: Path | None = None, importance: Floats | None = None
 ) -> NDArray[np.uint8]:

@@ -78,6 +78,7 @@ WEIGHT_ROWS: tuple[Row, ...] = (
     _weights("gptq", "i4", 64, "asym", label="i4 g64"),
     _weights("rtn", "i4", 64, "asym", label="i4 g64"),
     _weights("gptq", "i3", 64, "asym", label="i3 g64"),
+    _weights("gptq", "i3", 128, "asym", label="i3 g128"),
     _weights("rtn", "i3", 64, "asym", label="i3 g64"),
     _weights("gptq", "i2", 64, "asym", label="i2 g64"),
     _weights("gptq", "i2", 32, "asym", label="i2 g32"),
