@@ -317,10 +317,10 @@ def _pieces(c: Converter, flow: Flow, axis: int, first: Dim, last: Dim) -> Flow 
     for operand in made.operands:
         assert operand is not None
         size = operand.type.shape[axis]
-        fixed = isinstance(at, int) and isinstance(first, int) and isinstance(last, int) and isinstance(size, int)
-        if fixed and first <= at and at + size <= last:
-            kept.append(operand)
-        at = at + size
+        end = at + size
+        if isinstance(first, int) and isinstance(last, int) and isinstance(at, int) and isinstance(end, int):
+            kept += [operand] if first <= at and end <= last else []
+        at = end
         edges.append(at)
     if first not in edges or last not in edges or not kept:
         return None
