@@ -19,6 +19,8 @@ from omnic.passes.kv.rewrite import apply_plan, part_name
 
 __all__ = ["KvQuant"]
 
+#: tokens of a ring that rolls back 33 tokens with blocks of 32 and 32 before them
+_RING = 96
 _KINDS: Mapping[int, StorageKind] = {8: "i8", 4: "i4", 2: "i2"}
 _ROPE: Mapping[str, ElementType] = {"f32": DType.F32, "f16": DType.F16, "i8": Storage("i8", 0, asym=True)}
 
@@ -37,7 +39,8 @@ class KvQuant:
     3. ``keys=channel``: keys take one scale per channel and block of ``block`` tokens (KIVI, arXiv:2402.02750).  Rings
        of ``recent`` tokens keep the newest keys and values in f16, and attention reads those of the open block and
        of ``keep`` tokens before it from there (rules in ``omnic.ir.ops.cache_blocks``).  Rollback reaches back
-       ``recent - block - keep + 1`` tokens.  A ring, a token tree or a state that something else than one attention
+       ``recent - block - keep + 1`` tokens.  Given with ``keys=token``, ``recent`` makes the same rings there.
+       A ring, a token tree or a state that something else than one attention
        reads keeps its keys per token: a ring overwrites slots one at a time where a block shares scales, and a tree
        drops tokens from the middle of a block.
     4. The rope part of MLA is apart: it becomes ``rope``.
@@ -64,7 +67,7 @@ class KvQuant:
         keys: token, or channel for blocks of tokens.
         block: tokens of a block.
         keep: tokens before the open block that are read in f16 too.
-        recent: tokens of the rings beside the blocks.
+        recent: tokens of the rings; 96 with keys=channel, none with keys=token.
         rope: type of the rope part of MLA, or keep.
         budget: bytes of all states of one row.
         windows: calibration windows that are looked at.
@@ -84,7 +87,7 @@ class KvQuant:
     keys: str = option("token", choices=("token", "channel"))
     block: int = option(32, choices=(16, 32, 64, 128))
     keep: int = option(32, low=0, high=2048)
-    recent: int = option(96, low=16, high=4096)
+    recent: int | None = option(None, low=16, high=4096)
     rope: str = option("f16", choices=("f16", "f32", "i8", "keep"))
     budget: int | None = option(None, low=1)
     windows: int = option(24, low=1)
@@ -96,7 +99,7 @@ class KvQuant:
         remarks: list[Remark] = []
         caches = self._caches(module, remarks)
         forms = {c.state.name: self._form(c, self._bits(c.state), remarks) for c in caches}
-        forms |= self._beside_blocks(caches, forms)
+        forms |= self._beside_recent(caches, forms)
         plan = {name: (Part(None, form),) for name, form in forms.items()}
         for state in module.states.values():
             if state.role == "rope_k" and self.rope != "keep" and isinstance(state.type.element, DType):
@@ -129,10 +132,14 @@ class KvQuant:
             if self.budget is not None:
                 raise InputError(f"{self.name}: a budget mixes bits by head, keys=channel has one type for a state",
                                  "leave out keys=channel or budget")
-            if self.recent < self.block + self.keep:
-                raise InputError(f"{self.name}: a ring of {self.recent} recent tokens cannot hold a block of "
-                                 f"{self.block} and {self.keep} before it",
-                                 f"write recent={2 * self.block + self.keep}, which rolls back {self.block + 1} tokens")
+        ring = self.recent or (_RING if self.keys == "channel" else 0)
+        if ring and ring < self.block + self.keep:
+            raise InputError(f"{self.name}: a ring of {ring} recent tokens cannot hold a block of {self.block} and "
+                             f"{self.keep} before it",
+                             f"write recent={2 * self.block + self.keep}, which rolls back {self.block + 1} tokens")
+        if self.recent and (self.scales == "static" or self.budget is not None):
+            raise InputError(f"{self.name}: recent tokens stand beside dynamic scales of one type",
+                             "leave out recent, or scales=static and budget")
         if self.budget is not None and self.kind == "nf4":
             raise InputError(f"{self.name}: a budget mixes 8 and 4 bits, and nf4 has 4", "leave out kind=nf4")
         if self.budget is not None and self.scales == "static":
@@ -162,12 +169,15 @@ class KvQuant:
         """Return how one state is kept."""
         kind: StorageKind = "nf4" if self.kind == "nf4" else _KINDS[bits]
         name = cache.state.name
-        if self.keys == "channel" and cache.state.role == "k":
+        ring = self.recent or (_RING if self.keys == "channel" else 0)
+        if ring and cache.state.role == "k":
             reason = _no_blocks(cache)
             if reason is None:
-                element = Storage(kind, self.block, asym=not self.symmetric, axis=-2)
-                return Form(element, block=self.block, keep=self.keep, recent=self.recent)
-            remarks.append(Remark(self.name, f"{name} keeps its keys per token: {reason}", missed=True))
+                along = Storage(kind, self.block, asym=not self.symmetric, axis=-2)
+                element = along if self.keys == "channel" else self._token(kind, cache, remarks)
+                return Form(element, block=self.block, keep=self.keep, recent=ring)
+            told = "keeps its keys per token" if self.keys == "channel" else "has no ring of recent tokens"
+            remarks.append(Remark(self.name, f"{name} {told}: {reason}", missed=True))
         if self.scales == "static":
             if cache.function == "forward":
                 offset = not self.symmetric and kind != "nf4"
@@ -175,17 +185,21 @@ class KvQuant:
                 return Form(Storage(kind, 0, scale="one"), static=per, offset=offset)
             told = f"{name} has dynamic scales: calibration runs @forward, and it belongs to @{cache.function}"
             remarks.append(Remark(self.name, told, missed=True))
+        return Form(self._token(kind, cache, remarks))
+
+    def _token(self, kind: StorageKind, cache: Cache, remarks: list[Remark]) -> Storage:
+        """Return the type of a state whose tokens are quantised one by one."""
         element = token_element(kind, cache.width, self.group, self.symmetric)
         if self.group and element.group == 0 and cache.width > self.group:
-            told = f"{name}: no group of 32 or more divides {cache.width}, so a token and head share one scale"
-            remarks.append(Remark(self.name, told))
-        return Form(element)
+            told = f"no group of 32 or more divides {cache.width}, so a token and head share one scale"
+            remarks.append(Remark(self.name, f"{cache.state.name}: {told}"))
+        return element
 
-    def _beside_blocks(self, caches: list[Cache], forms: Mapping[str, Form]) -> dict[str, Form]:
-        """Return the forms of the values that are read beside keys in blocks: they keep the same tokens."""
-        readers = {c.readers[0] for c in caches if forms[c.state.name].along_slots}
+    def _beside_recent(self, caches: list[Cache], forms: Mapping[str, Form]) -> dict[str, Form]:
+        """Return the forms of the values that are read beside keys with a ring: they keep the same tokens."""
+        readers = {c.readers[0] for c in caches if forms[c.state.name].recent}
         return {
-            c.state.name: replace(forms[c.state.name], block=self.block, keep=self.keep, recent=self.recent)
+            c.state.name: replace(forms[c.state.name], block=self.block, keep=self.keep, recent=self.recent or _RING)
             for c in caches
             if c.state.role == "v" and len(c.writes) == len(c.reads) == len(c.readers) == 1 and c.readers[0] in readers
             and c.readers[0].operands[2] is c.reads[0].results[0]

@@ -40,6 +40,7 @@ FORMS = {
     "static i4 head": "kv-quant{bits=4, scales=static, per=head, symmetric=true}",
     "static nf4": "kv-quant{bits=4, kind=nf4, scales=static}",
     "blocks": "kv-quant{bits=4, keys=channel}",
+    "i4, newest in f16": "kv-quant{bits=4, recent=96}",
     "small blocks": "kv-quant{bits=2, keys=channel, block=16, keep=0, recent=32}",
 }
 
@@ -224,6 +225,7 @@ def test_a_sidecar_is_written_read_and_refused(context: Any, tmp_path: Path) -> 
     ("budget=9999, scales=static", "kv-quant: a budget chooses bits by head, and static scales are for one width"),
     ("budget=9999, kind=nf4, bits=4", "kv-quant: a budget mixes 8 and 4 bits, and nf4 has 4"),
     ("sidecar=x", "kv-quant: a sidecar keeps static scales"),
+    ("recent=96, scales=static", "kv-quant: recent tokens stand beside dynamic scales of one type"),
     ("keys=channel, recent=60",
      "kv-quant: a ring of 60 recent tokens cannot hold a block of 32 and 32 before it"),
 ])
