@@ -104,8 +104,8 @@ def train_quantised(
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(name in trained)
     with torch.no_grad():
-        for name, q in (start or {}).items():
-            trained[name].copy_(latents(q))
+        for name in trained.keys() & (start or {}).keys():
+            trained[name].copy_(latents((start or {})[name]))
     optimizer = Optimizer(trained.items(), TrainConfig(), muon_rate, adam_rate)
     losses: list[float] = []
     began, used = _cpu(), 0.0
