@@ -14,9 +14,9 @@ from omnic.errors import InternalError
 from omnic.ir.dims import Atom, Dim, Expr
 from omnic.ir.graph import Function, Module, Node, Value, Weight
 from omnic.ir.op import find_op
-from omnic.ir.packing import FP4_LEVELS, NF4_LEVELS
 from omnic.ir.types import DType, Storage, TensorType
-from omnic.targets.onnx.blocks import Blocks, blocks_of, units_shape
+from omnic.targets.onnx.blocks import Blocks, blocks_of
+from omnic.targets.onnx.decoded import decode_weight
 from omnic.targets.onnx.tensors import DATA_FILE, Layout, Piece, TensorTable
 
 __all__ = ["IR_VERSION", "MICROSOFT", "GraphWriter", "attrs_of", "element_type", "weight_shape"]
@@ -238,43 +238,7 @@ class GraphWriter:
 
         Only constants go in, so ONNX Runtime computes it once, when it loads the program.
         """
-        return self.once(("decoded", value), lambda: self._decode(value))
-
-    def _decode(self, value: Value) -> onnx.Value:
-        type, shape = value.type.element, weight_shape(self.module.weights[value.name])
-        assert isinstance(type, Storage)
-        parts: dict[str, onnx.Value] = {}
-        for part in ("units", "units.scale", "units.zero", "units.row"):
-            size = units_shape(type, shape, part)
-            if size is not None:
-                piece = Piece(value.name, shape, part=part, type=str(type))
-                layout = Layout(f"@{value.name}.{part}", size, (piece,), group=f"@{value.name}.units")
-                parts[part] = self.tensor(layout)
-        scale = parts["units.scale"]
-        if "units.row" in parts:
-            scale = self.op("Mul", scale, self.op("Unsqueeze", parts["units.row"], self.ints(-1)))
-        if type.kind in ("nf4", "fp4"):
-            levels = self.const(NF4_LEVELS if type.kind == "nf4" else FP4_LEVELS)
-            units = self.op("Gather", levels, self.op("Cast", parts["units"], to=onnx.DataType.INT32))
-        else:
-            units = self.op("Cast", parts["units"], to=onnx.DataType.FLOAT)
-        if "units.zero" in parts:
-            zero = self.op("Cast", parts["units.zero"], to=onnx.DataType.FLOAT)
-            half = self.const(np.float32(1 << (type.bits - 1)))
-            units = self.op("Sub", units, self._of_numbers(self.op("Sub", zero, half), type, shape))
-        return self.op("Mul", units, self._of_numbers(scale, type, shape))
-
-    def _of_numbers(self, of_group: onnx.Value, type: Storage, shape: tuple[int, ...]) -> onnx.Value:
-        """Return one number a number from one a group, ready to broadcast."""
-        if type.group == -1:
-            return self.op("Reshape", of_group, self.ints(shape[0], *[1] * (len(shape) - 1)))
-        size, axis = shape[type.axis], len(shape) + type.axis
-        group = type.group or size
-        wide = self.op("Gather", of_group, self.const(np.arange(size) // group), axis=len(shape) - 1)
-        if type.axis == -1:
-            return wide
-        last = len(shape) - 1
-        return self.op("Transpose", wide, perm=[*range(axis), last, *range(axis, last)])
+        return self.once(("decoded", value), lambda: decode_weight(self, value))
 
     def form(self, *values: Value) -> Blocks | str:
         """Return how the rows of storage-typed weights lie in blocks, together; or why they cannot."""
