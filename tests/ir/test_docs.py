@@ -27,14 +27,16 @@ def test_the_page_is_short_and_has_every_op() -> None:
 
 def test_an_entry_says_signature_formula_and_source() -> None:
     assert docs.op_entry(find_op("lm_head")) == (
-        "**`lm_head(x: float, w: float, rows?: index, bias?: float) {softcap: float = 0.0} -> y`**\n"
+        "**`lm_head(x: float, w: float, rows?: index, bias?: float) {softcap: float = 0.0, act: str = \"none\"} -> y`**\n"
         "\n"
         "logits[b, r] = c(w x[b, rows[b, r]] + bias), every token when `rows` is absent; "
         "c(z) = softcap * tanh(z / softcap) when softcap > 0. Only the wanted rows are multiplied. "
+        "`act` says how x is quantised before the product, as for `linear`. "
         "[definition; softcap arXiv:2408.00118]\n"
         "\n"
         "`x` [B, T, D]; `w` [V, D]; the embedding table when tied; `rows` [B, R], each in 0..T-1: an index into this "
-        "call's tokens; `bias` [V]; `softcap` bound of the logits; 0 = none. FLOPs: 2 * rows * V * D.\n"
+        "call's tokens; `bias` [V]; `softcap` bound of the logits; 0 = none; `act` none, i8<per_token> or i8<gN>. "
+        "FLOPs: 2 * rows * V * D.\n"
     )
 
 
