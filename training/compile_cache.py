@@ -113,7 +113,7 @@ def _drop_headers() -> None:
 
     A process that reads one goes on reading it, and one that finds none compiles without.
     """
-    from torch._inductor.runtime.runtime_utils import default_cache_dir
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     for header in Path(default_cache_dir(), "precompiled_headers").glob("*.gch"):
         header.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -164,7 +165,8 @@ class TrainingLoss:
             total = total + config.verifier_weight * divergence
         if not self.experts:
             return total, main, []
-        indices = out["router_indices"] if self._choices else [None] * len(self.experts)
+        # None only where nothing below reads it: wants_choices.
+        indices: list[Any] = out["router_indices"] if self._choices else [None] * len(self.experts)
         layers = list(zip(self.experts, out["router_logits"], indices, strict=True))
         # A selection bias balances alone: the loss would pull at what the gates say.
         parts = [balance_loss(z, e.top_k, None if e.by_logits else i) for e, z, i in layers if e.select_bias is None]
