@@ -262,7 +262,7 @@ class Moe(Composite):
         """
         x, indices, gates, up, down, gate, up_bias, down_bias, gate_bias = arrays
         check_indices("moe", indices, len(up))
-        flat = quantise_activation(x, attrs["act"]).reshape(-1, x.shape[-1])
+        flat: Array = quantise_activation(x, attrs["act"]).reshape(-1, x.shape[-1])
         chosen, weights = indices.reshape(len(flat), -1), gates.reshape(len(flat), -1)
         y = np.zeros_like(flat)
         for expert in np.unique(chosen):
@@ -281,8 +281,7 @@ class Moe(Composite):
                 out = out + down_bias[expert]
             share = np.sum(select(np.equal(chosen, expert), weights, np.zeros_like(weights)), axis=-1, keepdims=True)
             y += share.astype(y.dtype) * out
-        found: Array = y.reshape(x.shape)
-        return found
+        return y.reshape(x.shape)
 
     def decompose(self, b: FunctionBuilder, *values: Any, **attrs: Any) -> Value:
         """``gather``: products with each token's own experts; else all experts on all tokens, weighted."""

@@ -133,8 +133,8 @@ def _rules() -> tuple[GroupRule, ...]:
 def _state_rules() -> tuple[GroupRule, ...]:
     """Codes that operators find and read token by token; groups of a block of tokens are not among them."""
     scales: frozenset[ScaleKind] = frozenset({"f16", "f32", "one"})
-    rules = ((kind, kind != "nf4") for kind in KINDS)
-    return tuple(GroupRule(kind, (0, *_SIZES), True, asym, scales, frozenset({-1})) for kind, asym in rules)
+    axes = frozenset({-1})
+    return tuple(GroupRule(kind, (0, *_SIZES), True, kind != "nf4", scales, axes) for kind in KINDS)
 
 
 def _caps(profile: str, contrib: Mapping[str, str], opset: Mapping[str, int]) -> Caps:

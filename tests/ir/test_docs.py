@@ -27,7 +27,8 @@ def test_the_page_is_short_and_has_every_op() -> None:
 
 def test_an_entry_says_signature_formula_and_source() -> None:
     assert docs.op_entry(find_op("lm_head")) == (
-        "**`lm_head(x: float, w: float, rows?: index, bias?: float) {softcap: float = 0.0, act: str = \"none\"} -> y`**\n"
+        "**`lm_head(x: float, w: float, rows?: index, bias?: float) "
+        '{softcap: float = 0.0, act: str = "none"} -> y`**\n'
         "\n"
         "logits[b, r] = c(w x[b, rows[b, r]] + bias), every token when `rows` is absent; "
         "c(z) = softcap * tanh(z / softcap) when softcap > 0. Only the wanted rows are multiplied. "
