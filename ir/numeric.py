@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -26,13 +27,17 @@ from omnic.ir.op import Array
 from omnic.ir.types import Storage
 
 __all__ = ["AMBIGUOUS_FACTOR", "AMBIGUOUS_SHARE", "TAIL_SHARE",
-           "CLASSES", "Case", "NumericClass", "class_of", "compare", "find_class",
+           "CLASSES", "Case", "ClassName", "NumericClass", "class_of", "compare", "find_class",
            "kl_divergence", "logit_rms", "near_ties", "router_margin", "router_ties", "router_undecided",
            "top_margin"]
 
 AMBIGUOUS_FACTOR = 4.0
 AMBIGUOUS_SHARE = 0.02
 TAIL_SHARE = 0.01
+
+
+#: the classes a module can be in; f64 and tolerant are of programs
+ClassName = Literal["f64", "f32", "f16", "int8", "tolerant"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def find_class(name: str) -> NumericClass:
     return CLASSES[name]
 
 
-def class_of(module: Module) -> str:
+def class_of(module: Module) -> ClassName:
     """Return the name of the class that an f32 program of ``module`` is in: what it rounds on the way decides.
 
     Rounding of states to codes, and of activations, turns the last bit of a sum into a step of a code now and then:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -72,7 +72,7 @@ class _Folder:
         op = find_op(node.op)
         arrays = tuple(self.known[v] if v is not None else None for v in node.operands)
         made: Any = op.reference(*op.arrange(arrays), **op.bind(node.attrs))
-        results: tuple[Any, ...] = made if isinstance(made, tuple) else (made,)
+        results = cast("tuple[Any, ...]", made if isinstance(made, tuple) else (made,))
         return tuple(np.asarray(r) for r in results)
 
     def _fold(self, node: Node) -> None:

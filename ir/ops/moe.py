@@ -265,7 +265,8 @@ class Moe(Composite):
         flat: Array = quantise_activation(x, attrs["act"]).reshape(-1, x.shape[-1])
         chosen, weights = indices.reshape(len(flat), -1), gates.reshape(len(flat), -1)
         y = np.zeros_like(flat)
-        for expert in np.unique(chosen):
+        experts: list[int] = np.unique(chosen).tolist()
+        for expert in experts:
             inner = flat @ up[expert].T
             if up_bias is not None:
                 inner = inner + up_bias[expert]

@@ -239,7 +239,7 @@ class WeightStore:
             low = -1 if type.kind == "t2" else -high - 1
         part = packing.zeros(type, (rows[1] - rows[0], *shape[1:]))
         codes = code_rows(self.seed, name, shape, low, high, rows)
-        spread = {"t2": 0.8, "nf4": 0.5, "fp4": 3.0}.get(type.kind, (2**type.bits - 1) / 12**0.5)
+        spread = {"t2": 0.8, "nf4": 0.5, "fp4": 3.0}.get(type.kind) or float(2**type.bits - 1) / 12**0.5
         unit = 0.02 / spread / (1.0 if part.row is None else 8.0)
         if part.row is None:
             part.scale.fill(unit)

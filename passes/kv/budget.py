@@ -36,10 +36,11 @@ def split(cache: Cache, wide: set[int | None], low: Form, high: Form) -> tuple[P
     """Return the parts of a state whose heads in ``wide`` are kept as ``high``, the others as ``low``."""
     if cache.state.type.rank != 4:
         return (Part(None, high if wide else low),)
-    of = {low: tuple(h for h in range(cache.heads) if h not in wide),
-          high: tuple(h for h in range(cache.heads) if h in wide)}
-    parts = tuple(Part(heads, form) for form, heads in of.items() if heads)
-    return parts if len(parts) > 1 else (Part(None, parts[0].form),)
+    above = tuple(h for h in range(cache.heads) if h in wide)
+    below = tuple(h for h in range(cache.heads) if h not in wide)
+    if not above or not below or low == high:
+        return (Part(None, high if above else low),)
+    return (Part(below, low), Part(above, high))
 
 
 def sensitivity(
@@ -53,8 +54,8 @@ def sensitivity(
         InputError: there is no text, or nothing to run the model with.
     """
     calibration = context.need_calibration(NAME)
-    weights, factory, results = (need(NAME) for need in (context.need_weights, context.need_executor,
-                                                         context.need_results))
+    weights, factory = context.need_weights(NAME), context.need_executor(NAME)
+    results = context.need_results(NAME)
     tokens = calibration.tokens[:windows]
     units = units_of(caches)
     key = results.key(what="sensitivity of states", model=context.weights_key, module=module.name,

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save
 
 from omnic.errors import BundleError, InputError
 from omnic.ir.graph import Module, Recipe
 from omnic.ir.types import DType, TensorType
-from omnic.ir.weights import ResultStore
+from omnic.ir.weights import ResultStore, SafetensorsSource
 from omnic.passes.context import PassContext
 from omnic.passes.kv.forms import Cache, Form
 from omnic.passes.kv.rewrite import scale_name
@@ -102,7 +101,7 @@ def save_ranges(path: Path, ranges: Ranges, scheme: Mapping[str, str], model: st
     about = {"omnic": "kvq", "model": model, "text": ranges.text, "scheme": json.dumps(dict(scheme), sort_keys=True)}
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, str(partial), metadata=about)
+        partial.write_bytes(save(tensors, about))
         partial.replace(path)
     except OSError as error:
         raise InputError(f"the sidecar {path} cannot be written: {error.strerror}") from error
@@ -116,14 +115,11 @@ def read_ranges(path: Path, caches: Sequence[Cache], scheme: Mapping[str, str], 
     Raises:
         InputError: it is something else, of another model, or of another scheme.
     """
-    from safetensors import safe_open
-
     try:
-        with safe_open(str(path), "np") as file:
-            about = file.metadata() or {}
-        tensors = load_file(str(path))
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} is not a sidecar of kv-quant: {error}") from error
+        source = SafetensorsSource(path)
+    except BundleError as error:
+        raise InputError(f"{path} is not a sidecar of kv-quant: {error.message}") from error
+    about = source.metadata
     again = "delete the file and compile again to write it anew"
     if about.get("omnic") != "kvq":
         raise InputError(f"{path} is not a sidecar of kv-quant", "name a new file, and it will be written")
@@ -137,11 +133,16 @@ def read_ranges(path: Path, caches: Sequence[Cache], scheme: Mapping[str, str], 
     for cache in caches:
         name = cache.state.name
         for end, into in (("low", low), ("high", high)):
-            part = tensors.get(f"{name}.{end}")
-            if part is None or part.shape != (cache.heads, cache.width) or not np.isfinite(part).all():
+            key, shape = f"{name}.{end}", (cache.heads, cache.width)
+            part = source.read(key, ((0, shape[0]), (0, shape[1]))) if _has(source, key, shape) else None
+            if part is None or not np.isfinite(part).all():
                 raise InputError(f"{path} has no ranges of {name} [{cache.heads}, {cache.width}]", again)
             into[name] = part
     return Ranges(low, high, about.get("text", ""))
+
+
+def _has(source: SafetensorsSource, name: str, shape: tuple[int, ...]) -> bool:
+    return name in source.names() and source.shape(name) == shape
 
 
 def scales_of(low: Floats, high: Floats, form: Form) -> tuple[Floats, Floats | None]:

@@ -68,7 +68,9 @@ class _Rewriter:
     def __init__(self, function: Function, before: Mapping[str, State], states: Mapping[str, State],
                  weights: Mapping[str, Weight], plan: Plan) -> None:
         self.source, self.states, self.weights, self.plan = function, states, weights, plan
-        self.owner: dict[Value, str] = {p.value: p.state for p in function.params if p.state in plan}
+        self.owner: dict[Value, str] = {
+            p.value: p.state for p in function.params if p.state is not None and p.state in plan
+        }
         going = {n for n in function.nodes if self._touches(n)}
         kept = {v.name for v in function.values()} - {v.name for n in going for v in n.results} - set(plan)
         self.b = FunctionBuilder(function.name, taken=kept, node_names={n.name for n in function.nodes} -

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import numpy.typing as npt
 
@@ -57,12 +59,11 @@ def gptq(w: Floats, gram: Floats, type: Storage, damp: float = 0.01, order: bool
     dead = diagonal <= 0
     hessian[dead, dead] = 1.0
     upper = _inverse_factor(hessian, damp, float(diagonal[:columns].mean()) or 1.0)
+    perm: npt.NDArray[np.int64] = np.arange(padded_w.shape[1])
     if order:
-        perm = np.argsort(-diagonal, kind="stable")
+        perm = perm[np.argsort(-diagonal, kind="stable")]
         permuted = hessian[np.ix_(perm, perm)]
         upper = _inverse_factor(permuted, damp, float(diagonal[:columns].mean()) or 1.0)
-    else:
-        perm = np.arange(padded_w.shape[1])
     weight = np.maximum(diagonal, 1e-12).astype(np.float32)
     fixed = order or type.group == 0 or BLOCK % type.group != 0
     codes, grid = _columns(padded_w, upper.astype(np.float32), perm, type, weight if clip else None, fixed)
@@ -81,7 +82,7 @@ def _inverse_factor(hessian: npt.NDArray[np.float64], damp: float, mean: float) 
     for _ in range(_TRIES):
         try:
             inverse = np.linalg.inv(hessian + added * np.eye(len(hessian)))
-            return np.linalg.cholesky((inverse + inverse.T) / 2).T
+            return cast("npt.NDArray[np.float64]", np.linalg.cholesky((inverse + inverse.T) / 2)).T
         except np.linalg.LinAlgError:
             added *= _STEEPER
     raise InputError(f"the Gram matrix of a weight's inputs has no inverse, even with {added:.3g} on its diagonal",
@@ -95,7 +96,7 @@ def _fit(groups: Floats, type: Storage, weight: Floats | None) -> Grid:
     return search(groups, type, lambda error: np.einsum("ngi,gi->ng", np.square(error), weight))
 
 
-def _columns(w: Floats, upper: Floats, perm: npt.NDArray[np.intp], type: Storage, weight: Floats | None,
+def _columns(w: Floats, upper: Floats, perm: npt.NDArray[np.int64], type: Storage, weight: Floats | None,
              fixed: bool) -> tuple[npt.NDArray[np.int8], Grid]:
     """Round column after column; return the codes [N, K] in place order, and the grid.
 
@@ -150,10 +151,10 @@ def _regroup(first: Grid, own: Floats, at: int, weight: Floats | None) -> Grid:
     base = with_steps(Grid(type, near, near * first.row[:, None], zero, first.row), near, own)
     if by_group is None:
         return base
-    cost = np.einsum("ngi,gi->ng", np.square(own - base.rounded(own)), by_group)
+    cost: Floats = np.einsum("ngi,gi->ng", np.square(own - base.rounded(own)), by_group)
     for shift in (1, -1, -2, -3, -4):
         other = with_steps(base, np.clip(near.astype(np.int16) + shift, 1, 15).astype(np.uint8), own)
-        found = np.einsum("ngi,gi->ng", np.square(own - other.rounded(own)), by_group)
+        found: Floats = np.einsum("ngi,gi->ng", np.square(own - other.rounded(own)), by_group)
         better = found < cost
         base, cost = base.where(better, other), np.where(better, found, cost)
     return base

@@ -10,10 +10,10 @@ import numpy as np
 
 from omnic.errors import InputError
 from omnic.ir.executor import Executor
-from omnic.ir.graph import Module
+from omnic.ir.graph import Module, Recipe
 from omnic.ir.packing import check_storage
 from omnic.ir.rewrite import Remark, retype_weights
-from omnic.ir.types import DType, ScaleKind, Storage, StorageKind, parse_element
+from omnic.ir.types import DType, ScaleKind, Storage, StorageKind, TensorType, parse_element
 from omnic.passes.base import NOTHING, PassContext, PassResult, Stage, option, register_pass
 from omnic.passes.quantise.calibrate import readers
 from omnic.passes.quantise.methods import Changes, Run
@@ -219,7 +219,7 @@ class Int4Packing:
         return low + int((self.bits - self._type(self.mix[0]).bits) * numbers / 8)
 
 
-def plain(chosen: Chosen) -> tuple:
+def plain(chosen: Chosen) -> tuple[TensorType, Recipe]:
     """Return type and recipe of a weight that is rounded, or cast."""
     if isinstance(chosen.element, DType):
         return chosen.type, chosen.weight.recipe

@@ -320,7 +320,7 @@ def fake_quant(w: Tensor, kind: str, group: int = 0, asym: bool = False, scale: 
     (0 = all of it) share a scale.
     """
     x = w.detach().unflatten(-1, (-1, group)) if group else w.detach()[..., None, :]
-    zero = 0.0
+    zero, least = 0.0, x
     if kind == "t2":
         step = (x.abs().sum(-1, keepdim=True, dtype=torch.float64).float() / x.shape[-1])
         low, top = -1.0, 1.0

@@ -89,7 +89,8 @@ def block_attention(m: Maker) -> Case:
     arrays = [m.floats(m.batch, m.heads, m.tokens, width), m.floats(m.batch, groups, SLOTS, width),
               m.floats(m.batch, groups, SLOTS, 6), m.floats(m.batch, groups, SLOTS + 2, width), query, key, recent,
               m.maybe(m.heads), m.maybe(m.batch, groups, SLOTS + 2, 6)]
-    attrs = {"block": m.pick(1, 2, 4), "keep": m.pick(0, 2), "scale": 0.7, "window": m.pick(0, 1, 4), "softcap": m.pick(0.0, 1.5)}
+    attrs = {"block": m.pick(1, 2, 4), "keep": m.pick(0, 2), "scale": 0.7, "window": m.pick(0, 1, 4),
+             "softcap": m.pick(0.0, 1.5)}
     return Case(arrays, attrs)
 
 
