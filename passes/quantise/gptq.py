@@ -59,9 +59,9 @@ def gptq(w: Floats, gram: Floats, type: Storage, damp: float = 0.01, order: bool
     dead = diagonal <= 0
     hessian[dead, dead] = 1.0
     upper = _inverse_factor(hessian, damp, float(diagonal[:columns].mean()) or 1.0)
-    perm: npt.NDArray[np.int64] = np.arange(padded_w.shape[1])
+    perm = cast("npt.NDArray[np.int64]", np.arange(padded_w.shape[1]))
     if order:
-        perm = perm[np.argsort(-diagonal, kind="stable")]
+        perm = cast("npt.NDArray[np.int64]", np.argsort(-diagonal, kind="stable"))
         permuted = hessian[np.ix_(perm, perm)]
         upper = _inverse_factor(permuted, damp, float(diagonal[:columns].mean()) or 1.0)
     weight = np.maximum(diagonal, 1e-12).astype(np.float32)
