@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from omnic.ir.numeric import find_class
 from omnic.runtime.bundle import Bundle
 
 __all__ = ["bundle_summary", "print_summary"]
@@ -43,8 +45,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     else:
         verdict = "[green]ok[/green]" if summary["parity_ok"] else "[red]MISSED[/red]"
         console.print(
-            f"  parity    {summary['parity']:.1e} of the logit rms, bound {summary['parity_bound']:.0e} "
-            f"({summary['class']}): {verdict}"
+            f"  parity    {summary['parity']:.1e} of the logit rms, {_bound(summary)}: {verdict}"
         )
         for case in summary["parity_cases"]:
             if not case["ok"]:
@@ -57,3 +58,11 @@ def print_summary(summary: dict[str, Any]) -> None:
         )
     for note in summary["fallbacks"]:
         console.print(f"  note      {note}")
+
+
+def _bound(summary: Mapping[str, Any]) -> str:
+    """Say what the parity was held against: a bound, or the choice and the distribution where rounding decides."""
+    if summary["parity_bound"]:
+        return f"bound {summary['parity_bound']:.0e} ({summary['class']})"
+    limit = find_class(summary["class"]).kl or 0.0
+    return f"class {summary['class']}: equal choices outside near-ties and KL <= {limit:.0e} nats"
