@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,8 +19,8 @@ from omnic.passes.kv.rewrite import apply_plan, part_name
 
 __all__ = ["KvQuant"]
 
-#: tokens of a ring that rolls back 33 tokens with blocks of 32 and 32 before them
-_RING = 96
+#: tokens that rings of tokens quantised one by one roll back: a verification of that many drafts
+_BACK = 16
 _KINDS: Mapping[int, StorageKind] = {8: "i8", 4: "i4", 2: "i2"}
 _ROPE: Mapping[str, ElementType] = {"f32": DType.F32, "f16": DType.F16, "i8": Storage("i8", 0, asym=True)}
 
@@ -36,15 +36,18 @@ class KvQuant:
     2. ``scales=dynamic``: ``cache_write`` finds the scales of every token.  ``scales=static``: calibration finds one
        scale and offset per head, or per channel of a head; the state holds codes alone, numbers beyond the range
        seen are clamped, and ``sidecar`` names a file that keeps the ranges for later compiles.
-    3. ``keys=channel``: keys take one scale per channel and block of ``block`` tokens (KIVI, arXiv:2402.02750).  Rings
-       of ``recent`` tokens keep the newest keys and values in f16, and attention reads those of the open block and
-       of ``keep`` tokens before it from there (rules in ``omnic.ir.ops.cache_blocks``).  Rollback reaches back
-       ``recent - block - keep + 1`` tokens.  Given with ``keys=token``, ``recent`` makes the same rings there.
-       A ring, a token tree or a state that something else than one attention
-       reads keeps its keys per token: a ring overwrites slots one at a time where a block shares scales, and a tree
-       drops tokens from the middle of a block.
-    4. The rope part of MLA is apart: it becomes ``rope``.
-    5. ``budget``: heads take 8 or 4 bits so that all states of a row fit the bytes.  Each head's cost is the KL
+    3. ``recent``: a ring beside each state keeps that many newest tokens in f16, and a query reads the newest ``keep``
+       of those it sees from there (rules in ``omnic.ir.ops.cache_blocks``).  At 4 bits and fewer it is ``keep`` + 16
+       unless said, 0 is none.  Rollback reaches back ``recent - keep`` tokens.
+    4. ``keys=channel``: keys and latents take one scale per channel and block of ``block`` tokens (KIVI,
+       arXiv:2402.02750).  A query reads the open block and ``keep`` tokens before it from the ring, which holds
+       2 ``block`` + ``keep`` tokens unless said; rollback reaches back ``recent - block - keep + 1``.  The slots of a
+       ring are rounded up to whole blocks.
+    5. A state keeps its tokens one by one and has no ring of recent ones, and a remark says so, where a token tree
+       drops tokens from the middle, where something else than one attention reads it, and where a sliding window is
+       not longer than the ring, which would be read in place of the codes.
+    6. The rope part of MLA is apart: it becomes ``rope``.
+    7. ``budget``: heads take 8 or 4 bits so that all states of a row fit the bytes.  Each head's cost is the KL
        divergence when it alone has 4 bits, on calibration windows; those that gain most per byte get 8.
 
     Given::
@@ -64,10 +67,10 @@ class KvQuant:
         group: numbers of a head that share a scale; 0 = the whole head.
         scales: dynamic or static.
         per: with static scales, channel or head.
-        keys: token, or channel for blocks of tokens.
-        block: tokens of a block.
-        keep: tokens before the open block that are read in f16 too.
-        recent: tokens of the rings; 96 with keys=channel, none with keys=token.
+        keys: token, or channel for blocks of tokens; of latents too.
+        block: tokens of a block, with keys=channel.
+        keep: newest tokens that are read in f16; with keys=channel those before the open block.
+        recent: tokens of the rings in f16; 0 = no rings, absent = as rules 3 and 4 say.
         rope: type of the rope part of MLA, or keep.
         budget: bytes of all states of one row.
         windows: calibration windows that are looked at.
@@ -87,7 +90,7 @@ class KvQuant:
     keys: str = option("token", choices=("token", "channel"))
     block: int = option(32, choices=(16, 32, 64, 128))
     keep: int = option(32, low=0, high=2048)
-    recent: int | None = option(None, low=16, high=4096)
+    recent: int | None = option(None, low=0, high=4096)
     rope: str = option("f16", choices=("f16", "f32", "i8", "keep"))
     budget: int | None = option(None, low=1)
     windows: int = option(24, low=1)
@@ -98,12 +101,13 @@ class KvQuant:
         self._check()
         remarks: list[Remark] = []
         caches = self._caches(module, remarks)
-        forms = {c.state.name: self._form(c, self._bits(c.state), remarks) for c in caches}
-        forms |= self._beside_recent(caches, forms)
+        alone = _alone(caches, self._ring())
+        forms = {c.state.name: self._form(c, self._bits(c.state), alone, remarks) for c in caches}
         plan = {name: (Part(None, form),) for name, form in forms.items()}
         for state in module.states.values():
-            if state.role == "rope_k" and self.rope != "keep" and isinstance(state.type.element, DType):
-                plan[state.name] = (Part(None, Form(_ROPE[self.rope])),)
+            form = self._rope_form(state, caches, forms)
+            if form is not None:
+                plan[state.name] = (Part(None, form),)
         if self.budget is not None:
             plan |= self._budgeted(module, caches, plan, remarks, context)
         for name, parts in plan.items():
@@ -132,11 +136,16 @@ class KvQuant:
             if self.budget is not None:
                 raise InputError(f"{self.name}: a budget mixes bits by head, keys=channel has one type for a state",
                                  "leave out keys=channel or budget")
-        ring = self.recent or (_RING if self.keys == "channel" else 0)
-        if ring and ring < self.block + self.keep:
-            raise InputError(f"{self.name}: a ring of {ring} recent tokens cannot hold a block of {self.block} and "
-                             f"{self.keep} before it",
-                             f"write recent={2 * self.block + self.keep}, which rolls back {self.block + 1} tokens")
+            if self.recent == 0:
+                raise InputError(f"{self.name}: keys=channel reads the open block from a ring, so recent is not 0",
+                                 "leave out recent, or keys=channel")
+        ring, block = self._ring(), self._block()
+        if ring and ring < block + self.keep:
+            held = f"a block of {block} and {self.keep} before it"
+            held = held if block > 1 else f"the {self.keep} that are read and one more"
+            more = 2 * block + self.keep if block > 1 else self.keep + _BACK
+            raise InputError(f"{self.name}: a ring of {ring} recent tokens cannot hold {held}",
+                             f"write recent={more}, which rolls back {more - block - self.keep + 1} tokens")
         if self.recent and (self.scales == "static" or self.budget is not None):
             raise InputError(f"{self.name}: recent tokens stand beside dynamic scales of one type",
                              "leave out recent, or scales=static and budget")
@@ -147,6 +156,19 @@ class KvQuant:
                              "leave out scales=static or budget")
         if self.sidecar is not None and self.scales != "static":
             raise InputError(f"{self.name}: a sidecar keeps static scales", "write scales=static")
+
+    def _block(self) -> int:
+        """Tokens that share scales."""
+        return self.block if self.keys == "channel" else 1
+
+    def _ring(self) -> int:
+        """Tokens of the rings beside the states, 0 for none (rules 3 and 4)."""
+        if self.keys == "channel":
+            return self.recent or 2 * self.block + self.keep
+        if self.recent is not None:
+            return self.recent
+        few = min(self.bits, self.key_bits or self.bits, self.value_bits or self.bits) <= 4
+        return self.keep + _BACK if few and self.scales == "dynamic" and self.budget is None else 0
 
     def _bits(self, state: State) -> int:
         wanted = {"k": self.key_bits, "v": self.value_bits}.get(state.role)
@@ -165,19 +187,20 @@ class KvQuant:
             remarks.append(Remark(self.name, "there is no state of keys, values or latents", missed=True))
         return list(found.values())
 
-    def _form(self, cache: Cache, bits: int, remarks: list[Remark]) -> Form:
-        """Return how one state is kept."""
+    def _form(self, cache: Cache, bits: int, alone: Mapping[str, str], remarks: list[Remark]) -> Form:
+        """Return how one state is kept; ``alone`` says why a state has no ring of recent tokens."""
         kind: StorageKind = "nf4" if self.kind == "nf4" else _KINDS[bits]
-        name = cache.state.name
-        ring = self.recent or (_RING if self.keys == "channel" else 0)
-        if ring and cache.state.role == "k":
-            reason = _no_blocks(cache)
-            if reason is None:
-                along = Storage(kind, self.block, asym=not self.symmetric, axis=-2)
-                element = along if self.keys == "channel" else self._token(kind, cache, remarks)
-                return Form(element, block=self.block, keep=self.keep, recent=ring)
-            told = "keeps its keys per token" if self.keys == "channel" else "has no ring of recent tokens"
-            remarks.append(Remark(self.name, f"{name} {told}: {reason}", missed=True))
+        name, ring = cache.state.name, self._ring()
+        if ring and name not in alone:
+            along = self.keys == "channel" and cache.state.role != "v"
+            element = (
+                Storage(kind, self.block, asym=not self.symmetric, axis=-2)
+                if along else self._token(kind, cache, remarks)
+            )
+            return Form(element, block=self._block(), keep=self.keep, recent=ring, multiple=self._block())
+        if ring and cache.state.role != "v":
+            told = "keeps its tokens one by one" if self.keys == "channel" else "has no ring of recent tokens"
+            remarks.append(Remark(self.name, f"{name} {told}: {alone[name]}", missed=True))
         if self.scales == "static":
             if cache.function == "forward":
                 offset = not self.symmetric and kind != "nf4"
@@ -187,6 +210,16 @@ class KvQuant:
             remarks.append(Remark(self.name, told, missed=True))
         return Form(self._token(kind, cache, remarks))
 
+    def _rope_form(self, state: State, caches: list[Cache], forms: Mapping[str, Form]) -> Form | None:
+        """Return how the rope part of MLA is kept: its slots are those of the latents beside it; None = as it is."""
+        if state.role != "rope_k" or not isinstance(state.type.element, DType):
+            return None
+        beside = (forms[c.state.name] for c in caches if c.state.role == "latent" and c.state.group == state.group)
+        multiple = max((f.multiple for f in beside), default=1)
+        if self.rope == "keep" and not (state.ring and multiple > 1):
+            return None
+        return Form(state.type.element if self.rope == "keep" else _ROPE[self.rope], multiple=multiple)
+
     def _token(self, kind: StorageKind, cache: Cache, remarks: list[Remark]) -> Storage:
         """Return the type of a state whose tokens are quantised one by one."""
         element = token_element(kind, cache.width, self.group, self.symmetric)
@@ -195,23 +228,13 @@ class KvQuant:
             remarks.append(Remark(self.name, f"{cache.state.name}: {told}"))
         return element
 
-    def _beside_recent(self, caches: list[Cache], forms: Mapping[str, Form]) -> dict[str, Form]:
-        """Return the forms of the values that are read beside keys with a ring: they keep the same tokens."""
-        readers = {c.readers[0] for c in caches if forms[c.state.name].recent}
-        return {
-            c.state.name: replace(forms[c.state.name], block=self.block, keep=self.keep, recent=self.recent or _RING)
-            for c in caches
-            if c.state.role == "v" and len(c.writes) == len(c.reads) == len(c.readers) == 1 and c.readers[0] in readers
-            and c.readers[0].operands[2] is c.reads[0].results[0]
-        }
-
     def _budgeted(self, module: Module, caches: list[Cache], plan: Mapping[str, tuple[Part, ...]],
                   remarks: list[Remark], context: PassContext) -> dict[str, tuple[Part, ...]]:
         """Return the parts of each state under the byte budget."""
         assert self.budget is not None
         quiet: list[Remark] = []
-        low = {c.state.name: self._form(c, 4, quiet) for c in caches}
-        high = {c.state.name: self._form(c, 8, quiet) for c in caches}
+        low = {c.state.name: self._form(c, 4, {}, quiet) for c in caches}
+        high = {c.state.name: self._form(c, 8, {}, quiet) for c in caches}
         inside = [c for c in caches if c.function == "forward"]
         cost = sensitivity(module, inside, low, self.windows, context)
         rope = {name: parts for name, parts in plan.items() if module.states[name].role == "rope_k"}
@@ -252,18 +275,48 @@ class KvQuant:
         return made
 
 
-def _no_blocks(cache: Cache) -> str | None:
-    """Return why the keys of a state cannot be quantised in blocks of tokens, or None."""
-    if cache.state.ring:
-        return "a ring overwrites slots one at a time, and a block shares its scales"
+def _alone(caches: list[Cache], ring: int) -> dict[str, str]:
+    """Return why states have no ring of ``ring`` recent tokens: keys with their values, or latents."""
+    found: dict[str, str] = {}
+    for cache in caches:
+        if cache.state.role == "v":
+            continue
+        reason = _no_ring(cache, ring)
+        beside = [c for c in caches if c.state.role == "v" and c.state.group == cache.state.group]
+        if reason is None and cache.state.role == "k":
+            reason = _no_values(cache, beside)
+        if reason is not None:
+            found |= dict.fromkeys((cache.state.name, *(c.state.name for c in beside)), reason)
+    served = {c.state.group for c in caches if c.state.role == "k"}
+    rest = (c.state for c in caches if c.state.role == "v" and c.state.group not in served)
+    return found | {s.name: "there are no keys beside it" for s in rest}
+
+
+def _no_ring(cache: Cache, ring: int) -> str | None:
+    """Return why attention cannot read the newest keys or latents of a state from a ring, or None."""
+    state = cache.state
     if cache.tree or cache.moved:
         return "a token tree drops tokens from the middle of a block"
-    if cache.state.type.rank != 4 or len(cache.writes) != 1 or len(cache.reads) != 1 or len(cache.readers) != 1:
+    if state.ring and ring >= state.window:
+        return f"its window of {state.window} tokens is not longer than the ring of {ring}, which would hold them all"
+    if len(cache.writes) != 1 or len(cache.reads) != 1 or len(cache.readers) != 1:
         return "it is not written once and read by one attention"
-    reader = cache.readers[0]
-    if reader.op != "attention" or reader.operands[1] is not cache.reads[0].results[0]:
-        return f"{reader.name} reads it, which is no attention over it as keys"
+    reader, place = cache.readers[0], 1 if state.role == "k" else 2
+    if reader.op != ("attention" if state.role == "k" else "mla") or (
+        reader.operands[place] is not cache.reads[0].results[0]
+    ):
+        return f"{reader.name} reads it, which is no attention over it as {'keys' if state.role == 'k' else 'latents'}"
     return None
+
+
+def _no_values(keys: Cache, beside: list[Cache]) -> str | None:
+    """Return why the values beside keys cannot be read from a ring with them, or None."""
+    reader = keys.readers[0]
+    for cache in beside:
+        once = len(cache.writes) == len(cache.reads) == len(cache.readers) == 1
+        if once and cache.readers[0] is reader and reader.operands[2] is cache.reads[0].results[0]:
+            return None
+    return f"{reader.name} reads values that are no state of their own"
 
 
 def _told(before: Module, after: Module, name: str, parts: tuple[Part, ...]) -> Remark:

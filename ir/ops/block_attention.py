@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from omnic.ir.builder import FunctionBuilder
     from omnic.ir.graph import Value
 
-__all__: list[str] = []
+__all__ = ["by_slot", "decompose_by_slot", "decompose_places", "decompose_recent", "recent_at"]
 
 
 @register
 class BlockAttention(Composite):
-    """As ``attention`` over a linear state, with the key of token s taken from ``recent`` for the queries t at which it
-    counts as recent: ``block * (s // block + 1) + keep > q_index[t] + 1``; for all others from ``k``.
+    """As ``attention``, with the key of token j (its logical index) taken from ``recent`` for the queries t at which it
+    counts as recent: ``block * (j // block + 1) + keep > q_index[t] + 1``; for all others from ``k``.
 
-    With ``recent_v`` its value is taken from there too.  Slot s of ``k`` and ``v`` holds token s.  ``recent`` must hold
-    every token that a query sees and that is recent at it.
+    With ``recent_v`` its value is taken from there too.  Slot s of ``k`` and ``v`` holds token ``k_index[s]``, which is
+    ``s`` modulo S.  ``recent`` must hold every token that a query sees and that is recent at it.
     """
 
     name = "block_attention"
@@ -87,15 +87,12 @@ class BlockAttention(Composite):
     def reference(self, *arrays: Any, **attrs: Any) -> Array:
         """All heads and tokens at once; the recent keys are laid out by slot."""
         q, k, v, recent, q_index, k_index, recent_index, sinks, recent_v = arrays
-        slots = k.shape[2]
-        place = places(recent_index, slots)[:, None, :, None]
+        is_recent = recent_at(q_index, k_index, attrs["block"], attrs["keep"])[:, None, None]
+        place = places(recent_index, k_index)[:, None]
 
         def laid_out(x: Array) -> Array:
-            fresh = np.take_along_axis(x, np.maximum(place, 0), axis=2)
-            return select(place >= 0, fresh, np.zeros_like(fresh))
+            return by_slot(x, place)
 
-        end = (np.arange(int(slots)) // attrs["block"] + 1) * attrs["block"] + attrs["keep"]
-        is_recent = (end[None, None, :] > q_index[:, :, None] + 1)[:, None, None]
         scores = select(is_recent, products(q, laid_out(recent)), products(q, k))
         seen = visible_keys(q_index, k_index, attrs["window"])
         weights, total = shares(scores, seen, attrs["scale"], attrs["softcap"], sinks)
@@ -108,27 +105,15 @@ class BlockAttention(Composite):
         q, k, v, recent, q_index, k_index, recent_index, sinks, recent_v = operands
         element = plain(q.type)
         q, k, v, recent = (as_element(b, x, element) for x in (q, k, v, recent))
-        batch, groups, slots = k.type.shape[:3]
-        tokens, count = q_index.type.shape[1], recent.type.shape[2]
-        # Tokens that are not there go to one slot more, which is cut off.
-        outside = b.op("lt", recent_index, b.constant(0, DType.I64))
-        last = _size(b, slots)
-        index = b.reshape(b.op("where", outside, last, recent_index), batch, 1, count, 1)
+        batch, _, slots = k.type.shape[:3]
+        tokens = q_index.type.shape[1]
+        is_recent = decompose_recent(b, q_index, k_index, attrs["block"], attrs["keep"])
+        is_recent = b.reshape(is_recent, batch, 1, 1, tokens, slots)
+        place = decompose_places(b, recent_index, k_index)
 
         def laid_out(x: Value) -> Value:
-            width = x.type.shape[3]
-            empty = b.op("broadcast", scalar(b, 0.0, x), shape=(batch, groups, slots + 1, width))
-            wide = b.op("broadcast", index, shape=(batch, groups, count, width))
-            return b.op("slice", b.op("scatter", empty, wide, x, axis=2), axis=2, start=(0,), stop=(slots,))
+            return decompose_by_slot(b, x, place, slots)
 
-        size = b.constant(attrs["block"], DType.I64)
-        one = b.constant(1, DType.I64)
-        block = b.op("floordiv", b.op("iota", size=(slots,), type=DType.I64), size)
-        end = b.reshape(b.op("mul", b.op("add", block, one), size), 1, 1, slots)
-        if attrs["keep"]:
-            end = b.op("add", end, b.constant(attrs["keep"], DType.I64))
-        is_recent = b.op("gt", end, b.reshape(b.op("add", q_index, one), batch, tokens, 1))
-        is_recent = b.reshape(is_recent, batch, 1, 1, tokens, slots)
         scores = b.op("where", is_recent, decompose_products(b, q, laid_out(recent)), decompose_products(b, q, k))
         seen = decompose_visible(b, q_index, k_index, attrs["window"], None, None)
         weights, total = decompose_shares(b, scores, seen, attrs["scale"], attrs["softcap"], sinks)
@@ -145,6 +130,48 @@ class BlockAttention(Composite):
         q, k, v, recent = types[:4]
         batch, heads, tokens, width = q.shape
         return 2 * batch * heads * tokens * (k.shape[2] * (width + v.shape[3]) + recent.shape[2] * width)
+
+
+def recent_at(q_index: Array, k_index: Array, block: int, keep: int) -> Array:
+    """Return bool [B, T, S]: whether the token in a slot counts as recent at a query (the rule of BlockAttention)."""
+    end = (k_index // block + 1) * block + keep
+    return end[:, None, :] > q_index[:, :, None] + 1
+
+
+def by_slot(x: Array, place: Array) -> Array:
+    """Return recent numbers x [B, ..., N, D] by slot: slot s has those at ``place`` [B, ..., S], 0 where that is -1."""
+    fresh = np.take_along_axis(x, np.maximum(place, 0)[..., None], axis=-2)
+    return select(place[..., None] >= 0, fresh, np.zeros_like(fresh))
+
+
+def decompose_recent(b: FunctionBuilder, q_index: Value, k_index: Value, block: int, keep: int) -> Value:
+    """Build :func:`recent_at`."""
+    (batch, slots), tokens = k_index.type.shape, q_index.type.shape[1]
+    size, one = b.constant(block, DType.I64), b.constant(1, DType.I64)
+    end = b.op("mul", b.op("add", b.op("floordiv", k_index, size), one), size)
+    if keep:
+        end = b.op("add", end, b.constant(keep, DType.I64))
+    end = b.reshape(end, batch, 1, slots)
+    return b.op("gt", end, b.reshape(b.op("add", q_index, one), batch, tokens, 1))
+
+
+def decompose_places(b: FunctionBuilder, recent_index: Value, k_index: Value) -> Value:
+    """Build i64 [B, N]: the slot of each recent token, S where there is none or a newer one is in its slot."""
+    slots = k_index.type.shape[1]
+    size = _size(b, slots)
+    newest = b.op("max", k_index, axes=(1,), keepdims=True)
+    gone = b.op("le", b.op("add", recent_index, size), newest)
+    gone = b.op("or", b.op("lt", recent_index, b.constant(0, DType.I64)), gone)
+    return b.op("where", gone, size, b.op("mod", recent_index, size))
+
+
+def decompose_by_slot(b: FunctionBuilder, x: Value, place: Value, slots: Dim) -> Value:
+    """Build :func:`by_slot` from :func:`decompose_places`: what is nowhere goes to one slot more, which is cut off."""
+    batch, *middle, count, width = x.type.shape
+    empty = b.op("broadcast", scalar(b, 0.0, x), shape=(batch, *middle, slots + 1, width))
+    index = b.op("broadcast", b.reshape(place, batch, *(1 for _ in middle), count, 1), shape=x.type.shape)
+    axis = x.type.rank - 2
+    return b.op("slice", b.op("scatter", empty, index, x, axis=axis), axis=axis, start=(0,), stop=(slots,))
 
 
 def _size(b: FunctionBuilder, size: Dim) -> Value:

@@ -16,9 +16,9 @@ from omnic.ir.op import Array, Attr, In, Op, ShapeError, register
 from omnic.ir.packing import QTensor
 from omnic.ir.types import DType, Storage, TensorType
 
-__all__ = ["check_rows", "slots_first"]
+__all__ = ["RING", "check_rows", "slots_first"]
 
-_RING = Attr("ring", "bool", False, doc="slots are reused modulo the capacity")
+RING = Attr("ring", "bool", False, doc="slots are reused modulo the capacity")
 
 
 def _check_state(op: str, state: TensorType) -> None:
@@ -60,7 +60,7 @@ class CacheWrite(Op):
     name = "cache_write"
     inputs = (In("state", state=True, doc="[B, ..., S, D]"), In("x", doc="[B, ..., T, D]"),
               In("start", "index", doc="[B]"), In("length", "index", doc="[B]"))
-    attrs = (_RING,)
+    attrs = (RING,)
     updates = {"state": "y"}
 
     def infer(self, state: TensorType, x: TensorType, start: TensorType, length: TensorType,
@@ -96,13 +96,13 @@ class CacheRead(Op):
 
     With ``n = start[b] + length[b]`` tokens in: linear ``index[b, s] = s`` if ``s < n``; ring: the largest
     ``j < n`` with ``j mod S = s``, if ``j >= 0``.  In a state grouped along its slots the slots of a block that is not
-    closed hold anything.
+    closed hold anything, of a ring the codes of an older block.
     """
 
     name = "cache_read"
     inputs = (In("state", state=True, doc="[B, ..., S, D]"), In("start", "index", doc="[B]"),
               In("length", "index", doc="[B]"))
-    attrs = (_RING,)
+    attrs = (RING,)
     outputs = ("y", "index")
 
     def infer(self, state: TensorType, start: TensorType, length: TensorType,
@@ -132,7 +132,7 @@ class CacheMove(Op):
     name = "cache_move"
     inputs = (In("state", state=True, doc="[B, ..., S, D]"), In("source", "index", doc="[B, N]"),
               In("target", "index", doc="[B, N]"))
-    attrs = (_RING,)
+    attrs = (RING,)
     updates = {"state": "y"}
 
     def infer(self, state: TensorType, source: TensorType, target: TensorType, **attrs: Any) -> TensorType:

@@ -8,8 +8,21 @@ import numpy as np
 
 from omnic.ir.dims import Dim
 from omnic.ir.op import Array, Attr, In, ShapeError, register
-from omnic.ir.ops.attention import attend, check_index, visible_keys
-from omnic.ir.ops.composite import Composite, as_element, check_rank, check_shape, plain
+from omnic.ir.ops.attention import (
+    attend,
+    check_index,
+    decompose_products,
+    decompose_shares,
+    decompose_values,
+    decompose_visible,
+    products,
+    shares,
+    visible_keys,
+)
+from omnic.ir.ops.attention import values as sums
+from omnic.ir.ops.block_attention import by_slot, decompose_by_slot, decompose_places, decompose_recent, recent_at
+from omnic.ir.ops.cache_blocks import places
+from omnic.ir.ops.composite import Composite, as_element, check_rank, check_shape, plain, scalar, select
 from omnic.ir.types import TensorType
 
 if TYPE_CHECKING:
@@ -26,6 +39,10 @@ class Mla(Composite):
     one rotated key part.  ``form`` names the order of the products, never the result: ``naive`` expands keys and
     values per head; ``absorbed`` moves w_k into the query and w_v behind the softmax, (q w_k).latent = q.(w_k latent),
     so only the latent is read: what decoding wants.
+
+    With ``recent`` the latent of token j is taken from there at the queries t at which it counts as recent (as in
+    ``block_attention``): ``block * (j // block + 1) + keep > q_index[t] + 1``.  There is no token tree then, and the
+    order of the products is the absorbed one.
     """
 
     name = "mla"
@@ -42,17 +59,21 @@ class Mla(Composite):
         In("k_index", "index", doc="[B, S], -1 = empty"),
         In("parents", "index", optional=True, doc="[B, T]"),
         In("start", "index", optional=True, doc="[B]"),
+        In("recent", "float", optional=True, doc="[B, N, L] latents as they were before quantisation"),
+        In("recent_index", "index", optional=True, doc="[B, N] logical index of each, -1 = none"),
     )
     attrs = (
         Attr("form", "str", "absorbed", choices=("naive", "absorbed"), doc="order of the products"),
         Attr("scale", "float", doc="multiplies the score; 1/sqrt(N + R)"),
         Attr("window", "int", 0, doc="attended keys, the current one included; 0 = all"),
         Attr("softcap", "float", 0.0, doc="bound of the logits; 0 = none"),
+        Attr("block", "int", 1, doc="with recent: tokens of a block"),
+        Attr("keep", "int", 0, doc="with recent: recent tokens before the open block"),
     )
 
     def infer(self, *types: Any, **attrs: Any) -> TensorType:
         """Result [B, H, T, V] in the element type of q_nope."""
-        q_nope, q_rope, latent, rope_k, w_k, w_v, q_index, k_index, parents, start = types
+        q_nope, q_rope, latent, rope_k, w_k, w_v, q_index, k_index, parents, start, recent, recent_index = types
         check_rank("mla", "q_nope", q_nope, 4)
         check_rank("mla", "q_rope", q_rope, 4)
         check_rank("mla", "latent", latent, 3)
@@ -69,13 +90,29 @@ class Mla(Composite):
         check_index("mla", batch, tokens, slots, index)
         if attrs["window"] < 0 or attrs["softcap"] < 0:
             raise ShapeError("mla: window and softcap must not be negative")
+        if (recent is None) != (recent_index is None) or (recent is not None and parents is not None):
+            raise ShapeError("mla: recent latents come with their indices, and without a token tree")
+        if recent is not None:
+            check_shape("mla", "recent", recent, batch, recent.shape[1], width)
+            check_shape("mla", "recent_index", recent_index, batch, recent.shape[1])
+        if attrs["keep"] < 0 or attrs["block"] < 1:
+            raise ShapeError("mla: keep is not negative, and a block holds a token")
         return TensorType(plain(q_nope), (batch, heads, tokens, w_v.shape[1]))
 
     def reference(self, *arrays: Any, **attrs: Any) -> Array:
         """In the order of ``form``."""
-        q_nope, q_rope, latent, rope_k, w_k, w_v, q_index, k_index, parents, start = arrays
+        q_nope, q_rope, latent, rope_k, w_k, w_v, q_index, k_index, parents, start, recent, recent_index = arrays
         seen = visible_keys(q_index, k_index, attrs["window"], parents, start)
         values = np.swapaxes(w_v, -1, -2)
+        if recent is not None:
+            fresh = by_slot(recent, places(recent_index, k_index))
+            is_recent = recent_at(q_index, k_index, attrs["block"], attrs["keep"])[:, None, None]
+            q = np.matmul(q_nope, w_k)
+            scores = select(is_recent, products(q, fresh[:, None]), products(q, latent[:, None]))
+            scores = scores + products(q_rope, rope_k[:, None])
+            weights, total = shares(scores, seen, attrs["scale"], attrs["softcap"])
+            old = sums(weights * ~is_recent, latent[:, None])
+            return np.matmul((old + sums(weights * is_recent, fresh[:, None])) / total, values)
         if attrs["form"] == "naive":
             keys = np.matmul(latent[:, None], np.swapaxes(w_k, -1, -2))
             shared = np.broadcast_to(rope_k[:, None], (*keys.shape[:3], rope_k.shape[-1]))
@@ -88,7 +125,7 @@ class Mla(Composite):
 
     def decompose(self, b: FunctionBuilder, *values: Any, **attrs: Any) -> Value:
         """``attention`` between the products, in the order of ``form``."""
-        q_nope, q_rope, latent, rope_k, w_k, w_v, q_index, k_index, parents, start = values
+        q_nope, q_rope, latent, rope_k, w_k, w_v, q_index, k_index, parents, start, recent, recent_index = values
         element = plain(q_nope.type)
         q_nope, q_rope, latent, rope_k, w_k, w_v = (
             as_element(b, x, element) for x in (q_nope, q_rope, latent, rope_k, w_k, w_v)
@@ -99,6 +136,22 @@ class Mla(Composite):
         common = {k: attrs[k] for k in ("scale", "window", "softcap")}
         latents = b.reshape(latent, batch, 1, slots, width)
         turned_k = b.reshape(rope_k, batch, 1, slots, turned)
+        if recent is not None:
+            place = decompose_places(b, recent_index, k_index)
+            fresh = decompose_by_slot(b, as_element(b, recent, element), place, slots)
+            fresh = b.reshape(fresh, batch, 1, slots, width)
+            tokens = q_index.type.shape[1]
+            is_recent = decompose_recent(b, q_index, k_index, attrs["block"], attrs["keep"])
+            is_recent = b.reshape(is_recent, batch, 1, 1, tokens, slots)
+            q = b.op("matmul", q_nope, w_k)
+            scores = b.op("where", is_recent, decompose_products(b, q, fresh), decompose_products(b, q, latents))
+            scores = b.op("add", scores, decompose_products(b, q_rope, turned_k))
+            seen = decompose_visible(b, q_index, k_index, attrs["window"], None, None)
+            weights, total = decompose_shares(b, scores, seen, attrs["scale"], attrs["softcap"], None)
+            zero = scalar(b, 0.0, weights)
+            old = decompose_values(b, b.op("where", is_recent, zero, weights), latents)
+            new = decompose_values(b, b.op("where", is_recent, weights, zero), fresh)
+            return b.op("matmul", b.op("div", b.op("add", old, new), total), w_v, tb=True)
         if attrs["form"] == "naive":
             keys = b.op("matmul", latents, w_k, tb=True)
             shared = b.op("broadcast", turned_k, shape=(batch, heads, slots, turned))

@@ -30,9 +30,10 @@ class Form:
         static: ``channel`` or ``head``: scales are weights found by calibration, and ``element`` has scales of one;
             empty: scales are found at every write.
         offset: with ``static``, whether the range need not be symmetric about 0.
-        block: tokens of a block, for keys that are grouped along the slots and for the values beside them.
+        block: with ``recent``, tokens of a block; 1 where every token is quantised by itself.
         keep: tokens before the open block that are read as they were.
-        recent: tokens that the ring beside such a state holds; 0 for other states.
+        recent: tokens of the ring that keeps the newest ones beside the codes; 0 = there is none.
+        multiple: what the slots of a ring are rounded up to a multiple of.
     """
 
     element: ElementType
@@ -41,6 +42,7 @@ class Form:
     block: int = 0
     keep: int = 0
     recent: int = 0
+    multiple: int = 1
 
     @property
     def along_slots(self) -> bool:

@@ -14,6 +14,9 @@ from omnic.passes.kv.forms import RECENT, Form, Part, Plan
 
 __all__ = ["apply_plan", "part_name", "scale_name"]
 
+#: ops that read recent tokens -> which operand the keys or latents are; the values or rope keys follow
+_KEYS = {"attention": 1, "mla": 2}
+
 
 def part_name(state: str, part: Part, parts: tuple[Part, ...]) -> str:
     """Return the name of the state that keeps ``part``: the state's own when it is the only one."""
@@ -54,10 +57,13 @@ def _declare(state: State, part: Part, name: str) -> list[State]:
     shape = state.type.shape
     if part.heads is not None:
         shape = (shape[0], len(part.heads), *shape[2:])
-    kept = [replace(state, name=name, type=TensorType(part.form.element, shape))]
-    if part.form.recent:
-        ring = TensorType(RECENT, (*shape[:-2], part.form.recent, shape[-1]))
-        window = part.form.block + part.form.keep
+    slots, form = shape[-2], part.form
+    if state.ring and form.multiple > 1 and isinstance(slots, int):
+        shape = (*shape[:-2], -(-slots // form.multiple) * form.multiple, shape[-1])
+    kept = [replace(state, name=name, type=TensorType(form.element, shape))]
+    if form.recent:
+        ring = TensorType(RECENT, (*shape[:-2], form.recent, shape[-1]))
+        window = form.block + form.keep
         kept.append(State(f"{name}.recent", ring, "recent", state.group, ring=True, window=window))
     return kept
 
@@ -107,7 +113,7 @@ class _Rewriter:
                 self._read(node)
             elif node.op == "cache_move" and node.operands[0] in self.versions:
                 self._move(node)
-            elif node.op == "attention" and self._now(node.operands[1]) in self.recent:
+            elif node.op in _KEYS and self._now(node.operands[_KEYS[node.op]]) in self.recent:
                 self._attend(node)
             else:
                 operands = tuple(self.found.get(v, v) if v is not None else None for v in node.operands)
@@ -195,7 +201,7 @@ class _Rewriter:
         recent = b.op("concat", before, rounded, axis=-2, hint="recent")
         indices = self._once(("recent", index, x.type.shape[-2]), lambda: self._index(index, x, start, length))
         if part.form.along_slots:
-            written = b.op("cache_close", state, recent, indices, start, length, hint=node.result.name)
+            written = b.op("cache_close", state, recent, indices, start, length, hint=node.result.name, **node.attrs)
         else:
             written = b.op("cache_write", state, x, start, length, hint=node.result.name, **node.attrs)
         self.recent[written] = (recent, indices, part.form)
@@ -256,17 +262,22 @@ class _Rewriter:
         self.versions[node.result] = moved
 
     def _attend(self, node: Node) -> None:
-        """Attention over closed blocks and recent keys, then the ring takes the call's tokens."""
-        q, k, v, q_index, k_index, sinks = (self._now(value) for value in node.operands[:6])
-        assert k is not None and v is not None
-        recent, indices, form = self.recent[k]
-        recent_v = self.recent[v][0] if v in self.recent else None
-        b = self.b
+        """Attention over codes and recent tokens, then the rings take the call's tokens."""
+        operands = [self._now(value) for value in node.operands]
+        place = _KEYS[node.op]
+        keys, values = operands[place], operands[place + 1]
+        assert keys is not None and values is not None
+        recent, indices, form = self.recent[keys]
+        b, about = self.b, {"block": form.block, "keep": form.keep, "hint": node.result.name, **node.attrs}
         with b.at(node):
-            self.found[node.result] = b.op(
-                "block_attention", q, k, v, recent, q_index, k_index, indices, sinks, recent_v, block=form.block,
-                keep=form.keep, hint=node.result.name, **node.attrs)
-        for value in (k, v):
+            if node.op == "mla":
+                mixed = b.op("mla", *operands[:10], recent, indices, **about)
+            else:
+                q, k, v, q_index, k_index, sinks = operands[:6]
+                recent_v = self.recent[values][0] if values in self.recent else None
+                mixed = b.op("block_attention", q, k, v, recent, q_index, k_index, indices, sinks, recent_v, **about)
+        self.found[node.result] = mixed
+        for value in (keys, values):
             if value not in self.pending:
                 continue
             write, name, rounded = self.pending.pop(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -101,6 +103,53 @@ def _mix(
 
 
 def block_attention(
+@dataclass(frozen=True)
+class Recent:
+    """The newest tokens as they were before quantisation, and which of them a query reads.
+
+    Attributes:
+        index: i64 [B, N] logical index of each, -1 = none.
+        q_index: i64 [B, T] logical index of each query.
+        k_index: i64 [B, S] logical index of each slot.
+        block: tokens of a block.
+        keep: tokens before the open block.
+    """
+
+    index: Tensor
+    q_index: Tensor
+    k_index: Tensor
+    block: int
+    keep: int
+
+    def of_query(self, row: int, token: int, slots: int) -> tuple[Tensor, Tensor]:
+        """Return slots below ``slots`` whose numbers a query reads from the recent ones, and where those stand."""
+        at = int(self.q_index[row, token])
+        wanted = torch.arange(max((at + 1 - self.keep) // self.block, 0) * self.block, at + 1)
+        slot = wanted % self.k_index.shape[1]
+        inside = slot < slots
+        wanted, slot = wanted[inside], slot[inside]
+        return slot, (self.index[row] == wanted[:, None]).to(torch.uint8).argmax(-1) if len(wanted) else wanted
+
+    def masks(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what of ``mask`` [B, T, S or more] is read from the slots, and from recent tokens [B, T, N].
+
+        The second result's tokens lie in the slots :attr:`slot`.
+        """
+        slots, now = mask.shape[2], self.q_index[:, :, None] + 1
+        index = F.pad(self.k_index, (0, max(slots - self.k_index.shape[1], 0)), value=-1)[:, :slots]
+        closed = ((index // self.block + 1) * self.block + self.keep)[:, None] <= now
+        place = self.slot.clamp(max=slots - 1)
+        there = (self.index >= 0) & (index.gather(1, place) == self.index)
+        behind = mask.gather(2, place[:, None].expand(-1, mask.shape[1], -1)) & there[:, None]
+        behind &= ((self.index // self.block + 1) * self.block + self.keep)[:, None] > now
+        return mask & closed, behind
+
+    @property
+    def slot(self) -> Tensor:
+        """i64 [B, N]: the slot of each token."""
+        return self.index.clamp(min=0) % self.k_index.shape[1]
+
+
     q: Tensor,
     k: Rows,
     v: State,
@@ -108,6 +157,7 @@ def block_attention(
     recent_index: Tensor,
     q_index: Tensor,
     seen: Seen,
+    k_index: Tensor,
     recent_v: Tensor | None = None,
     *,
     block: int,
@@ -116,13 +166,19 @@ def block_attention(
     softcap: float = 0.0,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attention over keys quantised in blocks of tokens; those that are recent at a query come from ``recent``.
+    """Attention over quantised keys; those that are recent at a query come from ``recent``.
 
-    recent is [B, G, N, Dk], recent_v [B, G, N, Dv], recent_index i64[B, N], q_index i64[B, T].
+    recent is [B, G, N, Dk], recent_v [B, G, N, Dv], recent_index i64[B, N], q_index i64[B, T], k_index i64[B, S].
     """
     if q.shape[2] > FEW:
-        keys, values, mask = _with_recent(k, v, recent, recent_v, recent_index, q_index, seen, block, keep)
-        return _attend_many(q, keys, values, mask, scale, softcap, sinks)
+    newest = Recent(recent_index, q_index, k_index, block, keep)
+        keys, values = _spread(k, seen), _spread(v, seen)
+        closed, behind = newest.masks(seen.mask[..., : keys.shape[2]])
+        if recent_v is None:
+            place = newest.slot.clamp(max=keys.shape[2] - 1)[:, None, :, None]
+            recent_v = values.gather(2, place.expand(-1, values.shape[1], -1, values.shape[-1]))
+        keys, values = torch.cat([keys, recent], 2), torch.cat([values, recent_v], 2)
+        return _attend_many(q, keys, values, torch.cat([closed, behind], 2), scale, softcap, sinks)
     batch, heads, tokens, width = q.shape
     groups, value = _heads(k), v.shape[-1]
     out = q.new_empty(batch, tokens, heads, value)
@@ -132,10 +188,8 @@ def block_attention(
         values = held[1].view(count * groups, KEYS, value)
         fresh = [x[row].transpose(0, 1) for x in (recent, recent_v) if x is not None]
         for token in range(tokens):
-            at = int(q_index[row, token])
-            slot = torch.arange(max((at + 1 - keep) // block, 0) * block, min(at + 1, count * KEYS))
+            slot, found = newest.of_query(row, token, count * KEYS)
             places = slot // KEYS, slot % KEYS
-            found = (recent_index[row] == slot[:, None]).to(torch.uint8).argmax(-1) if len(slot) else slot
             # What the query reads as plain numbers stands in its slots meanwhile, wherever the call got it from.
             before = [old[places[0], :, places[1]] for old in held]
             for old, new in zip(held, fresh, strict=False):
@@ -148,31 +202,6 @@ def block_attention(
             for old, saved in zip(held, before, strict=True):
                 old[places[0], :, places[1]] = saved
     return out.transpose(1, 2)
-
-
-def _with_recent(
-    k: Rows,
-    v: State,
-    recent: Tensor,
-    recent_v: Tensor | None,
-    recent_index: Tensor,
-    q_index: Tensor,
-    seen: Seen,
-    block: int,
-    keep: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return keys, values and mask with the recent tokens behind the slots, each copy masked where the other counts."""
-    keys, values = _spread(k, seen), _spread(v, seen)
-    slots = keys.shape[2]
-    now = q_index[:, :, None] + 1
-    closed = (torch.arange(slots) // block + 1) * block + keep <= now
-    inside = recent_index.clamp(0, slots - 1)
-    mask = seen.mask[..., :slots]
-    behind = mask.gather(2, inside[:, None].expand(-1, mask.shape[1], -1)) & (recent_index >= 0)[:, None]
-    behind &= (inside[:, None] // block + 1) * block + keep > now
-    if recent_v is None:
-        recent_v = values.gather(2, inside[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[-1]))
-    return torch.cat([keys, recent], 2), torch.cat([values, recent_v], 2), torch.cat([mask & closed, behind], 2)
 
 
 def _attend_many(
@@ -211,31 +240,60 @@ def mla(
     w_v: Tensor,
     seen: Seen,
     scale: float,
+    recent: Tensor | None = None,
+    recent_index: Tensor | None = None,
+    q_index: Tensor | None = None,
+    k_index: Tensor | None = None,
+    *,
     softcap: float = 0.0,
 ) -> Tensor:
+    block: int = 1,
+    keep: int = 0,
     """Latent attention over the states latent and rope_k: [B, H, T, V].
 
     Short calls move w_k into the query and w_v behind the softmax, so they read the latents only; long calls
-    expand keys and values once for all their queries, which costs fewer products.
+    expand keys and values once for all their queries, which costs fewer products.  Latents that are recent at a query
+    come from ``recent`` [B, N, L] by ``recent_index`` [B, N].
     """
     batch, heads, tokens, _ = q_nope.shape
     if tokens > FEW:
-        latents = _spread(latent, seen)[:, None]
-        turned = _spread(rope_k, seen)[:, None].expand(-1, heads, -1, -1)
+    newest = None
+    if recent is not None:
+        assert recent_index is not None and q_index is not None and k_index is not None
+        newest = Recent(recent_index, q_index, k_index, block, keep)
+        latents, turned, mask = _spread(latent, seen), _spread(rope_k, seen), seen.mask
+        if newest is not None:
+            assert recent is not None
+            closed, behind = newest.masks(mask[..., : latents.shape[1]])
+            place = newest.slot.clamp(max=latents.shape[1] - 1)[..., None].expand(-1, -1, turned.shape[-1])
+            latents, turned = torch.cat([latents, recent], 1), torch.cat([turned, turned.gather(1, place)], 1)
+            mask = torch.cat([closed, behind], 2)
+        latents, turned = latents[:, None], turned[:, None].expand(-1, heads, -1, -1)
         keys = torch.cat([latents @ w_k.transpose(1, 2), turned], dim=-1)
         query = torch.cat([q_nope, q_rope], dim=-1)
-        return _attend_many(query, keys, latents @ w_v.transpose(1, 2), seen.mask, scale, softcap, None)
+        return _attend_many(query, keys, latents @ w_v.transpose(1, 2), mask, scale, softcap, None)
     absorbed = head_product(q_nope, w_k)
     width, turn = latent.shape[-1], rope_k.shape[-1]
     out = q_nope.new_empty(batch, tokens, heads, width)
     for row, count in enumerate(seen.blocks):
         latents, turned = _key_blocks(latent, row, count), _key_blocks(rope_k, row, count).transpose(1, 2)
         keys = latents.transpose(1, 2)
+        if newest is not None:
+            latents = latents.clone(memory_format=torch.contiguous_format)
         for token in range(tokens):
+        flat = latents.view(count * KEYS, width) if newest is not None else latents
             scores = torch.bmm(aligned(absorbed[row, :, token].expand(count, heads, width)), keys)
+            slot = before = None
+            if newest is not None:
+                assert recent is not None
+                slot, found = newest.of_query(row, token, count * KEYS)
+                before = flat[slot]
+                flat[slot] = recent[row, found]
             scores = scores + torch.bmm(aligned(q_rope[row, :, token].expand(count, heads, turn)), turned)
             out[row, token] = _mix(scores[:, None], latents, seen, row, token, scale, softcap, None)
     return head_product(out.transpose(1, 2), w_v.transpose(1, 2))
+            if slot is not None and before is not None:
+                flat[slot] = before
 
 
 # -- mixtures of experts ----------------------------------------------------------------------------------

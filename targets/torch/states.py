@@ -204,8 +204,12 @@ def new_rows(element: ElementType, shape: tuple[int, ...]) -> Rows:
     return Rows(element, shape, parts)
 
 
-def cache_close(state: Rows, recent: Tensor, index: Tensor, start: Tensor, length: Tensor) -> Rows:
+def cache_close(
+    state: Rows, recent: Tensor, index: Tensor, start: Tensor, length: Tensor, *, ring: bool = False
+) -> Rows:
     """Quantise, in place, the blocks that end in this call; tokens from ``recent`` [B, ..., N, D] by ``index`` [B, N].
+
+    Blocks of a ring lie modulo its slots.
 
     Raises:
         InputError: a token of such a block is not recent.
@@ -213,8 +217,8 @@ def cache_close(state: Rows, recent: Tensor, index: Tensor, start: Tensor, lengt
     element, size = state.element, state.blocks
     assert isinstance(element, Storage)
     first, last = start // size, (start + length) // size
-    block = torch.arange(state.shape[-2] // size)
-    row, block = ((block >= first[:, None]) & (block < last[:, None])).nonzero(as_tuple=True)
+    row, step = (torch.arange(int((last - first).max())) < (last - first)[:, None]).nonzero(as_tuple=True)
+    block = first[row] + step
     if not len(row):
         return state
     token = block[:, None] * size + torch.arange(size)
@@ -226,6 +230,8 @@ def cache_close(state: Rows, recent: Tensor, index: Tensor, start: Tensor, lengt
     along = Storage(element.kind, element.group, element.asym, element.scale)
     fresh = quantise(tokens.movedim(1, -1).contiguous(), along)
     wide = size * element.bits // 8
+    if ring:
+        block = block % (state.shape[-2] // size)
     for name, part in state.parts.items():
         step = wide if name == "codes" else 1
         at = block[:, None] * step + torch.arange(step)

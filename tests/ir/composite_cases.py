@@ -78,14 +78,22 @@ def attention(m: Maker) -> Case:
     return Case(arrays, {"scale": 0.7, "window": m.pick(0, 1, 4), "softcap": m.pick(0.0, 1.5)})
 
 
-def block_attention(m: Maker) -> Case:
-    """Every token of the last blocks is recent, in any order, with places that hold none."""
-    groups, width = m.pick(1, m.heads), m.pick(3, 4)
-    start = m.below(SLOTS - m.tokens + 1, m.batch)
+def recent_keys(m: Maker) -> tuple[Any, Any, Any]:
+    """Return q_index, k_index and recent_index: every token is recent, in any order, with places that hold none.
+
+    Slots are those of a linear state or of a ring that has wrapped.
+    """
+    start = m.below(SLOTS - m.tokens + 1, m.batch) + m.pick(0, 3 * SLOTS)
     query = start[:, None] + np.arange(m.tokens)
-    slots = np.broadcast_to(np.arange(SLOTS), (m.batch, SLOTS))
-    key = np.where(slots < (start + m.tokens)[:, None], slots, -1)
+    last, slots = query[:, -1:], np.arange(SLOTS)[None]
+    key = np.maximum(last - (last - slots) % SLOTS, -1)
     recent = m.random.permuted(np.concatenate([key, np.full((m.batch, 2), -1)], axis=1), axis=1)
+    return query, key, recent
+
+
+def block_attention(m: Maker) -> Case:
+    groups, width = m.pick(1, m.heads), m.pick(3, 4)
+    query, key, recent = recent_keys(m)
     arrays = [m.floats(m.batch, m.heads, m.tokens, width), m.floats(m.batch, groups, SLOTS, width),
               m.floats(m.batch, groups, SLOTS, 6), m.floats(m.batch, groups, SLOTS + 2, width), query, key, recent,
               m.maybe(m.heads), m.maybe(m.batch, groups, SLOTS + 2, 6)]
@@ -95,11 +103,16 @@ def block_attention(m: Maker) -> Case:
 
 
 def mla(m: Maker) -> Case:
-    query, key, parents, start = m.keys()
+    attrs = {"form": m.pick("naive", "absorbed"), "scale": 0.3, "window": m.pick(0, 3), "softcap": m.pick(0.0, 2.0)}
+    if m.flag():
+        query, key, recent = recent_keys(m)
+        rest = [None, None, m.floats(m.batch, SLOTS + 2, 7), recent]
+        attrs |= {"block": m.pick(1, 2, 4), "keep": m.pick(0, 2)}
+    else:
+        query, key, *rest = m.keys()
     arrays = [m.floats(m.batch, m.heads, m.tokens, 6), m.floats(m.batch, m.heads, m.tokens, 2),
               m.floats(m.batch, SLOTS, 7), m.floats(m.batch, SLOTS, 2),
-              m.floats(m.heads, 6, 7), m.floats(m.heads, 3, 7), query, key, parents, start]
-    attrs = {"form": m.pick("naive", "absorbed"), "scale": 0.3, "window": m.pick(0, 3), "softcap": m.pick(0.0, 2.0)}
+              m.floats(m.heads, 6, 7), m.floats(m.heads, 3, 7), query, key, *rest]
     return Case(arrays, attrs)
 
 

@@ -24,9 +24,11 @@ from omnic.passes.context import Calibration, PassContext
 from omnic.passes.kv.calibrate import scales_of
 from omnic.passes.kv.forms import Form, group_for, state_bytes
 from omnic.passes.kv_quant import KvQuant
-from omnic.spec import load_spec, preset_names, scale
+from omnic.spec import load_spec, parse_spec, preset_names, scale
 from omnic.targets.torch.inference import new_states
 from omnic.targets.torch.inference import state_bytes as torch_bytes
+from tests.passes.rings import FORMS as RING_FORMS
+from tests.passes.rings import RINGS
 
 TOKENS = np.random.default_rng(0).integers(0, 500, (3, 100))
 FORMS = {
@@ -40,14 +42,15 @@ FORMS = {
     "static i4 head": "kv-quant{bits=4, scales=static, per=head, symmetric=true}",
     "static nf4": "kv-quant{bits=4, kind=nf4, scales=static}",
     "blocks": "kv-quant{bits=4, keys=channel}",
-    "i4, newest in f16": "kv-quant{bits=4, recent=96}",
+    "i4, newest in f16": "kv-quant{bits=4, keep=64, recent=96}",
+    "i4 without": "kv-quant{bits=4, recent=0}",
     "small blocks": "kv-quant{bits=2, keys=channel, block=16, keep=0, recent=32}",
 }
 
 
 @cache
 def front(preset: str) -> Module:
-    return build(scale(load_spec(preset)))
+    return build(parse_spec(RINGS)) if preset == "rings" else build(scale(load_spec(preset)))
 
 
 @pytest.fixture
@@ -77,10 +80,10 @@ def run(session: ReferenceSession, tokens: Any, *cuts: int) -> Any:
     )
 
 
-@pytest.mark.parametrize("preset", ["tiny", "tiny_moe"])
-@pytest.mark.parametrize("form", FORMS)
-def test_every_form_gives_one_answer_however_it_is_called(form: str, preset: str, context: Any) -> None:
-    module, weights = quantised(preset, FORMS[form], context(preset))
+@pytest.mark.parametrize(("preset", "form"), [
+    *((p, f) for p in ("tiny", "tiny_moe") for f in FORMS.values()), *(("rings", f) for f in RING_FORMS.values())])
+def test_every_form_gives_one_answer_however_it_is_called(preset: str, form: str, context: Any) -> None:
+    module, weights = quantised(preset, form, context(preset))
     text = print_module(module)
     assert print_module(parse_module(text)) == text
     assert class_of(module) == "int8"
@@ -140,17 +143,39 @@ def test_another_token_after_a_rollback_closes_the_block_with_it(context: Any) -
     np.testing.assert_allclose(session.forward(mixed[:, 70:]).logits, wanted[:, 70:], rtol=0, atol=1e-9)
 
 
-def test_rings_and_trees_keep_their_keys_per_token_and_say_why() -> None:
+def test_rings_hold_whole_blocks_and_latents_their_newest_tokens() -> None:
+    module = parse_pass(RING_FORMS["blocks"]).run(front("rings")).module
+    types = {n: (str(s.type), s.ring, s.window) for n, s in module.states.items()}
+    # 40 + 64 - 1 slots become 7 blocks of 16, in what lies beside them too.
+    assert types["kv.0.k"] == ("i4<g16, asym, axis-2>[B, 2, 112, 8]", True, 40)
+    assert types["kv.0.v"] == ("i4<row, asym>[B, 2, 112, 8]", True, 40)
+    assert types["kv.0.k.recent"] == ("f16[B, 2, 36, 8]", True, 20)
+    assert types["kv.1.latent"] == ("i4<g16, asym, axis-2>[B, 112, 32]", True, 40)
+    assert types["kv.1.rope_k"] == ("f16[B, 112, 4]", True, 40)
+    assert types["kv.1.latent.recent"] == ("f16[B, 36, 32]", True, 20)
+    assert types["kv.2.latent"] == ("i4<g16, asym, axis-2>[B, 256, 32]", False, 0)
+    one_by_one = parse_pass(RING_FORMS["newest in f16"]).run(front("rings")).module.states
+    assert str(one_by_one["kv.1.latent"].type) == "i4<row, asym>[B, 103, 32]"
+    assert (str(one_by_one["kv.1.latent.recent"].type), one_by_one["kv.1.latent.recent"].window) == (
+        "f16[B, 24, 32]", 9)
+
+
+def test_trees_and_short_windows_have_no_recent_tokens_and_say_why() -> None:
     tree = build(scale(load_spec("tiny")), tree=True)
     result = KvQuant(bits=4, keys="channel").run(tree)
     assert all(s.type.element == parse_element("i4<row, asym>") for s in result.module.states.values())
     missed = [r.message for r in result.remarks if r.missed]
-    assert "kv.0.k keeps its keys per token: a token tree drops tokens from the middle of a block" in missed
+    assert "kv.0.k keeps its tokens one by one: a token tree drops tokens from the middle of a block" in missed
     windowed = build(scale(load_spec("mobile_4gb")))
-    module = KvQuant(bits=4, keys="channel").run(windowed).module
-    assert {s.role: str(s.type.element) for s in module.states.values()} == {
+    result = KvQuant(bits=4, keys="channel").run(windowed)
+    assert {s.role: str(s.type.element) for s in result.module.states.values()} == {
         "latent": "i4<row, asym>", "rope_k": "f16"}
-    assert all(s.ring for s in module.states.values())
+    assert all(s.ring for s in result.module.states.values())
+    assert ("kv.0.latent keeps its tokens one by one: its window of 20 tokens is not longer than the ring of 96, "
+            "which would hold them all") in [r.message for r in result.remarks if r.missed]
+    result = KvQuant(bits=4).run(windowed)
+    assert ("kv.0.latent has no ring of recent tokens: its window of 20 tokens is not longer than the ring of 48, "
+            "which would hold them all") in [r.message for r in result.remarks if r.missed]
 
 
 @pytest.mark.parametrize("preset", sorted(preset_names()))
@@ -165,7 +190,7 @@ def test_predicted_bytes_are_measured_bytes_on_every_preset(preset: str) -> None
 
 def test_a_budget_is_kept_and_spent(context: Any) -> None:
     lent = context("tiny")
-    least = state_bytes(KvQuant(bits=4).run(front("tiny")).module)
+    least = state_bytes(KvQuant(bits=4, recent=0).run(front("tiny")).module)
     wide: list[int] = []
     for budget in (least, least + 3000, least + 6000, 10 * least):
         module, weights = quantised("tiny", f"kv-quant{{budget={budget}}}", lent)
@@ -228,6 +253,8 @@ def test_a_sidecar_is_written_read_and_refused(context: Any, tmp_path: Path) -> 
     ("recent=96, scales=static", "kv-quant: recent tokens stand beside dynamic scales of one type"),
     ("keys=channel, recent=60",
      "kv-quant: a ring of 60 recent tokens cannot hold a block of 32 and 32 before it"),
+    ("bits=4, recent=32", "kv-quant: a ring of 32 recent tokens cannot hold the 32 that are read and one more"),
+    ("keys=channel, recent=0", "kv-quant: keys=channel reads the open block from a ring, so recent is not 0"),
 ])
 def test_options_that_exclude_each_other(options: str, message: str) -> None:
     with pytest.raises(InputError) as caught:

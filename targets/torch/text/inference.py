@@ -142,18 +142,16 @@ class _Rewriter:
             raise InternalError(f"block_attention in {step.scope} reads keys that are no state")
         seen = self._seen(step, q_index, k_index, None, None)
         k, v = self._blocked(step.operands[1], k, step), self._blocked(step.operands[2], v, step)
-        given = (q, k, v, recent, recent_index, q_index, seen, recent_v, sinks)
+        given = (q, k, v, recent, recent_index, q_index, k_index, seen, recent_v, sinks)
         self.steps.append(Step("block_attention", given, step.attrs, step.results, step.scope, step.loc))
 
     def _mla(self, step: Step, operands: tuple[Value | None, ...]) -> None:
-        q_nope, q_rope, latent, rope_k, w_k, w_v, q_index, k_index, parents, start = operands
+        q_nope, q_rope, latent, rope_k, w_k, w_v, q_index, k_index, parents, start, recent, recent_index = operands
         seen = self._seen(step, q_index, k_index, parents, start)
         latent, rope_k = self._blocked(step.operands[2], latent, step), self._blocked(step.operands[3], rope_k, step)
-        self.steps.append(
-            Step(
-                "mla", (q_nope, q_rope, latent, rope_k, w_k, w_v, seen), step.attrs, step.results, step.scope, step.loc
-            )
-        )
+        newest = () if recent is None else (recent, recent_index, q_index, k_index)
+        given = (q_nope, q_rope, latent, rope_k, w_k, w_v, seen, *newest)
+        self.steps.append(Step("mla", given, step.attrs, step.results, step.scope, step.loc))
 
 
 def check_in_place(program: Program) -> None:
@@ -331,13 +329,13 @@ INFERENCE: dict[str, Lowering] = {
     "slot_index": _kernel("slot_index", "capacity", "ring"),
     "cache_write": _kernel("cache_write"),
     "cache_move": _kernel("cache_move", "capacity", "ring"),
-    "cache_close": _kernel("cache_close"),
+    "cache_close": _kernel("cache_close", optional={"ring": False}),
     "state_values": _kernel("state_values", "capacity"),
     "to_blocks": _kernel("to_blocks"),
     "visible": _kernel("visible", "window"),
     "attention": _attention,
     "block_attention": _attention,
-    "mla": _kernel("mla", "scale", optional={"softcap": 0.0}),
+    "mla": _kernel("mla", "scale", optional={"softcap": 0.0, "block": 1, "keep": 0}),
     "router": _router,
     "moe": _moe,
     "lm_head": _lm_head,

@@ -161,7 +161,7 @@ def name_causal_attention(program: Program) -> None:
             q, k, v, q_index, k_index, sinks, parents, _ = step.operands
             kept = (q, k, v, sinks)
         elif step.op == "mla":
-            *kept, q_index, k_index, parents, _ = step.operands
+            *kept, q_index, k_index, parents, _ = step.operands[:10]
         else:
             continue
         same = q_index is k_index or all(i is not None and is_token_range(i, producers) for i in (q_index, k_index))

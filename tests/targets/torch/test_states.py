@@ -18,9 +18,10 @@ from omnic.ir.weights import WeightStore
 from omnic.models import build
 from omnic.passes.base import parse_pass
 from omnic.runtime.session import SessionOptions
-from omnic.spec import load_spec, scale
+from omnic.spec import load_spec, parse_spec, scale
 from omnic.targets.torch.session import TorchSession
 from omnic.targets.torch.states import Rows, cache_close, new_rows
+from tests.passes.rings import FORMS, RINGS
 
 RANDOM = np.random.default_rng(5)
 TOKEN_TYPES = ("i8<g4, asym>", "i8<row>", "i4<g4, asym>", "i4<row, asym, f32>", "i2<g8, asym>", "i2<row>", "nf4<g4>",
@@ -59,11 +60,27 @@ def test_blocks_close_as_in_the_reference(kind: str) -> None:
     x = RANDOM.standard_normal((2, 3, 70, 5)).astype(np.float32)
     state = new_rows(element, shape)
     assert state.nbytes == element.bytes(shape)
-    wanted = find_op("cache_close").reference(packing.zeros(element, shape), x, index, start, length)
+    wanted = find_op("cache_close").reference(packing.zeros(element, shape), x, index, start, length, ring=False)
     given = (torch.from_numpy(a) for a in (x, index, start, length))
     assert cache_close(state, *given) is state
     assert np.array_equal(state.every().numpy(), packing.decode(wanted))
     assert np.array_equal(state.live(0, 33).numpy(), packing.decode(wanted)[0, :, :33].transpose(1, 0, 2))
+
+
+def test_blocks_of_a_ring_close_modulo_its_slots() -> None:
+    element, shape = storage("i4<g16, asym, axis-2>"), (2, 3, 64, 5)
+    start, length = np.array([100, 7]), np.array([40, 30])
+    index = np.stack([np.arange(s - 30, s + 40) for s in start])
+    x = RANDOM.standard_normal((2, 3, 70, 5)).astype(np.float32)
+    wanted = find_op("cache_close").reference(packing.zeros(element, shape), x, index, start, length, ring=True)
+    given = [torch.from_numpy(a) for a in (x, index, start, length)]
+    state = cache_close(new_rows(element, shape), *given, ring=True)
+    assert np.array_equal(state.every().numpy(), packing.decode(wanted))
+    # Row 0 has closed its blocks 6, 7: slots 32 to 63.
+    plain = packing.decode(wanted)
+    assert not plain[0, :, :32].any()
+    close = packing.decode(packing.quantise(x[:1, :, 96 - 70 : 128 - 70], element))
+    assert np.array_equal(plain[:1, :, 32:], close)
 
 
 def test_a_block_without_its_tokens_and_numbers_without_end_are_refused() -> None:
@@ -81,9 +98,11 @@ def test_a_block_without_its_tokens_and_numbers_without_end_are_refused() -> Non
     ("tiny", "kv-quant{bits=4}"),
     ("tiny", "kv-quant{bits=4, keys=channel, block=16, keep=16, recent=48}"),
     ("tiny_moe", "kv-quant"),
+    *(("rings", text) for text in FORMS.values()),
 ])
 def test_any_chunking_and_batch_is_bitwise_one_answer(preset: str, text: str) -> None:
-    module = parse_pass(text).run(build(scale(load_spec(preset)))).module
+    spec = parse_spec(RINGS) if preset == "rings" else scale(load_spec(preset))
+    module = parse_pass(text).run(build(spec)).module
     weights = WeightStore.random(module, 3)
     session = TorchSession.of(module, weights, SessionOptions(threads=1))
     assert session.info.numeric_class == "int8"
@@ -103,6 +122,15 @@ def test_any_chunking_and_batch_is_bitwise_one_answer(preset: str, text: str) ->
     for found in (singles, run()):
         assert compare(text, found, wanted, kind).ok
         assert np.abs(found - wanted).max() < 1e-3 * np.abs(wanted).max()
+    if preset == "rings":
+        # Far beyond the slots of its rings.
+        more = np.random.default_rng(2).integers(0, 500, (1, 140))
+        session.forward(more[:, :64])
+        held = session.fork()
+        chunks = [np.array(session.forward(more[:, a : a + 16]).logits) for a in range(64, 140, 16)]
+        single = [np.array(held.forward(more[:, a : a + 1]).logits) for a in range(64, 140)]
+        assert np.array_equal(np.concatenate(single, 1), np.concatenate(chunks, 1))
+        session = TorchSession.of(module, weights, SessionOptions(threads=1))
 
     # Drafts that are dropped leave no bit behind, nor does a fork.
     session.reset(1)
@@ -113,7 +141,7 @@ def test_any_chunking_and_batch_is_bitwise_one_answer(preset: str, text: str) ->
     again = np.array(session.forward(tokens[:1, 20:36]).logits)
     assert np.array_equal(np.array(other.forward(tokens[:1, 20:36]).logits), again)
     assert other.state_bytes() == session.state_bytes()
-    if "channel" in text:
+    if "channel" in text and preset == "tiny":
         session.forward(tokens[:1, 36:40])
         session.forward(tokens[1:, :24])
         with pytest.raises(InputError) as caught:
