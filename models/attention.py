@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from omnic.errors import InputError
 from omnic.ir.graph import Value
 from omnic.models.context import Context
-from omnic.spec import Attention, Layer, Rope
+from omnic.spec import Attention, Layer, Norm, Rope
 
 __all__ = ["grouped_attention", "latent_attention"]
 
@@ -37,10 +38,25 @@ def _rope(ctx: Context, x: Value, rope: Rope | None, dims: int, hint: str) -> Va
             "beta_fast": float(scaling.beta_fast),
             "beta_slow": float(scaling.beta_slow),
             "attention_factor": scaling.attention_factor,
+            "factors": tuple(float(f) for f in scaling.factors),
+            "truncate": scaling.truncate,
         }
     return ctx.f.op(
         "rope", x, ctx.positions, base=float(rope.base), dims=dims, interleaved=rope.interleaved, hint=hint, **extra
     )
+
+
+def _normed_heads(ctx: Context, x: Value, layer: Layer, prefix: str, which: str) -> Value:
+    """[B, T, H*D] -> [B, H, T, D], normed per head, or all heads of a token together, where the layer says so."""
+    attention = layer.attention
+    heads = attention.heads if which == "q" else attention.kv_heads
+    norm = replace(layer.norm, kind="rms")
+    if attention.qk_norm == "full":
+        x = ctx.norm(x, f"{prefix}.{which}_norm", norm, hint=f"{which}_normed")
+    x = _heads(ctx, x, heads, attention.head_dim, which)
+    if attention.qk_norm is True:
+        x = ctx.norm(x, f"{prefix}.{which}_norm", norm, hint=f"{which}_normed")
+    return x
 
 
 def grouped_attention(ctx: Context, x: Value, layer: Layer, group: int, prefix: str) -> Value:
@@ -48,20 +64,11 @@ def grouped_attention(ctx: Context, x: Value, layer: Layer, group: int, prefix: 
 
     x is [B, T, D]; the result is [B, T, D] before the residual.
     """
-    attention = layer.attention
-    size, eps = attention.head_dim, layer.norm.eps
-    q = _heads(
-        ctx, ctx.linear(x, f"{prefix}.q", attention.heads * size, bias=attention.bias), attention.heads, size, "q"
-    )
-    k = _heads(
-        ctx, ctx.linear(x, f"{prefix}.k", attention.kv_heads * size, bias=attention.bias), attention.kv_heads, size, "k"
-    )
-    v = _heads(
-        ctx, ctx.linear(x, f"{prefix}.v", attention.kv_heads * size, bias=attention.bias), attention.kv_heads, size, "v"
-    )
-    if attention.qk_norm:
-        q = ctx.f.op("rms_norm", q, ctx.weight(f"{prefix}.q_norm", size, fill=1.0), eps=eps, hint="q_normed")
-        k = ctx.f.op("rms_norm", k, ctx.weight(f"{prefix}.k_norm", size, fill=1.0), eps=eps, hint="k_normed")
+    attention, biased = layer.attention, bool(layer.attention.bias)
+    size = attention.head_dim
+    q = _normed_heads(ctx, ctx.linear(x, f"{prefix}.q", attention.heads * size, bias=biased), layer, prefix, "q")
+    k = _normed_heads(ctx, ctx.linear(x, f"{prefix}.k", attention.kv_heads * size, bias=biased), layer, prefix, "k")
+    v = _heads(ctx, ctx.linear(x, f"{prefix}.v", attention.kv_heads * size, bias=biased), attention.kv_heads, size, "v")
     dims = attention.rope.dims if attention.rope else 0
     q, k = _rope(ctx, q, attention.rope, dims, "q_rot"), _rope(ctx, k, attention.rope, dims, "k_rot")
     keys, index = ctx.cached("k", group, k, attention.window)
@@ -83,8 +90,13 @@ def grouped_attention(ctx: Context, x: Value, layer: Layer, group: int, prefix: 
         hint="mixed",
     )
     return ctx.linear(
-        _merge(ctx, mixed), f"{prefix}.o", layer.width, bias=attention.bias, residual=True, hint="attn_out"
+        _merge(ctx, mixed), f"{prefix}.o", layer.width, bias=attention.bias is True, residual=True, hint="attn_out"
     )
+
+
+def _latent_norm(layer: Layer) -> Norm:
+    eps = layer.attention.norm_eps
+    return replace(layer.norm, kind="rms", eps=layer.norm.eps if eps is None else eps)
 
 
 def latent_attention(ctx: Context, x: Value, layer: Layer, group: int, prefix: str) -> Value:
@@ -104,21 +116,19 @@ def latent_attention(ctx: Context, x: Value, layer: Layer, group: int, prefix: s
             )
     latent, nope, rotated, value_dim = attention.latent, attention.nope_dim, attention.rope_dim, attention.v_dim
     assert latent is not None and nope is not None and rotated is not None and value_dim is not None
-    width, eps = attention.heads * (nope + rotated), layer.norm.eps
+    width, norm, biased = attention.heads * (nope + rotated), _latent_norm(layer), bool(attention.bias)
     if attention.q_latent:
-        low = ctx.linear(x, f"{prefix}.q_a", attention.q_latent, bias=attention.bias)
-        low = ctx.f.op(
-            "rms_norm", low, ctx.weight(f"{prefix}.q_a_norm", attention.q_latent, fill=1.0), eps=eps, hint="q_latent"
-        )
+        low = ctx.linear(x, f"{prefix}.q_a", attention.q_latent, bias=biased)
+        low = ctx.norm(low, f"{prefix}.q_a_norm", norm, hint="q_latent")
         q = ctx.linear(low, f"{prefix}.q_b", width, hint="q")
     else:
         q = ctx.linear(x, f"{prefix}.q", width)
     q_nope, q_rope = ctx.f.emit(
         "split", _heads(ctx, q, attention.heads, nope + rotated, "q"), axis=-1, sizes=(nope, rotated)
     )
-    compressed = ctx.linear(x, f"{prefix}.kv_a", latent + rotated, bias=attention.bias)
+    compressed = ctx.linear(x, f"{prefix}.kv_a", latent + rotated, bias=biased)
     c, k_rope = ctx.f.emit("split", compressed, axis=-1, sizes=(latent, rotated), hint="kv")
-    c = ctx.f.op("rms_norm", c, ctx.weight(f"{prefix}.kv_norm", latent, fill=1.0), eps=eps, hint="latent")
+    c = ctx.norm(c, f"{prefix}.kv_norm", norm, hint="latent")
     q_rope, k_rope = (
         _rope(ctx, q_rope, attention.rope, rotated, "q_rot"),
         _rope(ctx, k_rope, attention.rope, rotated, "k_rot"),
@@ -143,7 +153,7 @@ def latent_attention(ctx: Context, x: Value, layer: Layer, group: int, prefix: s
         hint="mixed",
     )
     return ctx.linear(
-        _merge(ctx, mixed), f"{prefix}.o", layer.width, bias=attention.bias, residual=True, hint="attn_out"
+        _merge(ctx, mixed), f"{prefix}.o", layer.width, bias=attention.bias is True, residual=True, hint="attn_out"
     )
 
 

@@ -9,7 +9,7 @@ from omnic.ir.builder import FunctionBuilder, ModuleBuilder
 from omnic.ir.dims import Dim
 from omnic.ir.graph import Loc, Recipe, Role, State, Value
 from omnic.ir.types import DType, TensorType
-from omnic.spec import Spec
+from omnic.spec import Norm, Spec
 
 __all__ = ["Context"]
 
@@ -65,15 +65,19 @@ class Context:
         bias_value = self.weight(f"{name}_bias", outputs, fill=0.0) if bias else None
         return self.f.op("linear", x, weight, bias_value, hint=hint or name.rsplit(".", 1)[-1])
 
-    def norm(self, x: Value, name: str, kind: str, eps: float, hint: str = "") -> Value:
-        """Normalise the last dim of x with the weight ``name`` (and ``name_bias`` for a LayerNorm with biases)."""
+    def norm(self, x: Value, name: str, norm: Norm, hint: str = "normed") -> Value:
+        """Normalise the last dim of x with the weight ``name`` (and ``name_bias`` for a LayerNorm that has biases)."""
         size = x.type.shape[-1]
         assert isinstance(size, int)
-        weight = self.weight(name, size, fill=1.0)
-        if kind == "rms":
-            return self.f.op("rms_norm", x, weight, eps=eps, hint=hint or "normed")
-        bias = self.weight(f"{name}_bias", size, fill=0.0) if self.spec.bias else None
-        return self.f.op("layer_norm", x, weight, bias, eps=eps, hint=hint or "normed")
+        weight = self.weight(name, size, fill=1.0) if norm.weight else None
+        if norm.kind == "rms":
+            return self.f.op("rms_norm", x, weight, eps=norm.eps, hint=hint)
+        bias = self.weight(f"{name}_bias", size, fill=0.0) if norm.bias else None
+        return self.f.op("layer_norm", x, weight, bias, eps=norm.eps, hint=hint)
+
+    def times(self, x: Value, factor: float, hint: str = "scaled") -> Value:
+        """Multiply x by a number of the spec (nothing at 1)."""
+        return x if factor == 1 else self.f.op("mul", x, self.f.constant((float(factor),)), hint=hint)
 
     def cached(self, role: Role, group: int, x: Value, window: int | None) -> tuple[Value, Value]:
         """Append x [B, ..., T, D] to its state; return what attention reads and the index of each slot.

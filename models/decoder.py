@@ -78,7 +78,11 @@ def _forward(module: ModuleBuilder, spec: Spec, layers: tuple[Layer, ...], tree:
     )
     f = ctx.f
     with f.scope("embed", loc_of(spec.place("vocab"))):
-        x = f.op("embedding", heads.embedding_weight(ctx), tokens, hint="x")
+        x = heads.embedded(ctx, tokens, hint="x")
+        if spec.position_table is not None:
+            x = f.op("add", x, heads.learned_positions(ctx, spec.position_table), hint="x")
+        if spec.norm.embedding:
+            x = ctx.norm(x, "embed_norm", layers[0].norm)
     states_from = len(f.outputs)
     for layer in layers:
         x = block(ctx, x, layer, layer.index, f"blocks.{layer.index}")
@@ -86,7 +90,7 @@ def _forward(module: ModuleBuilder, spec: Spec, layers: tuple[Layer, ...], tree:
     del f.outputs[states_from:]
     final = layers[-1].norm
     with f.scope("final_norm", loc_of(spec.place("norm"))):
-        normed = ctx.norm(x, "final_norm", final.kind, final.eps)
+        normed = ctx.norm(x, "final_norm", final)
     with f.scope("head", loc_of(spec.place("vocab"))):
         f.result("logits", heads.main_head(ctx, normed, rows))
     f.result("hidden", x)
@@ -104,13 +108,13 @@ def _mtp_block(module: ModuleBuilder, spec: Spec, layer: Layer, name: str, group
     ctx, (hidden, following), rows = _start(module, spec, name, inputs, layers, tree)
     f = ctx.f
     with f.scope(name, loc_of(spec.place("heads.mtp"))):
-        x = heads.mtp_input(ctx, hidden, following, name, layer.norm.kind, layer.norm.eps)
+        x = heads.mtp_input(ctx, hidden, following, name, layer.norm)
         states_from = len(f.outputs)
         x = block(ctx, x, layer, group, f"{name}.block", scope="block")
         states = f.outputs[states_from:]
         del f.outputs[states_from:]
         with f.scope("final_norm"):
-            normed = ctx.norm(x, f"{name}.final_norm", layer.norm.kind, layer.norm.eps)
+            normed = ctx.norm(x, f"{name}.final_norm", layer.norm)
         with f.scope("head"):
             f.result("logits", heads.main_head(ctx, normed, rows))
     f.result("hidden", x)
@@ -121,20 +125,22 @@ def block(ctx: Context, x: Value, layer: Layer, group: int, prefix: str, scope: 
     """One block: attention and feed-forward, each in a residual branch.
 
     ``norm.place``: ``pre`` is x + f(norm(x)); ``post`` is x + norm(f(x)) (OLMo 2, arXiv:2501.00656);
-    ``both`` is x + norm(f(norm(x))) (Gemma 2, arXiv:2408.00118).  x is [B, T, D]; ``group`` numbers the
-    states; ``prefix`` names the weights.
+    ``both`` is x + norm(f(norm(x))) (Gemma 2, arXiv:2408.00118); ``parallel`` is x + attention(norm(x)) + ffn(norm'(x))
+    (GPT-NeoX, arXiv:2204.06745).  What a branch adds is times ``multipliers.residual``.  x is [B, T, D]; ``group``
+    numbers the states; ``prefix`` names the weights.
     """
     norm = layer.norm
     attend, feed = attention_builder(layer.attention.kind), ffn_builder(layer.ffn)
 
-    def branch(x: Value, name: str, inner: str) -> Value:
-        y = ctx.norm(x, f"{prefix}.{name}_norm", norm.kind, norm.eps) if norm.place in ("pre", "both") else x
+    def branch(x: Value, name: str) -> Value:
+        inner = f"{prefix}.{name}"
+        y = x if norm.place == "post" else ctx.norm(x, f"{inner}_norm", norm)
         with ctx.f.scope(name):
             y = attend(ctx, y, layer, group, inner) if name == "attn" else feed(ctx, y, layer, inner)
         if norm.place in ("post", "both"):
-            y = ctx.norm(y, f"{prefix}.{name}_post_norm", norm.kind, norm.eps)
-        return ctx.f.op("add", x, y, hint="x")
+            y = ctx.norm(y, f"{inner}_post_norm", norm)
+        return ctx.times(y, ctx.spec.multipliers.residual)
 
     with ctx.f.scope(scope or prefix, loc_of(layer.place)):
-        x = branch(x, "attn", f"{prefix}.attn")
-        return branch(x, "ffn", f"{prefix}.ffn")
+        attended = ctx.f.op("add", x, branch(x, "attn"), hint="x")
+        return ctx.f.op("add", attended, branch(x if norm.place == "parallel" else attended, "ffn"), hint="x")

@@ -21,12 +21,13 @@ __all__ = ["rope_tables", "rotate"]
 
 # Bits kept in each leading part of a frequency when a decomposition splits it (see Rope.decompose).
 _SPLIT_BITS = 8
+_FREQUENCY_ATTRS = ("base", "dims", "scaling", "factor", "original_context", "beta_fast", "beta_slow",
+                    "attention_factor", "truncate", "factors")
 
 
 def frequencies_of(attrs: dict[str, Any]) -> tuple[tuple[float, ...], float]:
     """Return the inverse frequencies and the magnitude that the attributes of a ``rope`` node name."""
-    names = ("base", "dims", "scaling", "factor", "original_context", "beta_fast", "beta_slow", "attention_factor")
-    return rope_frequencies(**{n: attrs[n] for n in names})
+    return rope_frequencies(**{n: attrs[n] for n in _FREQUENCY_ATTRS})
 
 
 def rope_tables(positions: Array, attrs: dict[str, Any]) -> tuple[Array, Array]:
@@ -44,12 +45,18 @@ class Rope(Composite):
     Pair i is (x[i], x[i + dims/2]) (half-split, NeoX layout), or (x[2i], x[2i+1]) when ``interleaved``.
     theta_i = base^(-2i/dims), changed by ``scaling``: ``linear`` theta_i / s; ``ntk`` base * s^(dims/(dims-2));
     ``yarn`` theta_i (1 - r_i (1 - 1/s)), r_i a ramp from 0 at ``beta_fast`` turns within ``original_context`` to 1 at
-    ``beta_slow`` turns, and m = 0.1 ln s + 1 unless ``attention_factor`` is given (else m = 1). s = ``factor``.
+    ``beta_slow`` turns, linear in i between bounds that ``truncate`` rounds outwards, and m = 0.1 ln s + 1 unless
+    ``attention_factor`` is given (else m = 1); ``llama3`` the same with a ramp linear in turns, and m = 1;
+    ``longrope`` theta_i / factors[i], m = sqrt(1 + ln s / ln original_context) unless given.  s = ``factor``.
+    :func:`omnic.ir.rope.rope_frequencies` is the formula.
     """
 
     name = "rope"
     category = "position"
-    source = "RoPE arXiv:2104.09864; linear arXiv:2306.15595; ntk and yarn arXiv:2309.00071"
+    source = (
+        "RoPE arXiv:2104.09864; linear arXiv:2306.15595; ntk and yarn arXiv:2309.00071; "
+        "llama3 arXiv:2407.21783; longrope arXiv:2402.13753"
+    )
     inputs = (
         In("x", "float", doc="[B, H, T, R] or [B, T, R]"),
         In("positions", "index", doc="[B, T]"),
@@ -60,10 +67,12 @@ class Rope(Composite):
         Attr("interleaved", "bool", False, doc="pairs are neighbours instead of halves"),
         Attr("scaling", "str", "none", choices=SCALINGS, doc="context extension"),
         Attr("factor", "float", 1.0, doc="s of the scaling"),
-        Attr("original_context", "int", 0, doc="trained context in tokens (yarn)"),
-        Attr("beta_fast", "float", 32.0, doc="turns from which a frequency is kept (yarn)"),
-        Attr("beta_slow", "float", 1.0, doc="turns up to which it is divided by s (yarn)"),
-        Attr("attention_factor", "float", None, doc="m, instead of yarn's own"),
+        Attr("original_context", "int", 0, doc="trained context in tokens (yarn, llama3, longrope)"),
+        Attr("beta_fast", "float", 32.0, doc="turns from which a frequency is kept (yarn, llama3)"),
+        Attr("beta_slow", "float", 1.0, doc="turns up to which it is divided by s (yarn, llama3)"),
+        Attr("attention_factor", "float", None, doc="m, instead of the scaling's own (yarn, longrope)"),
+        Attr("truncate", "bool", True, doc="the ramp's bounds are whole frequencies (yarn)"),
+        Attr("factors", "floats", (), doc="divisors of the frequencies, dims/2 of them (longrope)"),
     )
 
     def infer(self, *types: Any, **attrs: Any) -> TensorType:

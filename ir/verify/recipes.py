@@ -25,6 +25,7 @@ _KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "transpose": ("one", {"perm": "a list of dims' numbers"}),
     "reshape": ("one", {"shape": "a list of sizes"}),
     "scale": ("one", {"value": "a number"}),
+    "shift": ("one", {"value": "a number"}),
     "quantise": ("one", {"type": "a storage type"}),
 }
 # Arguments that a kind may have beside those it needs.

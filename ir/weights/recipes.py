@@ -13,9 +13,9 @@ from omnic.ir import packing
 from omnic.ir.graph import Recipe, Weight
 from omnic.ir.op import Array
 from omnic.ir.packing import QTensor
-from omnic.ir.types import Storage
+from omnic.ir.types import Storage, TensorType
 from omnic.ir.weights.results import ResultStore
-from omnic.ir.weights.sources import Box, Source, normal_rows
+from omnic.ir.weights.sources import Box, Source, TypedSource, normal_rows
 
 __all__ = ["SLICE_BYTES", "Evaluator", "leaves", "pinned", "whole"]
 
@@ -85,12 +85,14 @@ class Evaluator:
             return cast(tuple[int, ...], recipe.args.get("shape", self.type_shape))
         if kind == "load":
             # Codes lie packed in a file, so their shape there is not the tensor's.
+            if (known := self.packed(recipe)) is not None:
+                return cast(tuple[int, ...], known.shape)
             packed = self.suffixes(recipe) != ("",)
             return self.type_shape if packed else self._source(recipe).shape(self.leaf_name(recipe))
         if kind == "stored":
             return self._stored(recipe).shape
         first = self.shape(inputs[0])
-        if kind in ("scale", "quantise"):
+        if kind in ("scale", "shift", "quantise"):
             return first
         if kind == "concat":
             axis = int(_arg(recipe, "axis"))
@@ -114,9 +116,16 @@ class Evaluator:
             raise BundleError(f"{self.source.description} has no tensor '{name}'")
         return self.source
 
+    def packed(self, leaf: Recipe) -> TensorType | None:
+        """Return the type of a leaf that the source says it holds as codes."""
+        named = leaf.kind == "load" or leaf.kind in INITIALISERS
+        known = self.source.typed(self.leaf_name(leaf)) if named and isinstance(self.source, TypedSource) else None
+        return known if known is not None and isinstance(known.element, Storage) else None
+
     def suffixes(self, leaf: Recipe) -> tuple[str, ...]:
         """Return the endings of the tensors a leaf reads: only ``""`` unless the source holds it as packed codes."""
-        have = set(self.source.names()) if self.source is not None and leaf.kind == "load" else set[str]()
+        coded = leaf.kind == "load" or self.packed(leaf) is not None
+        have = set(self.source.names()) if self.source is not None and coded else set[str]()
         name = self.leaf_name(leaf)
         if name + ".scale" not in have:
             return ("",)
@@ -134,6 +143,8 @@ class Evaluator:
         kind = recipe.kind
         if kind in INITIALISERS and self.source is None:
             return self._initial(recipe, box)
+        if (known := self.packed(recipe)) is not None:
+            return self._decoded(recipe, known, box)
         if kind in INITIALISERS or kind == "load":
             return self._read(recipe, box)
         if kind == "stored":
@@ -143,6 +154,9 @@ class Evaluator:
         if kind == "scale":
             inner = self.numbers(recipe.inputs[0], box)
             return inner.astype(np.float32, copy=False) * np.float32(cast(float, _arg(recipe, "value")))
+        if kind == "shift":
+            inner = self.numbers(recipe.inputs[0], box)
+            return inner.astype(np.float32, copy=False) + np.float32(cast(float, _arg(recipe, "value")))
         if kind == "transpose":
             return self._transposed(recipe, box)
         if kind == "concat":
@@ -188,6 +202,12 @@ class Evaluator:
             raise BundleError(f"tensor '{name}' of {source.description} holds {array[~finite].flat[0]} at {at}",
                               "the weights are damaged, or the training that made them diverged")
         return array
+
+    def _decoded(self, leaf: Recipe, type: TensorType, box: Box) -> Array:
+        """Return the numbers of a tensor that the source holds as codes."""
+        element = cast(Storage, type.element)
+        numbers = packing.decode(self._unpacked(leaf, element, box[0]))
+        return numbers[(slice(None), *(slice(a, b) for a, b in box[1:]))]
 
     def _transposed(self, recipe: Recipe, box: Box) -> Array:
         perm = cast(tuple[int, ...], _arg(recipe, "perm"))
@@ -245,21 +265,32 @@ class Evaluator:
             found = self._stored(recipe)
             if isinstance(found, QTensor):
                 return self._typed(found, type).pick(slice(*rows))
-        if kind == "load" and self.suffixes(recipe) != ("",):
+        known = self.packed(recipe)
+        if known is not None and known.element != type:
+            raise BundleError(f"weight '{self.name}' is {type}, {self.leaf_name(recipe)} holds {known.element}")
+        if known is not None or (kind == "load" and self.suffixes(recipe) != ("",)):
             return self._unpacked(recipe, type, rows)
-        if kind == "slice" and int(_arg(recipe, "axis")) == 0 and _quantises(recipe):
+        if kind == "slice" and int(_arg(recipe, "axis")) == 0 and self.quantises(recipe):
             start = int(_arg(recipe, "start"))
             return self.quantised(recipe.inputs[0], type, (rows[0] + start, rows[1] + start))
-        if kind == "concat" and int(_arg(recipe, "axis")) == 0 and _quantises(recipe):
+        if kind == "concat" and int(_arg(recipe, "axis")) == 0 and self.quantises(recipe):
             return self._joined(recipe, type, rows)
+        if kind == "stack" and self.quantises(recipe):
+            return self._stacked(recipe, type, rows)
         inner = recipe
         if kind == "quantise":
             inner = recipe.inputs[0]
             if _arg(recipe, "type") != type:
                 raise InternalError(f"weight '{self.name}' is {type}, its recipe quantises to {_arg(recipe, 'type')}")
-        if _quantises(inner):
+        if self.quantises(inner):
             raise InternalError(f"weight '{self.name}': {inner.kind} of quantised numbers would round them twice")
         return packing.quantise(self.numbers(inner, (rows, *whole(self.shape(inner)[1:]))), type)
+
+    def quantises(self, recipe: Recipe) -> bool:
+        """Whether a recipe has quantised numbers inside (a stored result may be; it is looked at when read)."""
+        if recipe.kind in ("quantise", "stored") or self.packed(recipe) is not None:
+            return True
+        return any(self.quantises(i) for i in recipe.inputs)
 
     def _typed(self, found: QTensor, type: Storage) -> QTensor:
         if found.type != type:
@@ -270,17 +301,23 @@ class Evaluator:
         """Read rows of codes and scales as :meth:`omnic.ir.weights.WeightStore.parts` wrote them."""
         source, name = self._source(leaf), self.leaf_name(leaf)
         parts = {s: source.read(name + s, (rows, *whole(source.shape(name + s)[1:]))) for s in self.suffixes(leaf)}
-        shape = (rows[1] - rows[0], *self.type_shape[1:])
+        shape = (rows[1] - rows[0], *self.shape(leaf)[1:])
         want = packing.layout(type, shape)
         found = {s: (p.dtype, p.shape) for s, p in parts.items()}
         if found != want:
-            raise BundleError(f"tensors '{name}*' of {source.description} are not {type} of {list(self.type_shape)}")
+            raise BundleError(f"tensors '{name}*' of {source.description} are not {type} of {list(self.shape(leaf))}")
         scale = parts[".scale"]
         if type.scale == "s4":
             scale = packing.unpack_scales(scale, type.groups(shape[type.axis]))
         if not (np.isfinite(scale).all() and np.isfinite(parts.get(".row", scale)).all()):
             raise BundleError(f"tensor '{name}.scale' of {source.description} holds NaN or infinite scales")
         return QTensor(packing.unpack_codes(parts[""], type, shape), scale, parts.get(".zero"), type, parts.get(".row"))
+
+    def _stacked(self, recipe: Recipe, type: Storage, rows: tuple[int, int]) -> QTensor:
+        """Return quantised tensors along a new first dim, as codes."""
+        inner = recipe.inputs[rows[0] : rows[1]]
+        each = [self.quantised(i, type, (0, self.shape(i)[0])).parts() for i in inner]
+        return QTensor.of_parts(type, {key: np.stack([parts[key] for parts in each]) for key in each[0]})
 
     def _joined(self, recipe: Recipe, type: Storage, rows: tuple[int, int]) -> QTensor:
         parts: list[QTensor] = []
@@ -293,8 +330,3 @@ class Evaluator:
             base += size
         arrays = {name: np.concatenate([p.parts()[name] for p in parts]) for name in parts[0].parts()}
         return QTensor.of_parts(type, arrays)
-
-
-def _quantises(recipe: Recipe) -> bool:
-    """Whether a recipe has quantised numbers inside (a stored result may be; it is looked at when read)."""
-    return recipe.kind in ("quantise", "stored") or any(_quantises(i) for i in recipe.inputs)

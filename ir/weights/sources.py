@@ -7,18 +7,22 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import ml_dtypes
 import numpy as np
 
 from omnic.errors import BundleError, InputError
 from omnic.ir.op import Array
+from omnic.ir.types import TensorType, parse_type
 
-__all__ = ["ArraySource", "Box", "SafetensorsSource", "Source", "code_rows", "normal_rows"]
+__all__ = ["TYPES_KEY", "ArraySource", "Box", "SafetensorsSource", "Source", "TypedSource", "code_rows", "normal_rows"]
 
 Box = tuple[tuple[int, int], ...]
 BLOCK = 1 << 16
+
+TYPES_KEY = "omnic.types"
+"""Metadata of a weight file: a JSON object of the types of tensors that have one of their own, by name."""
 
 _DTYPES: dict[str, Any] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
@@ -44,6 +48,19 @@ class Source(Protocol):
 
     def read(self, name: str, box: Box) -> Array:
         """Return the part of a tensor inside ``box`` ((start, stop) per dim), in its own dtype."""
+        ...
+
+
+@runtime_checkable
+class TypedSource(Source, Protocol):
+    """A source that says of some tensors which type a model has to have them in.
+
+    One of a storage type lies under its name (codes, canonical packing) and the name with ``.scale``, ``.zero`` and
+    ``.row``.
+    """
+
+    def typed(self, name: str) -> TensorType | None:
+        """Return the type and shape of a tensor that has a type of its own, None for any other."""
         ...
 
 
@@ -104,6 +121,11 @@ class SafetensorsSource:
                 if name in self._entries:
                     raise BundleError(f"tensor '{name}' is in {self._entries[name].path} and in {path}")
                 self._entries[name] = entry
+        self._types = _stored_types(self.metadata.get(TYPES_KEY), self.description)
+
+    def typed(self, name: str) -> TensorType | None:
+        """Return the type that the file's metadata says a tensor has."""
+        return self._types.get(name)
 
     def names(self) -> tuple[str, ...]:
         """Return the names of the tensors."""
@@ -119,6 +141,16 @@ class SafetensorsSource:
         if 0 in entry.shape:
             return _cut(np.zeros(entry.shape, entry.dtype), box)
         return _cut(np.memmap(entry.path, entry.dtype, "r", entry.offset, entry.shape), box)
+
+
+def _stored_types(text: str | None, origin: str) -> dict[str, TensorType]:
+    if text is None:
+        return {}
+    try:
+        written: Any = json.loads(text)
+        return {str(name): parse_type(type) for name, type in written.items()}
+    except (json.JSONDecodeError, AttributeError, TypeError, InputError) as error:
+        raise BundleError(f"{origin}: the metadata '{TYPES_KEY}' is damaged") from error
 
 
 def _files(path: Path) -> list[Path]:

@@ -14,10 +14,11 @@ from omnic.ir import packing
 from omnic.ir.graph import Module, Recipe, Weight
 from omnic.ir.op import Array
 from omnic.ir.packing import QTensor
+from omnic.ir.rewrite import retype_weights
 from omnic.ir.types import Storage, TensorType
 from omnic.ir.weights.recipes import INITIALISERS, SLICE_BYTES, Evaluator, leaves, whole
 from omnic.ir.weights.results import ResultStore
-from omnic.ir.weights.sources import ArraySource, SafetensorsSource, Source, code_rows
+from omnic.ir.weights.sources import ArraySource, SafetensorsSource, Source, TypedSource, code_rows
 
 __all__ = ["WeightStore", "part_layout", "saved"]
 
@@ -54,8 +55,11 @@ class WeightStore:
 
     @classmethod
     def loaded(cls, module: Module, source: Source, results: ResultStore | None = None) -> WeightStore:
-        """Return a store over ``source``, checked as :meth:`load` does."""
-        store = cls(module, source, results=results)
+        """Return a store over ``source``, checked as :meth:`load` does.
+
+        Where the source says which type a weight has, the store's module has it.
+        """
+        store = cls(with_stored_types(module, source), source, results=results)
         store.check()
         return store
 
@@ -93,6 +97,7 @@ class WeightStore:
         have = set(self.source.names())
         wanted: dict[str, tuple[int, ...] | None] = {}
         floats: dict[str, None] = {}
+        misfit: list[str] = []
         for weight in self.module.weights.values():
             evaluator = self._evaluator(weight)
             for leaf in leaves(weight.recipe):
@@ -101,14 +106,18 @@ class WeightStore:
                 name = evaluator.leaf_name(leaf)
                 for suffix in evaluator.suffixes(leaf):
                     wanted[name + suffix] = None
-                if leaf.kind in INITIALISERS:
+                packed = evaluator.packed(leaf)
+                if leaf.kind in INITIALISERS and packed is None:
                     wanted[name] = evaluator.shape(leaf)
                     if weight.type.is_float:
                         floats[name] = None
+                elif packed is not None and packed.shape != weight.type.shape and leaf is weight.recipe:
+                    misfit.append(f"{name} is {packed}, want {[str(d) for d in weight.type.shape]}")
         missing = [name for name in wanted if name not in have]
         extra = [name for name in self.source.names() if whole and name not in wanted]
         misshapen = [f"{name} is {list(self.source.shape(name))}, want {list(shape)}" for name, shape in wanted.items()
                      if shape is not None and name in have and self.source.shape(name) != shape]
+        misshapen += misfit
         misshapen += self._misfits(have) if not (missing or misshapen) else []
         whole_numbers = [f"{name} is {dtype}" for name in floats if name in have and (dtype := self._integer(name))]
         groups = (("missing", missing), ("of another shape", misshapen),
@@ -289,6 +298,19 @@ def saved(module: Module) -> Module:
         for name, weight in module.weights.items()
     }
     return replace(module, weights=weights)
+
+
+def with_stored_types(module: Module, source: Source) -> Module:
+    """Return ``module`` with the types that ``source`` says its weights have."""
+    if not isinstance(source, TypedSource):
+        return module
+    found: dict[str, tuple[TensorType, Recipe]] = {}
+    for name, weight in module.weights.items():
+        if weight.recipe.kind in INITIALISERS:
+            typed = source.typed(str(weight.recipe.args.get("name", name)))
+            if typed is not None:
+                found[name] = (weight.type.with_element(typed.element), weight.recipe)
+    return retype_weights(module, found) if found else module
 
 
 def fixed_shape(type: TensorType) -> tuple[int, ...]:

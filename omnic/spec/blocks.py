@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -25,27 +25,45 @@ __all__ = [
     "RouterModel",
 ]
 
-Activation = Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu", "relu2", "silu"]
+Activation = Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "relu", "relu2", "silu"]
 LayerKind = Literal["local", "global"]
+QkNorm = Flag | Literal["full"]
+AttentionBias = Flag | Literal["qkv"]
+
+
+def _beta_fast(data: dict[str, Any]) -> float:
+    return 4.0 if data.get("kind") == "llama3" else 32.0
 
 
 class RopeScalingModel(Record):
     """How rotary positions reach beyond the trained length."""
 
-    kind: Literal["linear", "ntk", "yarn"] = Field(
+    kind: Literal["linear", "ntk", "yarn", "llama3", "longrope"] = Field(
         description="linear: positions / factor (arXiv 2306.15595); ntk: the base grows so that the lowest frequency "
-        "slows by the factor; yarn: ntk by parts with an attention factor (arXiv 2309.00071)"
+        "slows by the factor; yarn: ntk by parts with an attention factor (arXiv 2309.00071); llama3: ntk by parts "
+        "as Llama 3.1 has it, without one; longrope: a factor per frequency (arXiv 2402.13753)"
     )
     factor: Annotated[Number, Field(ge=1)] = Field(description="reach / original_context")
     original_context: Tokens | None = Field(
         default=None, description="length trained without scaling; unset: the spec's context"
     )
-    beta_fast: Positive = Field(default=32.0, description="yarn: rotations above which a dim is not scaled")
+    beta_fast: Positive = Field(
+        default_factory=_beta_fast,
+        description="yarn, llama3: rotations above which a dim is not scaled; unset: 32, llama3 4",
+    )
     beta_slow: Positive = Field(
-        default=1.0, description="yarn: rotations below which a dim is scaled by the whole factor"
+        default=1.0, description="yarn, llama3: rotations below which a dim is scaled by the whole factor"
     )
     attention_factor: Positive | None = Field(
-        default=None, description="yarn: multiplies the rotated queries and keys; unset: 0.1 ln(factor) + 1"
+        default=None,
+        description="yarn, longrope: multiplies the rotated queries and keys; unset: yarn 0.1 ln(factor) + 1, longrope "
+        "sqrt(1 + ln(factor) / ln(original_context))",
+    )
+    factors: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=4096)] | None = Field(
+        default=None, description="longrope: what divides each frequency, half as many as rotated dims"
+    )
+    truncate: Flag = Field(
+        default=True, description="yarn: the ramp between the two begins and ends at whole frequencies"
     )
 
 
@@ -71,10 +89,10 @@ class AttentionOverride(Record):
     q_latent: Dim | None = Field(default=None, description="mla: dims of the query latent")
     rope: RopeModel | None = Field(default=None, description="rotary positions; none: no positions")
     window: Tokens | None = Field(default=None, description="attended tokens; none: all")
-    qk_norm: Flag | None = Field(default=None, description="RMS norm of each query and key head")
+    qk_norm: QkNorm | None = Field(default=None, description="RMS norm of each query and key head, or of all together")
     sinks: Flag | None = Field(default=None, description="a learned sink logit per head")
     softcap: Positive | None = Field(default=None, description="logits become cap * tanh(logits / cap)")
-    bias: Flag | None = Field(default=None, description="biases of the projections")
+    bias: AttentionBias | None = Field(default=None, description="biases of the projections")
     scale: Positive | None = Field(default=None, description="factor of the logits")
 
 
@@ -89,9 +107,10 @@ class AttentionModel(Record):
     softcap: Positive | None = Field(
         default=None, description="logits become cap * tanh(logits / cap); unset: the spec's softcap.attention"
     )
-    bias: Flag | None = Field(
+    bias: AttentionBias | None = Field(
         default=None,
-        description="biases of the projections (mla: of the input's and the output's); unset: the spec's bias",
+        description="biases of the projections (mla: of the input's and the output's); qkv: of all but the output's; "
+        "unset: the spec's bias",
     )
     scale: Positive | None = Field(
         default=None, description="factor of the logits; unset: 1 / sqrt(dims of a query head)"
@@ -113,8 +132,10 @@ class HeadsAttentionModel(AttentionModel):
     head_dim: Dim | None = Field(
         default=None, description="dims of a head; unset: the spec's head_dim, else width / heads"
     )
-    qk_norm: Flag | None = Field(
-        default=None, description="RMS norm of each query and key head before rope; unset: the spec's qk_norm"
+    qk_norm: QkNorm | None = Field(
+        default=None,
+        description="RMS norm of each query and key head before rope; full: of all query (key) heads of a token "
+        "together; unset: the spec's qk_norm",
     )
     sinks: Flag | None = Field(
         default=None,
@@ -156,6 +177,9 @@ class MlaModel(AttentionModel):
     q_latent: Dim | None = Field(
         default=None, description="dims of the query latent; none: queries are projected directly"
     )
+    norm_eps: Positive | None = Field(
+        default=None, description="eps of the norms of the latents; unset: the spec's norm.eps"
+    )
 
 
 class FfnModel(Record):
@@ -164,9 +188,20 @@ class FfnModel(Record):
     hidden: Dim = Field(description="hidden dims (of one expert in a mixture)")
     activation: Activation = Field(
         default="swiglu",
-        description="swiglu and geglu are gated (three matrices), the others plain (two); gelu is by erf",
+        description="swiglu, geglu and geglu_tanh are gated (three matrices), the others plain (two); gelu is by erf, "
+        "gelu_tanh by its tanh approximation",
     )
     bias: Flag | None = Field(default=None, description="biases of the matrices; unset: the spec's bias")
+    activation_alpha: Positive = Field(
+        default=1.0, description="swiglu: act(gate) is gate * sigmoid(alpha * gate); gpt-oss has 1.702"
+    )
+    activation_beta: Number = Field(
+        default=0.0, description="gated activations: act(gate) * (up + beta); gpt-oss has 1"
+    )
+    activation_limit: Positive | None = Field(
+        default=None,
+        description="gated activations: gate is cut off above it, up beyond both signs of it (gpt-oss: 7); none: no limit",
+    )
 
 
 class DenseModel(FfnModel):
@@ -201,13 +236,21 @@ class MoeModel(FfnModel):
     top_k: Dim = Field(description="experts a token takes")
     shared: Count = Field(default=0, description="experts that every token takes beside the routed ones")
     shared_hidden: Dim | None = Field(default=None, description="hidden dims of a shared expert; unset: hidden")
+    shared_gate: Flag = Field(
+        default=False, description="the sigmoid of a learned product with the token scales what shared experts give"
+    )
     groups: Annotated[tuple[Dim, ...], Field(min_length=1)] | None = Field(
         default=None, description="sizes of the expert groups, in order; a token routes within the chosen groups"
     )
     top_groups: Dim = Field(
-        default=1, description="groups a token chooses, by the group's best expert logit or the group gate"
+        default=1, description="groups a token chooses, by group_score or the group gate"
     )
     group_gate: Flag = Field(default=False, description="a learned gate scores the groups")
+    group_score: Literal["max", "top2_sum"] = Field(
+        default="max",
+        description="without a group gate, the score of a group: that of its best expert, or the sum of its two best "
+        "(arXiv 2412.19437)",
+    )
     split: Dim = Field(
         default=1,
         description="each expert becomes this many of hidden / split, and top_k grows alike; groups grow with them",
@@ -215,6 +258,7 @@ class MoeModel(FfnModel):
     score: Literal["softmax", "sigmoid"] = Field(default="softmax", description="how router logits become gates")
     renormalise: Flag = Field(default=True, description="gates of the chosen experts sum to one")
     select_bias: Flag = Field(default=False, description="a bias per expert that enters the choice, not the gate")
+    router_bias: Flag = Field(default=False, description="a bias per expert of the router's logits")
     gate_scale: Positive = Field(default=1.0, description="factor of the gates")
     router: RouterModel | None = Field(
         default=None, description="noise of the router in training; none: training does what evaluation does"

@@ -21,10 +21,10 @@ __all__ = [
 ]
 
 AttentionKind = Literal["mha", "gqa", "mqa", "mla"]
-Activation = Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu", "relu2", "silu"]
+Activation = Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "relu", "relu2", "silu"]
 Place = tuple[str, int, int]
 
-GATED = frozenset({"swiglu", "geglu"})
+GATED = frozenset({"swiglu", "geglu", "geglu_tanh"})
 """Activations of three matrices: act(gate) * up, then down."""
 
 
@@ -32,15 +32,18 @@ GATED = frozenset({"swiglu", "geglu"})
 class RopeScaling:
     """How rotary positions reach beyond ``original_context`` tokens.
 
-    ``attention_factor`` is None except for yarn, where it multiplies rotated queries and keys.
+    ``attention_factor`` is None except for yarn and longrope, where it multiplies rotated queries and
+    keys.  ``truncate`` is yarn's, ``factors`` longrope's.
     """
 
-    kind: Literal["linear", "ntk", "yarn"]
+    kind: Literal["linear", "ntk", "yarn", "llama3", "longrope"]
     factor: float
     original_context: int
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    truncate: bool = True
+    factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,13 @@ class Rope:
 
 @dataclass(frozen=True)
 class Norm:
-    """The norm of a block: before its parts, after them, or both."""
+    """The norms of a block: where they are, and which weights they have; ``bias`` is that of a LayerNorm."""
 
     kind: Literal["rms", "layer"] = "rms"
     eps: float = 1e-6
-    place: Literal["pre", "post", "both"] = "pre"
+    place: Literal["pre", "post", "both", "parallel"] = "pre"
+    weight: bool = True
+    bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,9 @@ class Attention:
 
     For ``mla``: ``kv_heads`` = ``heads``, ``head_dim`` = ``nope_dim`` + ``rope_dim``.  For the other
     kinds the four mla dims are None.  ``window`` counts attended tokens, the current one included;
-    None attends to all.  ``scale`` None means 1 / sqrt(head_dim).
+    None attends to all.  ``scale`` None means 1 / sqrt(head_dim).  ``bias`` may be ``qkv``: of all projections but the
+    output's.  ``qk_norm`` ``full`` norms all heads of a token together.  ``norm_eps`` is that of the
+    norms of mla's latents, None the layer's.
     """
 
     kind: AttentionKind | str
@@ -82,11 +89,12 @@ class Attention:
     q_latent: int | None = None
     rope: Rope | None = None
     window: int | None = None
-    qk_norm: bool = False
+    qk_norm: bool | Literal["full"] = False
     sinks: bool = False
     softcap: float | None = None
-    bias: bool = False
+    bias: bool | Literal["qkv"] = False
     scale: float | None = None
+    norm_eps: float | None = None
 
     @property
     def value_dim(self) -> int:
@@ -96,11 +104,17 @@ class Attention:
 
 @dataclass(frozen=True)
 class Dense:
-    """A feed-forward network of ``hidden`` dims."""
+    """A feed-forward network of ``hidden`` dims.
+
+    ``activation_alpha``, ``activation_beta`` and ``activation_limit`` are those of the op ``gated_act``.
+    """
 
     hidden: int
     activation: Activation
     bias: bool = False
+    activation_alpha: float = 1.0
+    activation_beta: float = 0.0
+    activation_limit: float | None = None
 
     @property
     def gated(self) -> bool:
@@ -124,7 +138,8 @@ class MoE:
     """A mixture of experts as the spec counts it, before ``split``.
 
     ``routed_*`` are the numbers after the split: what the router and the weights have.  ``router`` is None
-    where training does what evaluation does.
+    where training does what evaluation does.  ``activation_alpha``, ``activation_beta`` and ``activation_limit``
+    are those of the op ``gated_act``.
     """
 
     hidden: int
@@ -133,15 +148,21 @@ class MoE:
     top_k: int
     shared: int = 0
     shared_hidden: int = 0
+    shared_gate: bool = False
     groups: tuple[int, ...] | None = None
     top_groups: int = 1
     group_gate: bool = False
+    group_score: Literal["max", "top2_sum"] = "max"
     split: int = 1
     score: Literal["softmax", "sigmoid"] = "softmax"
     renormalise: bool = True
     select_bias: bool = False
+    router_bias: bool = False
     gate_scale: float = 1.0
     bias: bool = False
+    activation_alpha: float = 1.0
+    activation_beta: float = 0.0
+    activation_limit: float | None = None
     router: RouterNoise | None = None
 
     @property

@@ -66,7 +66,7 @@ def layer_names(block: BlockModel) -> tuple[str | None, ...]:
 
 def resolve_layers(spec: Spec) -> tuple[Layer, ...]:
     """Return all layers of ``spec``; equal layers share their parts."""
-    norm = Norm(spec.norm.kind, spec.norm.eps, spec.norm.place)
+    norm = Norm(**spec.norm.model_dump(exclude={"embedding", "bias"}), bias=_norm_bias(spec))
     layers: list[Layer] = []
     for number, block in enumerate(spec.blocks):
         place = spec.place(("blocks", number))
@@ -112,6 +112,7 @@ def resolve_attention(spec: Spec, block: BlockModel, name: str | None = None) ->
             rope_dim=model.rope_dim,
             v_dim=model.v_dim,
             q_latent=model.q_latent,
+            norm_eps=model.norm_eps,
             rope=_rope(spec, model.rope, model.rope_dim),
         )
     assert isinstance(model, HeadsAttentionModel)
@@ -124,6 +125,11 @@ def resolve_attention(spec: Spec, block: BlockModel, name: str | None = None) ->
         qk_norm=spec.qk_norm if model.qk_norm is None else model.qk_norm,
         rope=_rope(spec, model.rope, head_dim),
     )
+
+
+def _norm_bias(spec: Spec) -> bool:
+    """Whether norms have biases: a LayerNorm of a spec that says so, there or for all projections."""
+    return spec.norm.kind == "layer" and (spec.bias if spec.norm.bias is None else spec.norm.bias)
 
 
 def _kv_heads(spec: Spec, model: HeadsAttentionModel) -> int:
@@ -147,6 +153,8 @@ def _rope(spec: Spec, rope: RopeModel | None, dims: int) -> Rope | None:
         scaling.beta_fast,
         scaling.beta_slow,
         scaling.attention_factor,
+        scaling.truncate,
+        scaling.factors or (),
     )
     return Rope(rope.base, rope.dims or dims, rope.interleaved, resolved)
 
@@ -154,7 +162,7 @@ def _rope(spec: Spec, rope: RopeModel | None, dims: int) -> Rope | None:
 def resolve_ffn(spec: Spec, ffn: BaseModel) -> Ffn:
     """Return the ffn with the spec's defaults filled in."""
     if isinstance(ffn, DenseModel):
-        return Dense(ffn.hidden, ffn.activation, spec.bias if ffn.bias is None else ffn.bias)
+        return Dense(ffn.hidden, ffn.activation, spec.bias if ffn.bias is None else ffn.bias, **_clamped(ffn))
     if not isinstance(ffn, MoeModel):
         return _foreign(ffn, spec, None)
     return MoE(
@@ -164,17 +172,26 @@ def resolve_ffn(spec: Spec, ffn: BaseModel) -> Ffn:
         top_k=ffn.top_k,
         shared=ffn.shared,
         shared_hidden=ffn.shared_hidden or ffn.hidden,
+        shared_gate=ffn.shared_gate,
         groups=ffn.groups,
         top_groups=ffn.top_groups,
         group_gate=ffn.group_gate,
+        group_score=ffn.group_score,
         split=ffn.split,
         score=ffn.score,
         renormalise=ffn.renormalise,
         select_bias=ffn.select_bias,
+        router_bias=ffn.router_bias,
         gate_scale=ffn.gate_scale,
         bias=spec.bias if ffn.bias is None else ffn.bias,
         router=_noise(ffn.router),
+        **_clamped(ffn),
     )
+
+
+def _clamped(ffn: DenseModel | MoeModel) -> dict[str, Any]:
+    """Return the numbers of a gated activation."""
+    return {key: getattr(ffn, key) for key in ("activation_alpha", "activation_beta", "activation_limit")}
 
 
 def _noise(router: RouterModel | None) -> RouterNoise | None:

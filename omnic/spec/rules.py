@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from omnic.errors import OmnicError
-from omnic.spec.blocks import AttentionModel, BlockModel, GqaModel, HeadsAttentionModel, MlaModel, MoeModel
+from omnic.spec.blocks import (
+    AttentionModel,
+    BlockModel,
+    DenseModel,
+    GqaModel,
+    HeadsAttentionModel,
+    MlaModel,
+    MoeModel,
+)
 from omnic.spec.files import tokenizer_size
+from omnic.spec.layers import GATED
 from omnic.spec.messages import Problem, flatten, problem_of
 from omnic.spec.resolve import resolve_attention, variant
 from omnic.spec.sizes import read_bytes
@@ -64,6 +73,11 @@ def _model(spec: Spec) -> Iterator[Problem]:
             yield Problem(path, message, "write 2 or more")
     if spec.vocab.used is not None and spec.vocab.used > spec.vocab.size:
         yield Problem(("vocab", "used"), f"used {spec.vocab.used} is more than size {spec.vocab.size}")
+    if spec.position_table is not None and spec.capacity > spec.position_table:
+        message = f"the table of positions has {spec.position_table} rows, the states hold {spec.capacity} tokens"
+        yield Problem(("position_table",), message, "write budget.context, or a longer table")
+    if spec.norm.bias and spec.norm.kind == "rms":
+        yield Problem(("norm", "bias"), "an RMS norm has no bias", "take it out, or write 'kind: layer'")
     if spec.chunk > spec.capacity:
         message = f"a chunk of {spec.chunk} tokens is more than the state capacity of {spec.capacity}"
         yield Problem(("chunk",), message)
@@ -83,15 +97,13 @@ def _heads(spec: Spec) -> Iterator[Problem]:
     if mtp.kind == "linear" and mtp.ffn is not None:
         hint = "use 'kind: block', or take ffn out"
         yield Problem(("heads", "mtp", "ffn"), "a linear mtp head has no ffn", hint, at_key=True)
-    if isinstance(mtp.ffn, MoeModel):
-        yield from _moe(mtp.ffn, ("heads", "mtp", "ffn"))
+    yield from _ffn(mtp.ffn, ("heads", "mtp", "ffn"))
     if mtp.depth >= spec.chunk:
         yield Problem(("heads", "mtp", "depth"), f"depth {mtp.depth} does not fit a chunk of {spec.chunk} tokens")
 
 
 def _block(spec: Spec, block: BlockModel, path: Path) -> Iterator[Problem]:
-    if isinstance(block.ffn, MoeModel):
-        yield from _moe(block.ffn, (*path, "ffn"))
+    yield from _ffn(block.ffn, (*path, "ffn"))
     attention = block.attention
     if not isinstance(attention, AttentionModel):
         return
@@ -120,7 +132,8 @@ def _pattern(block: BlockModel, attention: AttentionModel, path: Path) -> Iterat
         message = f"the pattern has {len(attention.pattern)} layers, the block repeats {block.repeat} times"
         yield Problem((*path, "pattern"), message, at_key=True)
     local = variant(attention, "local")
-    if "local" in attention.pattern and local.get("window") is None:
+    alike = attention.local is None and attention.global_ is None
+    if alike and "local" in attention.pattern and local.get("window") is None:
         hint, reads = "add 'window: TOKENS'", ((*path, "window"), (*path, "local"))
         yield Problem((*path, "pattern"), "local layers need a window", hint, at_key=True, reads=reads)
 
@@ -195,9 +208,17 @@ def _reach(spec: Spec, layer: Attention, at: Callable[..., Path]) -> Iterator[Pr
     if scaling.beta_slow >= scaling.beta_fast:
         message = f"beta_slow {scaling.beta_slow:g} must be less than beta_fast {scaling.beta_fast:g}"
         yield Problem(at("rope", "scaling", "beta_slow"), message)
-    if scaling.kind != "yarn" and scaling.attention_factor is not None:
-        message = f"attention_factor is for yarn, not for {scaling.kind}"
-        yield Problem(at("rope", "scaling", "attention_factor"), message, at_key=True)
+    for key, unset, kinds in (
+        ("attention_factor", None, ("yarn", "longrope")),
+        ("truncate", True, ("yarn",)),
+        ("factors", (), ("longrope",)),
+    ):
+        if scaling.kind not in kinds and getattr(scaling, key) != unset:
+            message = f"{key} is for {' and '.join(kinds)}, not for {scaling.kind}"
+            yield Problem(at("rope", "scaling", key), message, at_key=True)
+    if scaling.kind == "longrope" and len(scaling.factors) != rope.dims // 2:
+        message = f"longrope has {len(scaling.factors)} factors for the {rope.dims // 2} frequencies"
+        yield Problem(at("rope", "scaling", "factors"), message, f"a factor for each pair of the {rope.dims} rotated dims")
     if scaling.original_context > spec.context:
         message = f"original_context {scaling.original_context} is more than context {spec.context}"
         yield Problem(at("rope", "scaling", "original_context"), message)
@@ -206,6 +227,20 @@ def _reach(spec: Spec, layer: Attention, at: Callable[..., Path]) -> Iterator[Pr
         message = f"factor {scaling.factor:g} reaches {reach} tokens, less than budget.context {spec.capacity}"
         needed = -(-spec.capacity // scaling.original_context)
         yield Problem(at("rope", "scaling", "factor"), message, f"a factor of {needed} would do")
+
+
+def _ffn(ffn: object, path: Path) -> Iterator[Problem]:
+    if isinstance(ffn, DenseModel | MoeModel):
+        plain = {"activation_alpha": 1.0, "activation_beta": 0.0, "activation_limit": None}
+        changed = [key for key, default in plain.items() if getattr(ffn, key) != default]
+        if changed and ffn.activation not in GATED:
+            message = f"'{changed[0]}' needs a gated activation, and {ffn.activation} has no gate"
+            yield Problem((*path, changed[0]), message, "gated: " + ", ".join(sorted(GATED)), at_key=True)
+        elif ffn.activation_alpha != 1.0 and ffn.activation != "swiglu":
+            message = f"activation_alpha is for swiglu, not for {ffn.activation}"
+            yield Problem((*path, "activation_alpha"), message, at_key=True)
+    if isinstance(ffn, MoeModel):
+        yield from _moe(ffn, path)
 
 
 def _moe(moe: MoeModel, path: Path) -> Iterator[Problem]:
@@ -219,11 +254,17 @@ def _moe(moe: MoeModel, path: Path) -> Iterator[Problem]:
         chosen = sum(sorted(moe.groups)[: moe.top_groups])
         among = f"the {chosen} experts that {_count(moe.top_groups, 'chosen group')} may have"
     else:
-        for key in ("top_groups", "group_gate"):
+        for key in ("top_groups", "group_gate", "group_score"):
             if key in moe.model_fields_set:
                 hint = "add 'groups: [SIZE, SIZE, ...]'"
                 reads = ((*path, "groups"),)
                 yield Problem((*path, key), f"'{key}' needs groups", hint, at_key=True, reads=reads)
+    if moe.group_score != "max" and moe.groups is not None:
+        where = (*path, "group_score")
+        if moe.group_gate:
+            yield Problem(where, f"group_score {moe.group_score} is for groups without a group gate", at_key=True)
+        elif min(moe.groups) * moe.split < 2:
+            yield Problem(where, f"group_score {moe.group_score} needs two experts in every group")
     if moe.top_k > chosen:
         yield Problem((*path, "top_k"), f"top_k {moe.top_k} is more than {among}", reads=((*path, "groups"),))
     if moe.hidden % moe.split:

@@ -46,6 +46,8 @@ def scale(spec: Spec) -> Spec:
     chunk = min(spec.chunk, CHUNK, context)
     data["model"] = f"{spec.model[:57]}_small"
     data["vocab"] = {"size": min(spec.vocab.size, VOCAB)}
+    if spec.position_table is not None:
+        data["position_table"] = max(context, CONTEXT)
     data |= {"context": context, "chunk": chunk, "chunk_verify": min(spec.chunk_verify, chunk)}
     blocks: list[dict[str, Any]] = []
     for layer in spec.layers():
@@ -84,6 +86,7 @@ def _attention(spec: Spec, old: Attention, context: int) -> dict[str, Any]:
         new["nope_dim"] = _near(old.nope_dim * rotated / old.rope_dim, 4, 32)
         new["v_dim"] = _near(old.v_dim * rotated / old.rope_dim, 4, 32)
         new["q_latent"] = Q_LATENT if old.q_latent else None
+        new["norm_eps"] = old.norm_eps
         head_dim = new["nope_dim"] + rotated
         rope_dims = rotated
     else:
@@ -121,7 +124,12 @@ def _rope(spec: Spec, attention: Attention, old: Rope, dims: int, context: int) 
             "beta_fast": old.scaling.beta_fast,
             "beta_slow": old.scaling.beta_slow,
             "attention_factor": old.scaling.attention_factor,
+            "truncate": old.scaling.truncate,
         }
+        if old.scaling.factors:
+            # As many factors as the small head has frequencies, from the first to the last.
+            half, many = new["dims"] // 2, len(old.scaling.factors)
+            new["scaling"]["factors"] = [old.scaling.factors[i * (many - 1) // max(half - 1, 1)] for i in range(half)]
     return new
 
 
@@ -142,7 +150,7 @@ def _ffn(spec: Spec, layer: Layer) -> dict[str, Any]:
 def _small_ffn(old: Ffn, width: int) -> dict[str, Any]:
     if isinstance(old, Dense):
         hidden = _near(old.hidden * WIDTH / width, 16, 288)
-        return {"kind": "dense", "hidden": hidden, "activation": old.activation, "bias": old.bias}
+        return {"kind": "dense", "hidden": hidden, "activation": old.activation, "bias": old.bias} | _clamped(old)
     split = min(old.split, 2)
     experts = min(old.experts, EXPERTS // split)
     new: dict[str, Any] = {
@@ -152,12 +160,14 @@ def _small_ffn(old: Ffn, width: int) -> dict[str, Any]:
         "bias": old.bias,
         "experts": experts,
         "shared": min(old.shared, 2),
+        "shared_gate": old.shared_gate,
         "split": split,
         "score": old.score,
         "renormalise": old.renormalise,
         "select_bias": old.select_bias,
+        "router_bias": old.router_bias,
         "gate_scale": old.gate_scale,
-    }
+    } | _clamped(old)
     if old.router is not None:
         new["router"] = asdict(old.router)
     if old.shared_hidden != old.hidden:
@@ -166,9 +176,17 @@ def _small_ffn(old: Ffn, width: int) -> dict[str, Any]:
     if old.groups is not None:
         groups, top = _groups(old, experts)
         new |= {"groups": list(groups), "top_groups": top, "group_gate": old.group_gate}
+        if old.group_score != "max" and min(groups) > 1:
+            new["group_score"] = old.group_score
         chosen = sum(sorted(groups)[:top])
     new["top_k"] = min(old.top_k, chosen, 2)
     return new
+
+
+def _clamped(old: Dense | MoE) -> dict[str, Any]:
+    """Return the numbers of a gated activation that are not at their defaults."""
+    numbers = {"activation_alpha": 1.0, "activation_beta": 0.0, "activation_limit": None}
+    return {key: getattr(old, key) for key, default in numbers.items() if getattr(old, key) != default}
 
 
 def _groups(old: MoE, experts: int) -> tuple[tuple[int, ...], int]:
@@ -177,6 +195,8 @@ def _groups(old: MoE, experts: int) -> tuple[tuple[int, ...], int]:
     if len(old.groups) == 1 or experts == 1:
         return (experts,), 1
     first = experts - 1 if len(set(old.groups)) > 1 else -(-experts // 2)
+    if old.group_score == "top2_sum" and experts > 3:
+        first = min(first, experts - 2)
     return (first, experts - first), 1 if old.top_groups < len(old.groups) else 2
 
 

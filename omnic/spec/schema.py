@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, PrivateAttr
 
-from omnic.spec.blocks import BlockModel
+from omnic.spec.blocks import BlockModel, QkNorm
 from omnic.spec.kinds import KindOf
 from omnic.spec.layers import Layer, Place
 from omnic.spec.tree import Node, Path
@@ -34,6 +34,7 @@ __all__ = [
     "HeadsModel",
     "InitModel",
     "MtpModel",
+    "MultipliersModel",
     "NormModel",
     "SoftcapModel",
     "Spec",
@@ -62,10 +63,14 @@ class NormModel(Record):
         description="rms: RMSNorm (arXiv 1910.07467); layer: LayerNorm (arXiv 1607.06450), biased if 'bias' is true",
     )
     eps: Positive = Field(default=1e-6, description="added to the mean square (the variance)")
-    place: Literal["pre", "post", "both"] = Field(
+    place: Literal["pre", "post", "both", "parallel"] = Field(
         default="pre",
-        description="pre: before attention and ffn; post: after each, before the residual is added; both: both",
+        description="pre: before attention and ffn; post: after each, before the residual is added; both: both; "
+        "parallel: before each, attention and ffn of a block reading the same stream",
     )
+    weight: Flag = Field(default=True, description="norms have a learned weight")
+    bias: Flag | None = Field(default=None, description="a layer norm has a learned bias; unset: the spec's bias")
+    embedding: Flag = Field(default=False, description="the embedding is normed before the first block")
 
 
 class SoftcapModel(Record):
@@ -73,6 +78,14 @@ class SoftcapModel(Record):
 
     attention: Positive | None = Field(default=None, description="cap of the attention logits; none: no cap")
     logits: Positive | None = Field(default=None, description="cap of the head's logits; none: no cap")
+
+
+class MultipliersModel(Record):
+    """Factors of parts of the model (Granite; muP, arXiv 2203.03466)."""
+
+    embedding: Positive = Field(default=1.0, description="factor of the embedding")
+    residual: Positive = Field(default=1.0, description="factor of what attention and ffn add to the stream")
+    logits: Positive = Field(default=1.0, description="factor of the head's logits, before softcap.logits")
 
 
 class InitModel(Record):
@@ -152,11 +165,17 @@ class Spec(Record):
     tie: Flag = Field(default=False, description="the head uses the embedding's weight")
     norm: NormModel = Field(default=NormModel(), description="the norm of the blocks and the final one")
     bias: Flag = Field(default=False, description="biases of all projections, unless a block says otherwise")
-    qk_norm: Flag = Field(
-        default=False, description="RMS norm of each query and key head, unless a block says otherwise"
+    qk_norm: QkNorm = Field(
+        default=False,
+        description="RMS norm of each query and key head (full: of all heads of a token together), unless a block says "
+        "otherwise",
     )
     sinks: Flag = Field(default=False, description="a learned sink logit per head, unless a block says otherwise")
     softcap: SoftcapModel = Field(default=SoftcapModel(), description="soft limits of logits")
+    multipliers: MultipliersModel = Field(default=MultipliersModel(), description="factors of parts of the model")
+    position_table: Tokens | None = Field(
+        default=None, description="rows of a learned table of positions that is added to the embedding; none: no table"
+    )
     head_dim: Dim | None = Field(
         default=None, description="dims of a head where a block does not say; none: width / heads"
     )

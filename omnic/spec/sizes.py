@@ -42,8 +42,8 @@ def count_parameters(spec: Spec) -> Parameters:
     width, vocab = spec.width, spec.vocab.size
     layers = spec.layers()
     table = vocab * width
-    final = _norm(layers[0].norm, width, spec.bias)
-    blocks = sum(layer_parameters(layer, spec.bias) for layer in layers)
+    final = _norm(layers[0].norm, width)
+    blocks = sum(layer_parameters(layer) for layer in layers)
     idle = sum(_idle(layer.ffn, width) for layer in layers)
     mtp = spec.heads.mtp
     extra = 0
@@ -51,11 +51,11 @@ def count_parameters(spec: Spec) -> Parameters:
         extra = mtp.depth * table
     block = spec.mtp_layer()
     if mtp is not None and block is not None:
-        extra = mtp.depth * (layer_parameters(block, spec.bias) + 2 * width * width + 3 * final)
+        extra = mtp.depth * (layer_parameters(block) + 2 * width * width + 3 * final)
     return Parameters(
-        embedding=table,
+        embedding=table + (spec.position_table or 0) * width,
         blocks=blocks,
-        norm=final,
+        norm=final * (2 if spec.norm.embedding else 1),
         head=0 if spec.tie else table,
         mtp=extra,
         verifier=table if spec.heads.verifier else 0,
@@ -69,30 +69,33 @@ def read_bytes(spec: Spec) -> int:
     return (count_parameters(spec).active + row) * FLOAT_BYTES[spec.dtype]
 
 
-def layer_parameters(layer: Layer, bias: bool = False) -> int:
-    """Return the parameters of one layer, its norms included (``bias``: LayerNorms have one)."""
+def layer_parameters(layer: Layer) -> int:
+    """Return the parameters of one layer, its norms included."""
     norms = 4 if layer.norm.place == "both" else 2
-    own = norms * _norm(layer.norm, layer.width, bias)
-    return own + _attention(layer.attention, layer.width) + _ffn(layer.ffn, layer.width)
+    own = norms * _norm(layer.norm, layer.width)
+    return own + _attention(layer.attention, layer.width, layer.norm) + _ffn(layer.ffn, layer.width)
 
 
-def _norm(norm: Norm, width: int, bias: bool) -> int:
-    return width * (2 if norm.kind == "layer" and bias else 1)
+def _norm(norm: Norm, width: int) -> int:
+    return width * (norm.weight + norm.bias)
 
 
-def _attention(a: Attention, width: int) -> int:
+def _attention(a: Attention, width: int, norm: Norm) -> int:
     sinks = a.heads if a.sinks else 0
     if a.kind == "mla":
         assert a.latent and a.nope_dim and a.rope_dim and a.v_dim
         query = a.heads * a.head_dim
         down, up = a.latent + a.rope_dim, a.heads * (a.nope_dim + a.v_dim)
-        total = width * down + a.latent + a.latent * up + a.heads * a.v_dim * width
-        total += a.q_latent * (width + 1 + query) if a.q_latent else width * query
+        total = width * down + a.latent * norm.weight + a.latent * up + a.heads * a.v_dim * width
+        total += a.q_latent * (width + norm.weight + query) if a.q_latent else width * query
         biases = (a.q_latent or 0) + down + width  # as DeepSeek-V2: not on what a norm feeds
         return total + sinks + (biases if a.bias else 0)
     query, keys = a.heads * a.head_dim, a.kv_heads * a.head_dim
-    total = width * (query + 2 * keys) + query * width + (2 * a.head_dim if a.qk_norm else 0)
-    return total + sinks + (query + 2 * keys + width if a.bias else 0)
+    total = width * (query + 2 * keys) + query * width
+    if a.qk_norm and norm.weight:
+        total += query + keys if a.qk_norm == "full" else 2 * a.head_dim
+    biases = (query + 2 * keys if a.bias else 0) + (width if a.bias is True else 0)
+    return total + sinks + biases
 
 
 def _expert(hidden: int, width: int, gated: bool, bias: bool) -> int:
@@ -105,8 +108,8 @@ def _ffn(ffn: Ffn, width: int) -> int:
         return _expert(ffn.hidden, width, ffn.gated, ffn.bias)
     total = ffn.routed_experts * _expert(ffn.routed_hidden, width, ffn.gated, ffn.bias)
     if ffn.shared:  # one network of the summed width
-        total += _expert(ffn.shared * ffn.shared_hidden, width, ffn.gated, ffn.bias)
-    router = width * ffn.routed_experts + (ffn.routed_experts if ffn.select_bias else 0)
+        total += _expert(ffn.shared * ffn.shared_hidden, width, ffn.gated, ffn.bias) + ffn.shared_gate * width
+    router = (width + ffn.select_bias + ffn.router_bias) * ffn.routed_experts
     gate = width * len(ffn.groups) if ffn.groups and ffn.group_gate else 0
     return total + router + gate
 

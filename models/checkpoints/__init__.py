@@ -1,0 +1,1 @@
+"""Published checkpoints into the IR: families, their tables, quantised dialects."""

@@ -1,0 +1,154 @@
+"""A folder of a published model: its configuration read as a spec, its tensors as a weight source."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omnic.errors import BundleError
+from omnic.ir.graph import Module
+from omnic.ir.types import DType
+from omnic.ir.weights import SafetensorsSource
+from omnic.ir.weights.sources import Source, TypedSource
+from omnic.models.checkpoints.config import Effect, read_config
+from omnic.models.checkpoints.dialects import quantised_source
+from omnic.models.checkpoints.family import Family, Tensors, family_of
+from omnic.models.checkpoints.source import CheckpointSource, check_tensors
+from omnic.models.decoder import build
+from omnic.spec import Spec, parse_spec
+
+__all__ = ["CAPACITY", "Checkpoint", "effects_table", "is_checkpoint", "open_checkpoint"]
+
+CAPACITY = 4096
+"""Tokens the states of an imported model hold where nothing is said: the trained length where that is less."""
+
+CONFIG = "config.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A published model as omnic sees it.
+
+    Attributes:
+        folder: where it lies.
+        family: its architecture.
+        spec: the model, without files.
+        module: the front module.
+        source: the weights by omnic's names.
+        effects: what every key of the configuration did.
+    """
+
+    folder: Path
+    family: Family
+    spec: Spec
+    module: Module
+    source: CheckpointSource
+    effects: tuple[Effect, ...]
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Keys of the configuration that omnic does not know."""
+        return tuple(e.key for e in self.effects if not e.effect)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether ``path`` is a folder with a configuration."""
+    return (path / CONFIG).is_file()
+
+
+def open_checkpoint(folder: Path, *, context: int | None = None, name: str | None = None) -> Checkpoint:
+    """Read a checkpoint's configuration and the headers of its weight files; no weight is read.
+
+    Args:
+        folder: with ``config.json`` and safetensors files.
+        context: tokens the states shall hold.
+        name: of the model; the folder's when None.
+
+    Raises:
+        BundleError: no such folder, no configuration, pickled or damaged weights, tensors that do not fit.
+        InputError: a family or a value of the configuration that omnic cannot express.
+    """
+    if not folder.is_dir():
+        raise BundleError(
+            f"{folder} is not a folder", "name the folder that holds config.json and the .safetensors files"
+        )
+    if not is_checkpoint(folder):
+        raise BundleError(f"{folder} is not a model: it has no {CONFIG}", "name the folder that holds it")
+    config = read_config(folder / CONFIG)
+    config.capacity = context
+    family = family_of(config)
+    quantisation = config.section("quantization_config")
+    tensors = quantised_source(SafetensorsSource(_weight_files(folder)), quantisation, config.origin)
+    shapes = Tensors({n: _shape(tensors, n) for n in tensors.names()})
+    dtype = _dtype(tensors)
+    data = {"model": name or _name(folder), **family.describe(config), "dtype": dtype.value}
+    data["budget"] = {"context": min(context or CAPACITY, data["context"]), **data.get("budget", {})}
+    spec = parse_spec(json.dumps(data), str(folder / "model.yaml"), syntax="yaml")
+    module = build(spec)
+    table = family.weights(spec, shapes)
+    check_tensors(module, tensors, table, family.ignored or {})
+    source = CheckpointSource(tensors, table, dtype, str(folder))
+    return Checkpoint(folder, family, spec, module, source, config.effects())
+
+
+def _shape(source: Source, name: str) -> tuple[int, ...]:
+    known = source.typed(name) if isinstance(source, TypedSource) else None
+    return source.shape(name) if known is None else tuple(int(str(d)) for d in known.shape)
+
+
+def _weight_files(folder: Path) -> Path:
+    """Return what to read: the index of the shards, else the folder (all its safetensors files).
+
+    Raises:
+        BundleError: there is none, or only pickled ones.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return index
+    if (folder / "model.safetensors").is_file():
+        return folder / "model.safetensors"
+    if any(folder.glob("*.safetensors")):
+        return folder
+    pickled = sorted({p.name for pattern in _PICKLES for p in folder.glob(pattern)})
+    if pickled:
+        raise BundleError(
+            f"the weights of {folder} are Python pickles ({', '.join(pickled[:4])}): reading one runs code from it",
+            "save it again where you trust it: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT), which "
+            "writes safetensors",
+        )
+    raise BundleError(f"{folder} holds no .safetensors file", "fetch the weights, or name the folder they lie in")
+
+
+def _dtype(source: Source) -> DType:
+    """Return the type that most numbers of the plain tensors have."""
+    sizes: Counter[Any] = Counter()
+    for name in source.names():
+        shape = source.shape(name)
+        if isinstance(source, TypedSource) and source.typed(name) is not None:
+            continue
+        sizes[source.read(name, ((0, 0),) * len(shape)).dtype] += int(np.prod(shape, dtype=np.int64))
+    known = {d.numpy: d for d in (DType.F32, DType.F16, DType.BF16)}
+    most = [known[dtype] for dtype, _ in sizes.most_common() if dtype in known]
+    return most[0] if most else DType.F32
+
+
+def _name(folder: Path) -> str:
+    text = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.resolve().name).strip("-_.")
+    return text[:64] or "model"
+
+
+def effects_table(effects: tuple[Effect, ...]) -> list[tuple[str, str, str]]:
+    """Return (key, value, effect) of each key for printing."""
+    rows: list[tuple[str, str, str]] = []
+    for e in effects:
+        value = json.dumps(e.value)
+        shown = value if len(value) <= 40 else value[:37] + "..."
+        rows.append((e.key, shown if e.given else f"({shown})", e.effect or "UNKNOWN: omnic does not know this key"))
+    return rows

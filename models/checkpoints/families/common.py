@@ -1,0 +1,189 @@
+"""What most families share: keys that mean the same everywhere, and the tensor names of the Llama layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omnic.ir.graph import Recipe
+from omnic.models.checkpoints.config import Config
+from omnic.models.checkpoints.family import Tensors
+from omnic.models.checkpoints.tensors import load, rows, stack
+from omnic.spec import Layer, MoE, Spec
+
+__all__ = [
+    "GATED",
+    "PLAIN",
+    "attention_keys",
+    "base_keys",
+    "block_groups",
+    "decoder_table",
+    "llama_attention",
+    "llama_block",
+    "llama_experts",
+    "llama_mlp",
+    "shortest",
+    "windowed",
+]
+
+#: hidden_act -> activation of a gated network
+GATED = {
+    "silu": "swiglu",
+    "swish": "swiglu",
+    "gelu": "geglu",
+    "gelu_pytorch_tanh": "geglu_tanh",
+    "gelu_new": "geglu_tanh",
+}
+#: hidden_act -> activation of a network of two matrices
+PLAIN = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+
+
+def base_keys(config: Config, *, eps: float | None = 1e-6, tie: bool = False) -> dict[str, Any]:
+    """Return what the top of the spec says: vocabulary, trained length, norm and tying.
+
+    Args:
+        config: read.
+        eps: the family's default of ``rms_norm_eps``; None where the family reads its norm itself.
+        tie: the family's default of ``tie_word_embeddings``.
+    """
+    found: dict[str, Any] = {
+        "vocab": {"size": config.whole("vocab_size", "vocab.size")},
+        "context": config.whole("max_position_embeddings", "context"),
+        "tie": config.flag("tie_word_embeddings", "tie", tie),
+    }
+    return (
+        found
+        if eps is None
+        else found | {"norm": {"kind": "rms", "eps": config.number("rms_norm_eps", "norm.eps", eps)}}
+    )
+
+
+def attention_keys(config: Config) -> dict[str, Any]:
+    """Return heads, key and value heads and head_dim of a grouped-query attention."""
+    width, heads = (
+        config.whole("hidden_size", "blocks.width"),
+        config.whole("num_attention_heads", "blocks.attention.heads"),
+    )
+    return {
+        "kind": "gqa",
+        "heads": heads,
+        "kv_heads": config.whole("num_key_value_heads", "blocks.attention.kv_heads", heads),
+        "head_dim": config.whole("head_dim", "blocks.attention.head_dim", width // heads),
+    }
+
+
+def windowed(config: Config, attention: dict[str, Any], layers: int, *, key: str = "sliding_window") -> dict[str, Any]:
+    """Return an attention with the window of ``layer_types``, or the one window of all layers.
+
+    A checkpoint says ``sliding_attention`` or ``full_attention`` of each layer in ``layer_types``; without it the
+    window, where there is one, holds for every layer.
+    """
+    size = config.whole(key, "blocks.attention.window", None)
+    kinds = config.words("layer_types", "blocks.attention.pattern", None)
+    if size is None:
+        return attention
+    if kinds is None or set(kinds) == {"sliding_attention"}:
+        return attention | {"window": size}
+    if "sliding_attention" not in kinds:
+        return attention
+    names = {"sliding_attention": "local", "full_attention": "global"}
+    return attention | {"window": size, "pattern": [names[k] for k in shortest(kinds[:layers])]}
+
+
+def shortest(names: list[str]) -> list[str]:
+    """Return the shortest list whose cyclic repetition gives ``names``."""
+    for length in range(1, len(names) + 1):
+        if all(name == names[i % length] for i, name in enumerate(names)):
+            return names[:length]
+    return names
+
+
+def block_groups(blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return equal neighbouring blocks as one with ``repeat``."""
+    found: list[dict[str, Any]] = []
+    for block in blocks:
+        if found and {k: v for k, v in found[-1].items() if k != "repeat"} == block:
+            found[-1]["repeat"] += 1
+        else:
+            found.append({"repeat": 1, **block})
+    return found
+
+
+# -- tensors ------------------------------------------------------------------------------------------------
+def decoder_table(spec: Spec, prefix: str = "model.") -> dict[str, Recipe]:
+    """Return embedding, final norm and head of the Llama layout."""
+    table = {"embed": load(f"{prefix}embed_tokens.weight"), "final_norm": load(f"{prefix}norm.weight")}
+    return table if spec.tie else table | {"head": load("lm_head.weight")}
+
+
+def llama_block(layer: Layer, ours: str, theirs: str) -> dict[str, Recipe]:
+    """Return the table of one pre-norm layer of the Llama layout: attention, norms and network."""
+    table = {
+        f"{ours}.attn_norm": load(f"{theirs}.input_layernorm.weight"),
+        f"{ours}.ffn_norm": load(f"{theirs}.post_attention_layernorm.weight"),
+    }
+    return (
+        table | llama_attention(layer, f"{ours}.attn", f"{theirs}.self_attn") | llama_mlp(layer, ours, f"{theirs}.mlp")
+    )
+
+
+def llama_attention(layer: Layer, ours: str, theirs: str) -> dict[str, Recipe]:
+    """Return q, k, v and o with the biases and head norms the layer has."""
+    attention = layer.attention
+    table: dict[str, Recipe] = {}
+    for name in "qkvo":
+        table[f"{ours}.{name}"] = load(f"{theirs}.{name}_proj.weight")
+        if attention.bias is True or (attention.bias == "qkv" and name != "o"):
+            table[f"{ours}.{name}_bias"] = load(f"{theirs}.{name}_proj.bias")
+    if attention.qk_norm and layer.norm.weight:
+        table |= {f"{ours}.{name}_norm": load(f"{theirs}.{name}_norm.weight") for name in "qk"}
+    if attention.sinks:
+        table[f"{ours}.sinks"] = load(f"{theirs}.sinks")
+    return table
+
+
+def llama_mlp(layer: Layer, ours: str, theirs: str, part: str = "ffn") -> dict[str, Recipe]:
+    """Return gate, up and down, with biases where the layer has them."""
+    table: dict[str, Recipe] = {}
+    for name in ("gate", "up", "down"):
+        table[f"{ours}.{part}.{name}"] = load(f"{theirs}.{name}_proj.weight")
+        if layer.ffn.bias:
+            table[f"{ours}.{part}.{name}_bias"] = load(f"{theirs}.{name}_proj.bias")
+    return table
+
+
+def llama_experts(
+    layer: Layer, ours: str, theirs: str, tensors: Tensors, names: Mapping[str, str]
+) -> dict[str, Recipe]:
+    """Return the experts of a layer: one tensor each, or the stacked form (gate and up of all experts in one).
+
+    Args:
+        layer: with a mixture.
+        ours: prefix of the mixture, as ``blocks.3.ffn``.
+        theirs: prefix of the experts, as ``model.layers.3.mlp.experts``.
+        tensors: what the checkpoint has.
+        names: of gate, up and down within one expert.
+    """
+    ffn = layer.ffn
+    assert isinstance(ffn, MoE)
+    count, hidden = ffn.routed_experts, ffn.routed_hidden
+    if f"{theirs}.gate_up_proj" in tensors:
+        both = load(f"{theirs}.gate_up_proj")
+        return {
+            f"{ours}.experts.gate": rows(both, 0, hidden, axis=1),
+            f"{ours}.experts.up": rows(both, hidden, 2 * hidden, axis=1),
+            f"{ours}.experts.down": load(f"{theirs}.down_proj"),
+        }
+    return {
+        f"{ours}.experts.{name}": stack(*(load(f"{theirs}.{e}.{names[name]}.weight") for e in range(count)))
+        for name in ("gate", "up", "down")
+    }

@@ -1,0 +1,96 @@
+"""Families of checkpoints: how a configuration becomes a spec, and where each weight lies in the files.
+
+A family is one object in one file.  omnic's own are in :mod:`omnic.models.checkpoints.families`; a package adds one
+through the entry-point group ``omnic.families``, the entry's name being the ``model_type`` of the configuration and
+its value the :class:`Family`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from omnic.errors import InputError, nearest
+from omnic.ir.graph import Recipe
+from omnic.models.checkpoints.config import Config
+from omnic.spec import Spec
+
+__all__ = ["ENTRY_POINT_GROUP", "Family", "Tensors", "families", "family_of"]
+
+ENTRY_POINT_GROUP = "omnic.families"
+
+#: the modules of omnic's own families, in the order of the documentation
+_OURS = ("llama",)
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The tensors of a checkpoint as a family's table sees them: names and shapes, no numbers."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.shapes
+
+    def first(self, *names: str) -> str:
+        """Return the first name that the checkpoint has (the first of all where it has none, to be reported)."""
+        return next((n for n in names if n in self.shapes), names[0])
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture as published.
+
+    Attributes:
+        model_types: values of ``model_type`` in ``config.json``.
+        title: the models' name in documents.
+        describe: reads the configuration and returns the spec as plain data (without ``weights`` and ``tokenizer``).
+        weights: the recipe of every weight of the spec's model over the checkpoint's tensors, by omnic's names.
+        ignored: patterns (``fnmatch``) of tensors without meaning, such as saved rope frequencies, and why.
+        source: where the architecture is described.
+    """
+
+    model_types: tuple[str, ...]
+    title: str
+    describe: Callable[[Config], Mapping[str, Any]]
+    weights: Callable[[Spec, Tensors], Mapping[str, Recipe]]
+    ignored: Mapping[str, str] | None = None
+    source: str = ""
+
+
+@cache
+def families() -> dict[str, Family]:
+    """Return omnic's own families by ``model_type``."""
+    found: dict[str, Family] = {}
+    for name in _OURS:
+        family: Family = import_module(f"omnic.models.checkpoints.families.{name}").FAMILY
+        found |= dict.fromkeys(family.model_types, family)
+    return found
+
+
+def family_of(config: Config) -> Family:
+    """Return the family of a configuration.
+
+    Raises:
+        InputError: it names none that omnic or an installed package knows.
+    """
+    name = config.raw("model_type", "the family", None)
+    if not isinstance(name, str):
+        raise InputError(
+            f"{config.origin} has no 'model_type'", "it is not the configuration of a transformers checkpoint"
+        )
+    own = families()
+    if name in own:
+        return own[name]
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name == name:
+            return entry.load()
+    near = nearest(name, list(own))
+    raise InputError(
+        f"{config.origin}: omnic knows no family '{name}'" + (f"; did you mean '{near}'?" if near else ""),
+        f"known: {', '.join(sorted(own))}; a package can add one (docs/models.md)",
+    )
