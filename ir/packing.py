@@ -13,8 +13,10 @@ group of numbers, ``m`` = max|x| and round() to the nearest whole number, ties t
   ties to the even mantissa;
 * ``t2``: ``s = scale(mean|x|)``, ``q = clamp(round(x / s), -1, 1)`` (BitNet b1.58, arXiv:2402.17764).
 
-``scale()`` rounds to f16, or leaves f32.  ``s4`` scales: ``row = max over groups(v) / 15``,
-``s = clamp(ceil(v / row), 1, 15) * row`` with v the scale before rounding and one f32 ``row`` per row.
+``scale()`` rounds to f16, or leaves f32.  ``s4`` scales: ``row = max over groups(v) / 15`` with v the scale before
+rounding and one f32 ``row`` per row, ``s = step * row``.  Of the steps ``clamp(n + i, 1, 15)``, n = ceil(v / row),
+i = 0, -1, -2, 1 in turn, a group takes the first whose codes have the least squared error (summed in f64); zero
+points follow their step.
 A group of zeros has scale 0 and codes 0 (with s4: scale 1 times its row).  ``one`` scales are 1 whatever the numbers
 are, and are not stored: numbers outside the range of the codes are clamped.
 """
@@ -39,6 +41,8 @@ __all__ = ["FP4_LEVELS", "NF4_LEVELS", "QTensor", "check_storage", "code_units",
 _PEAK = {"i8": 127.0, "i6": 31.0, "i5": 15.0, "i4": 7.0, "i3": 3.0, "i2": 1.0, "nf4": 1.0, "fp4": 6.0, "t2": 1.0}
 _OFFSET = {"i8": 128, "i6": 32, "i5": 16, "i4": 8, "i3": 4, "i2": 2, "nf4": 0, "fp4": 0, "t2": 1}
 _INTEGERS = ("i8", "i6", "i5", "i4", "i3", "i2")
+#: steps of an s4 scale that are tried, from the one that just holds a group's range
+STEP_SHIFTS = (0, -1, -2, 1)
 
 NF4_LEVELS = np.array(
     [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -204,26 +208,54 @@ def quantise(x: Array, type: Storage) -> QTensor:
     if not np.isfinite(x).all():
         raise InputError(f"{type}: cannot quantise a tensor with NaN or infinite numbers")
     groups = _grouped(x.astype(np.float32), type)
-    zero: Array | None = None
     if type.asym:
-        levels = np.float32(2**type.bits - 1)
         low = np.minimum(np.min(groups, axis=-1), np.float32(0))
         high = np.maximum(np.max(groups, axis=-1), np.float32(0))
-        scale, row, numbers = round_scales((high - low) / levels, type)
-        divisor = np.where(numbers > 0, numbers, np.float32(1))
-        shift: Array = np.clip(np.rint(-low / divisor), 0, levels)
-        units = np.clip(np.rint(groups / divisor[..., None]) + shift[..., None], 0, levels)
-        zero = shift.astype(np.uint8)
-        codes = (units - _OFFSET[type.kind]).astype(np.int8)
+        value: Array = (high - low) / np.float32(2**type.bits - 1)
+    elif type.kind == "t2":
+        value = _absolute_mean(groups, type, x.shape)
     else:
-        if type.kind == "t2":
-            value = _absolute_mean(groups, type, x.shape)
-        else:
-            value = np.max(np.abs(groups), axis=-1) / np.float32(_PEAK[type.kind])
-        scale, row, numbers = round_scales(value, type)
-        divisor = np.where(numbers > 0, numbers, np.float32(1))
-        codes = nearest_codes(np.where(numbers[..., None] > 0, groups / divisor[..., None], np.float32(0)), type)
+        value = np.max(np.abs(groups), axis=-1) / np.float32(_PEAK[type.kind])
+    scale, row, numbers = round_scales(value, type)
+    codes, zero = _nearest(groups, numbers, type)
+    if row is not None:
+        scale, codes, zero = _best_steps(groups, scale, row, type)
     return QTensor(_ungrouped(codes, type, x.shape), scale, zero, type, row)
+
+
+def _nearest(groups: Array, numbers: Array, type: Storage) -> tuple[Array, Array | None]:
+    """Return the nearest codes of groups [..., groups, size] with f32 scales [..., groups], and their zero points."""
+    divisor: Array = np.where(numbers > 0, numbers, np.float32(1))
+    if not type.asym:
+        return nearest_codes(np.where(numbers[..., None] > 0, groups / divisor[..., None], np.float32(0)), type), None
+    levels = np.float32(2**type.bits - 1)
+    low = np.minimum(np.min(groups, axis=-1), np.float32(0))
+    shift: Array = np.clip(np.rint(-low / divisor), 0, levels)
+    units = np.clip(np.rint(groups / divisor[..., None]) + shift[..., None], 0, levels)
+    return (units - _OFFSET[type.kind]).astype(np.int8), shift.astype(np.uint8)
+
+
+def _best_steps(groups: Array, steps: Array, row: Array, type: Storage) -> tuple[Array, Array, Array | None]:
+    """Return the s4 steps near ``steps`` [..., groups] whose codes err least, with the codes and the zero points."""
+    best: list[Array] = []
+    least: Array = np.zeros(0)
+    for shift in STEP_SHIFTS:
+        tried = np.clip(steps.astype(np.int16) + shift, 1, 15).astype(np.uint8)
+        numbers: Array = tried * row[..., None]
+        codes, zero = _nearest(groups, numbers, type)
+        units = code_units(codes, type)
+        if zero is not None:
+            units = units - (zero.astype(np.float32) - np.float32(_OFFSET[type.kind]))[..., None]
+        error = np.square(groups - units * numbers[..., None]).sum(axis=-1, dtype=np.float64)
+        found = [tried, codes] if zero is None else [tried, codes, zero]
+        if not best:
+            best, least = found, error
+            continue
+        better = error < least
+        least = np.where(better, error, least)
+        best = [np.where(better[..., None] if new.ndim > better.ndim else better, new, old)
+                for new, old in zip(found, best, strict=True)]
+    return best[0], best[1], best[2] if len(best) > 2 else None
 
 
 def peak_of(type: Storage) -> float:

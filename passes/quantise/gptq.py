@@ -19,8 +19,8 @@ from omnic.passes.quantise.grid import (
     padded,
     round_onto,
     search,
-    with_steps,
 )
+from omnic.passes.quantise.steps import columns_with_steps
 
 __all__ = ["gptq", "output_error"]
 
@@ -45,7 +45,8 @@ def gptq(w: Floats, gram: Floats, type: Storage, damp: float = 0.01, order: bool
         type: groups along K.
         damp: share of the mean of H's diagonal that is added to the diagonal.
         order: columns with the largest H_kk first (act-order); scales are then those of the original weights.
-        clip: scales that minimise the error weighted by H's diagonal, instead of the whole range.
+        clip: scales that minimise the error weighted by H's diagonal, instead of the whole range (s4 without
+            ``order``: the error of the sweep itself).
         sweeps: passes of coordinate descent over the codes afterwards (QuantEase, arXiv:2309.01885).
 
     Raises:
@@ -65,8 +66,11 @@ def gptq(w: Floats, gram: Floats, type: Storage, damp: float = 0.01, order: bool
         permuted = hessian[np.ix_(perm, perm)]
         upper = _inverse_factor(permuted, damp, float(diagonal[:columns].mean()) or 1.0)
     weight = np.maximum(diagonal, 1e-12).astype(np.float32)
-    fixed = order or type.group == 0 or BLOCK % type.group != 0
-    codes, grid = _columns(padded_w, upper.astype(np.float32), perm, type, weight if clip else None, fixed)
+    if type.scale == "s4" and not (order or type.asym):
+        codes, grid = columns_with_steps(padded_w, upper.astype(np.float32), type, clip)
+    else:
+        fixed = order or type.scale == "s4" or type.group == 0 or BLOCK % type.group != 0
+        codes, grid = _columns(padded_w, upper.astype(np.float32), perm, type, weight if clip else None, fixed)
     if sweeps:
         damped = hessian + damp * (float(diagonal[:columns].mean()) or 1.0) * np.eye(len(hessian))
         codes = _descend(padded_w, codes, grid, damped.astype(np.float32), sweeps)
@@ -101,7 +105,7 @@ def _columns(w: Floats, upper: Floats, perm: npt.NDArray[np.int64], type: Storag
     """Round column after column; return the codes [N, K] in place order, and the grid.
 
     Without ``fixed`` the scales of a group are found when its first column is due, from the weights as they are
-    by then.  The rows of s4 scales are those of the original weights.
+    by then.  s4 scales share a row, so they are never found one by one here.
     """
     rows, columns = w.shape
     group = type.group or columns
@@ -121,7 +125,7 @@ def _columns(w: Floats, upper: Floats, perm: npt.NDArray[np.int64], type: Storag
             if not fixed and at % group == 0:
                 own = part[:, i : i + group]  # whole: groups of at most a block divide it
                 weights = None if by_group is None else by_group[at // group]
-                found = _regroup(first, own[:, None, :], at // group, weights)
+                found = _fit(own[:, None, :], type, None if weights is None else weights[None])
                 stored[:, at // group], numbers[:, at // group] = found.stored[:, 0], found.numbers[:, 0]
                 if zero is not None and found.zero is not None:
                     zero[:, at // group] = found.zero[:, 0]
@@ -135,29 +139,6 @@ def _columns(w: Floats, upper: Floats, perm: npt.NDArray[np.int64], type: Storag
             errors[:, i] = error
         work[:, stop:] -= errors @ upper[start:stop, stop:]
     return codes, Grid(type, stored, numbers, zero, first.row)
-
-
-def _regroup(first: Grid, own: Floats, at: int, weight: Floats | None) -> Grid:
-    """Return the grid of one group [N, 1, g] as its weights are now; s4 keeps the rows of ``first``."""
-    type = first.type
-    by_group = None if weight is None else weight[None]
-    if first.row is None:
-        return _fit(own, type, by_group)
-    want = fit_range(own, type).row  # of this group alone, so its own scale is 15 of it
-    assert want is not None
-    row = np.where(first.row > 0, first.row, np.float32(1))
-    near = np.clip(np.ceil(want * np.float32(15) / row), 1, 15).astype(np.uint8)[:, None]
-    zero = None if first.zero is None else first.zero[:, at : at + 1]
-    base = with_steps(Grid(type, near, near * first.row[:, None], zero, first.row), near, own)
-    if by_group is None:
-        return base
-    cost: Floats = np.einsum("ngi,gi->ng", np.square(own - base.rounded(own)), by_group)
-    for shift in (1, -1, -2, -3, -4):
-        other = with_steps(base, np.clip(near.astype(np.int16) + shift, 1, 15).astype(np.uint8), own)
-        found: Floats = np.einsum("ngi,gi->ng", np.square(own - other.rounded(own)), by_group)
-        better = found < cost
-        base, cost = base.where(better, other), np.where(better, found, cost)
-    return base
 
 
 def _descend(w: Floats, codes: npt.NDArray[np.int8], grid: Grid, hessian: Floats, sweeps: int) -> npt.NDArray[np.int8]:

@@ -136,8 +136,8 @@ class Run:
         options, calibration = self.options, self.calibration()
         facts = {"damp": str(options.damp), "order": str(options.order), "clip": str(options.clip),
                  "sweeps": str(options.sweeps), "sequential": str(options.sequential)}
-        keys = {name: self.key("gptq", calibration, weight=name, type=str(c.element), among=_among(chosen), **facts)
-                for name, c in chosen.items()}
+        keys = {name: self.key("gptq", calibration, weight=name, type=str(c.element), among=_among(chosen), **facts,
+                               **_sweep_facts(c)) for name, c in chosen.items()}
         changes: Changes = {n: (c.type, Recipe("stored", {"hash": keys[n]})) for n, c in chosen.items()}
         if all(key in self.results for key in keys.values()):
             return changes
@@ -241,6 +241,11 @@ def over_experts(w: Array, one: Callable[[Array, Inputs | None], QTensor],
 def _storage(chosen: Chosen) -> Storage:
     assert isinstance(chosen.element, Storage)
     return chosen.element
+
+
+def _sweep_facts(chosen: Chosen) -> dict[str, str]:
+    """Return what the key of a GPTQ result also holds: s4 steps were once chosen before the sweep."""
+    return {"steps": "by the sweep"} if _storage(chosen).scale == "s4" else {}
 
 
 def _among(chosen: Mapping[str, Chosen]) -> str:
