@@ -24,6 +24,7 @@ import numpy as np
 from omnic.errors import InputError, nearest
 from omnic.ir.graph import Module
 from omnic.ir.op import Array
+from omnic.ir.ops.moe import group_scores
 from omnic.ir.types import Storage
 
 __all__ = ["AMBIGUOUS_FACTOR", "AMBIGUOUS_SHARE", "TAIL_SHARE",
@@ -127,6 +128,7 @@ def router_margin(
     score: str = "softmax",
     bias: Array | None = None,
     group_logits: Array | None = None,
+    group_score: str = "max",
 ) -> Array:
     """Return by how much each position's routing is decided, in units of router logits.
 
@@ -142,7 +144,8 @@ def router_margin(
         top_groups: groups chosen.
         score: ``softmax`` (selection by logits) or ``sigmoid``.
         bias: [E], added for selection.
-        group_logits: [..., G] of a group gate; the group's best expert score when None.
+        group_logits: [..., G] of a group gate; ``group_score`` of the experts' scores when None.
+        group_score: ``max``, or ``top2_sum``, whose margin two experts' scores share.
     """
     wide = np.asarray(logits, np.float64)
     slope = 0.25 if score == "sigmoid" else 1.0
@@ -150,12 +153,11 @@ def router_margin(
     scores = scores if bias is None else scores + np.asarray(bias, np.float64)
     margin = np.full(wide.shape[:-1], np.inf)
     if groups is not None and len(groups) > 1:
-        starts = np.cumsum((0, *groups[:-1]))
         own = group_logits is not None
-        of_group = np.asarray(group_logits, np.float64) if own else np.maximum.reduceat(scores, starts, axis=-1)
+        of_group = np.asarray(group_logits, np.float64) if own else group_scores(scores, groups, group_score)
         ranked = np.argsort(-of_group, axis=-1, kind="stable")
         if not own:
-            margin = _gap(of_group, top_groups) / slope
+            margin = _gap(of_group, top_groups) / slope / (1 if group_score == "max" else 2)
         chosen = np.zeros(of_group.shape, bool)
         np.put_along_axis(chosen, ranked[..., :top_groups], True, axis=-1)
         scores = np.where(np.repeat(chosen, groups, axis=-1), scores, -np.inf)
@@ -186,12 +188,13 @@ def router_undecided(
     score: str = "softmax",
     bias: Array | None = None,
     group_logits: Array | None = None,
+    group_score: str = "max",
 ) -> Array:
     """Return at which positions a router is undecided within the class: between experts, or between groups.
 
     A group gate is judged by the size of its own logits.  Arguments as of :func:`router_margin`.
     """
-    margin = router_margin(logits, top_k, groups, top_groups, score, bias, group_logits)
+    margin = router_margin(logits, top_k, groups, top_groups, score, bias, group_logits, group_score)
     ties = router_ties(margin, logits, kind)
     if group_logits is None:
         return ties

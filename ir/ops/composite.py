@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from omnic.ir.dims import Dim
-from omnic.ir.op import Array, Op, ShapeError, find_op
+from omnic.ir.op import Array, Attr, Op, ShapeError, find_op
 from omnic.ir.types import DType, ElementType, Storage, TensorType
 
 if TYPE_CHECKING:
     from omnic.ir.builder import FunctionBuilder
     from omnic.ir.graph import Value
 
-__all__ = ["ACTIVATIONS", "Composite", "activate", "as_element", "check_fits", "check_rank",
-           "check_shape", "decompose_activation", "plain", "scalar", "select"]
+__all__ = ["ACTIVATIONS", "GATE_ATTRS", "Composite", "activate", "as_element", "check_fits", "check_gate", "check_rank",
+           "check_shape", "decompose_activation", "decompose_gate", "gate_of", "gated", "plain", "scalar", "select"]
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu")
+
+GATE_ATTRS = (
+    Attr("alpha", "float", 1.0, doc="silu(x) is x * sigmoid(alpha x)"),
+    Attr("beta", "float", 0.0, doc="added to up"),
+    Attr("limit", "float", None, doc="gate is at most limit, up within -limit..limit"),
+)
+"""What a gated activation has beside its kind: act(min(gate, limit)) * (clamp(up, -limit, limit) + beta)."""
 
 
 class Composite(Op):
@@ -87,6 +95,34 @@ def select(condition: Array, yes: Array, no: Array | float) -> Array:
     return np.where(condition, yes, no)
 
 
+def gate_of(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a node's attributes that are :data:`GATE_ATTRS`, defaults filled in."""
+    return {a.name: attrs.get(a.name, a.default) for a in GATE_ATTRS}
+
+
+def check_gate(op: str, attrs: Mapping[str, Any]) -> None:
+    """Check the numbers of a gated activation.
+
+    Raises:
+        ShapeError: alpha of another kind than silu, or a limit that is not positive.
+    """
+    alpha, limit = attrs["alpha"], attrs["limit"]
+    if alpha != 1.0 and attrs["kind"] != "silu":
+        raise ShapeError(f"{op}: alpha = {alpha:g} is for kind silu, not for {attrs['kind']}")
+    if limit is not None and not limit > 0:
+        raise ShapeError(f"{op}: limit must be positive, got {limit:g}")
+
+
+def gated(
+    gate: Array, up: Array, kind: str, alpha: float = 1.0, beta: float = 0.0, limit: float | None = None
+) -> Array:
+    """Return ``act(min(gate, limit)) * (clamp(up, -limit, limit) + beta)``, elementwise (``limit`` None: no bounds)."""
+    if limit is not None:
+        gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+    opening = activate(gate, kind) if alpha == 1.0 else gate * _core("sigmoid", alpha * gate)
+    return opening * (up if beta == 0.0 else up + beta)
+
+
 def activate(x: Array, kind: str) -> Array:
     """Return ``act(x)``: gelu (erf), gelu_tanh, relu, relu2 or silu, elementwise."""
     if kind == "relu":
@@ -106,6 +142,20 @@ def _core(op: str, x: Any) -> Array:
     y = find_op(op).reference(x)
     assert not isinstance(y, tuple)
     return y
+
+
+def decompose_gate(
+    b: FunctionBuilder, gate: Value, up: Value, kind: str, alpha: float = 1.0, beta: float = 0.0,
+    limit: float | None = None
+) -> Value:
+    """Build :func:`gated` from core ops."""
+    if limit is not None:
+        gate, up = b.op("clamp", gate, max=limit), b.op("clamp", up, min=-limit, max=limit)
+    if alpha == 1.0:
+        opening = decompose_activation(b, gate, kind)
+    else:
+        opening = b.op("mul", gate, b.op("sigmoid", b.op("mul", gate, scalar(b, alpha, gate))))
+    return b.op("mul", opening, up if beta == 0.0 else b.op("add", up, scalar(b, beta, up)))
 
 
 def decompose_activation(b: FunctionBuilder, x: Value, kind: str) -> Value:

@@ -12,13 +12,18 @@ from omnic.ir.dims import Dim, product
 from omnic.ir.op import Array, Attr, In, ShapeError, register
 from omnic.ir.ops.composite import (
     ACTIVATIONS,
+    GATE_ATTRS,
     Composite,
     activate,
     as_element,
     check_fits,
+    check_gate,
     check_rank,
     check_shape,
     decompose_activation,
+    decompose_gate,
+    gate_of,
+    gated,
     plain,
     scalar,
     select,
@@ -203,13 +208,18 @@ class Act(Composite):
 
 @register
 class GatedAct(Composite):
-    """y = act(gate) * up; SwiGLU is kind = silu, GEGLU kind = gelu."""
+    """y = act(gate) * up; SwiGLU is kind = silu, GEGLU kind = gelu.
+
+    With ``limit``, gate is min(gate, limit) and up is clamp(up, -limit, limit) before; ``alpha`` makes silu
+    x * sigmoid(alpha x), and ``beta`` is added to up: the clamped SwiGLU of gpt-oss has alpha = 1.702, beta = 1 and
+    limit = 7.
+    """
 
     name = "gated_act"
     category = "linear"
-    source = "GLU variants arXiv:2002.05202"
+    source = "GLU variants arXiv:2002.05202; clamped arXiv:2508.10925"
     inputs = (In("gate", "float", doc="any shape"), In("up", "float", doc="the shape of gate"))
-    attrs = (Attr("kind", "str", choices=ACTIVATIONS, doc="act, as the op act"),)
+    attrs = (Attr("kind", "str", choices=ACTIVATIONS, doc="act, as the op act"), *GATE_ATTRS)
 
     def infer(self, *types: Any, **attrs: Any) -> TensorType:
         """The type of gate."""
@@ -217,19 +227,19 @@ class GatedAct(Composite):
         check_shape("gated_act", "up", up, *gate.shape)
         if plain(gate) != plain(up):
             raise ShapeError(f"gated_act: gate is {gate.element} and up is {up.element}")
+        check_gate("gated_act", attrs)
         return gate.with_element(plain(gate))
 
     def reference(self, *arrays: Any, **attrs: Any) -> Array:
         """Elementwise."""
         gate, up = arrays
-        return activate(gate, attrs["kind"]) * up
+        return gated(gate, up, attrs["kind"], **gate_of(attrs))
 
     def decompose(self, b: FunctionBuilder, *values: Any, **attrs: Any) -> Value:
         """The activation, times up."""
-        gate, up = values
-        element = plain(gate.type)
-        opening = decompose_activation(b, as_element(b, gate, element), attrs["kind"])
-        return b.op("mul", opening, as_element(b, up, element))
+        element = plain(values[0].type)
+        gate, up = (as_element(b, v, element) for v in values)
+        return decompose_gate(b, gate, up, attrs["kind"], **gate_of(attrs))
 
 
 @register

@@ -10,13 +10,18 @@ from omnic.ir.dims import Dim, product
 from omnic.ir.op import Array, Attr, In, ShapeError, find_op, register
 from omnic.ir.ops.composite import (
     ACTIVATIONS,
+    GATE_ATTRS,
     Composite,
     activate,
     as_element,
     check_fits,
+    check_gate,
     check_rank,
     check_shape,
     decompose_activation,
+    decompose_gate,
+    gate_of,
+    gated,
     plain,
     scalar,
     select,
@@ -31,13 +36,17 @@ if TYPE_CHECKING:
     from omnic.ir.builder import FunctionBuilder
     from omnic.ir.graph import Value
 
+__all__ = ["group_scores"]
+
+
 @register
 class Router(Composite):
     """Chooses ``top_k`` experts per token and their gates; all in f32.
 
-    logits = x gate^T; selection score s = logits (``softmax``) or sigmoid(logits) (``sigmoid``), plus ``bias``, which
-    enters the selection only.  With ``groups`` (contiguous sizes) only experts of the ``top_groups`` best groups can
-    be chosen; a group's score is its best s, or the group logit x group_gate^T when a group gate is given.
+    logits = x gate^T + gate_bias; selection score s = logits (``softmax``) or sigmoid(logits) (``sigmoid``), plus
+    ``bias``, which enters the selection only.  With ``groups`` (contiguous sizes) only experts of the ``top_groups``
+    best groups can be chosen; a group's score is its best s, or the sum of its two best (``group_score = top2_sum``),
+    or the group logit x group_gate^T when a group gate is given.
     indices = the top_k by s (descending, ties to the lower index).  gates = softmax over the chosen logits
     (``softmax``, ``renormalise``), or softmax over all E taken at the indices (not ``renormalise``), or
     sigmoid(logits) at the indices, divided by their sum when ``renormalise`` (``sigmoid``); times ``scale``.  With a
@@ -54,12 +63,14 @@ class Router(Composite):
         In("x", "float", doc="[B, T, D]"),
         In("gate", "float", doc="[E, D]"),
         In("group_gate", "float", optional=True, doc="[G, D]"),
-        In("bias", "float", optional=True, doc="[E]"),
+        In("bias", "float", optional=True, doc="[E], for the selection only"),
+        In("gate_bias", "float", optional=True, doc="[E], of the logits"),
     )
     attrs = (
         Attr("top_k", "int", doc="experts per token"),
         Attr("groups", "ints", None, doc="sizes of contiguous expert groups"),
         Attr("top_groups", "int", 1, doc="groups a token may use"),
+        Attr("group_score", "str", "max", choices=("max", "top2_sum"), doc="of the experts' s, without a group gate"),
         Attr("score", "str", "softmax", choices=("softmax", "sigmoid"), doc="how logits become scores"),
         Attr("renormalise", "bool", True, doc="gates over the chosen experts only"),
         Attr("scale", "float", 1.0, doc="multiplies the gates"),
@@ -69,7 +80,7 @@ class Router(Composite):
 
     def infer(self, *types: Any, **attrs: Any) -> tuple[TensorType, ...]:
         """Indices i64 [B, T, k], gates f32 [B, T, k], logits f32 [B, T, E]."""
-        x, gate, group_gate, bias = types
+        x, gate, group_gate, bias, gate_bias = types
         try:
             RouterTraining.parse(attrs["train"])
         except ValueError as error:
@@ -82,6 +93,10 @@ class Router(Composite):
             raise ShapeError(f"router: top_k = {top_k} of {experts} experts")
         if bias is not None:
             check_shape("router", "bias", bias, experts)
+        if gate_bias is not None:
+            check_shape("router", "gate_bias", gate_bias, experts)
+        if attrs["group_score"] != "max":
+            self._check_group_score(attrs["group_score"], groups, group_gate)
         if groups is None:
             if group_gate is not None:
                 raise ShapeError("router: a group gate needs the attribute groups")
@@ -92,6 +107,14 @@ class Router(Composite):
         batch, tokens = x.shape[:2]
         chosen = TensorType(DType.I64, (batch, tokens, top_k))
         return chosen, chosen.with_element(DType.F32), TensorType(DType.F32, (batch, tokens, experts))
+
+    def _check_group_score(self, rule: str, groups: tuple[int, ...] | None, group_gate: TensorType | None) -> None:
+        if groups is None:
+            raise ShapeError(f"router: group_score = {rule} needs the attribute groups")
+        if group_gate is not None:
+            raise ShapeError(f"router: group_score = {rule} is for groups without a gate of their own")
+        if min(groups, default=0) < 2:
+            raise ShapeError(f"router: group_score = {rule} needs two experts in every group, got {list(groups)}")
 
     def _check_groups(self, experts: int, groups: tuple[int, ...], top_groups: int, top_k: int) -> None:
         if min(groups, default=0) < 1 or sum(groups) != experts:
@@ -105,8 +128,10 @@ class Router(Composite):
 
     def reference(self, *arrays: Any, **attrs: Any) -> tuple[Array, ...]:
         """All tokens at once."""
-        x, gate, group_gate, bias = arrays
+        x, gate, group_gate, bias, gate_bias = arrays
         logits = x @ gate.T
+        if gate_bias is not None:
+            logits = logits + gate_bias
         squashed = find_op("sigmoid").reference(logits)
         assert isinstance(squashed, np.ndarray)
         score = logits if attrs["score"] == "softmax" else squashed
@@ -117,8 +142,7 @@ class Router(Composite):
         member = np.zeros(0, np.int64)
         if groups is not None:
             member = np.repeat(np.arange(len(groups)), groups)
-            starts = np.cumsum((0, *groups[:-1]))
-            best = np.maximum.reduceat(score, starts, axis=-1) if group_logits is None else group_logits
+            best = group_scores(score, groups, attrs["group_score"]) if group_logits is None else group_logits
             _, kept = stable_topk(best, attrs["top_groups"])
             allowed = np.any(member == kept[..., None], axis=-2)
             score = select(allowed, score, -np.inf)
@@ -141,9 +165,11 @@ class Router(Composite):
 
     def decompose(self, b: FunctionBuilder, *values: Any, **attrs: Any) -> tuple[Value, ...]:
         """Products, top-k over groups, top-k over experts, and the gates."""
-        x, gate, group_gate, bias = values
+        x, gate, group_gate, bias, gate_bias = values
         x = as_element(b, x, DType.F32)
         logits = b.op("matmul", x, as_element(b, gate, DType.F32), tb=True)
+        if gate_bias is not None:
+            logits = b.op("add", logits, as_element(b, gate_bias, DType.F32))
         squashed = b.op("sigmoid", logits) if attrs["score"] == "sigmoid" else logits
         select = squashed if bias is None else b.op("add", squashed, as_element(b, bias, DType.F32))
         groups = attrs["groups"]
@@ -151,7 +177,7 @@ class Router(Composite):
         if group_gate is not None:
             group_logits = b.op("matmul", x, as_element(b, group_gate, DType.F32), tb=True)
         if groups is not None:
-            select = self._mask_groups(b, select, group_logits, groups, attrs["top_groups"])
+            select = self._mask_groups(b, select, group_logits, attrs)
         _, indices = b.emit("topk", select, k=attrs["top_k"], axis=2)
         chosen = b.op("gather", logits, indices, axis=2)
         if attrs["score"] == "sigmoid":
@@ -173,14 +199,18 @@ class Router(Composite):
         return indices, gates, logits
 
     def _mask_groups(
-        self, b: FunctionBuilder, select: Value, group_logits: Value | None, groups: tuple[int, ...], top_groups: int
+        self, b: FunctionBuilder, select: Value, group_logits: Value | None, attrs: dict[str, Any]
     ) -> Value:
         """Put a number below every score where the group is not among the best."""
         batch, tokens, experts = select.type.shape
+        groups, top_groups = attrs["groups"], attrs["top_groups"]
         best = group_logits
         if best is None:
             parts = b.emit("split", select, axis=2, sizes=groups)
-            best = b.op("concat", *(b.op("max", p, axes=(2,), keepdims=True) for p in parts), axis=2)
+            if attrs["group_score"] == "top2_sum":
+                parts = [b.emit("topk", p, k=2, axis=2)[0] for p in parts]
+            rule = "max" if attrs["group_score"] == "max" else "sum"
+            best = b.op("concat", *(b.op(rule, p, axes=(2,), keepdims=True) for p in parts), axis=2)
         _, kept = b.emit("topk", best, k=top_groups, axis=2)
         wanted = b.reshape(_member(b, groups), 1, 1, experts, 1)
         match = b.op("eq", wanted, b.reshape(kept, batch, tokens, 1, top_groups))
@@ -190,9 +220,17 @@ class Router(Composite):
 
     def flops(self, *types: Any, **attrs: Any) -> Dim:
         """Of the gate products."""
-        x, gate, group_gate, _ = types
+        x, gate, group_gate = types[:3]
         rows = gate.shape[0] if group_gate is None else gate.shape[0] + group_gate.shape[0]
         return 2 * product(x.shape) * rows
+
+
+def group_scores(scores: Array, groups: tuple[int, ...], rule: str) -> Array:
+    """Return each contiguous group's score [..., G] from its experts' [..., E]: the best, or the two best's sum."""
+    if rule == "max":
+        return np.maximum.reduceat(scores, np.cumsum((0, *groups[:-1])), axis=-1)
+    parts = np.split(scores, np.cumsum(groups)[:-1], axis=-1)
+    return np.stack([np.sum(np.sort(p, axis=-1)[..., -2:], axis=-1) for p in parts], axis=-1)
 
 
 def _member(b: FunctionBuilder, groups: tuple[int, ...]) -> Value:
@@ -203,7 +241,8 @@ def _member(b: FunctionBuilder, groups: tuple[int, ...]) -> Value:
 @register
 class Moe(Composite):
     """y = sum over j of gates[j] * down_e act(up_e x), e = indices[j]; with ``gate`` the inside is
-    act(gate_e x) * up_e x; biases are added to each product.  No token is dropped.
+    act(gate_e x) * up_e x; biases are added to each product.  No token is dropped.  ``alpha``, ``beta`` and ``limit``
+    change the inside with ``gate`` as those of ``gated_act`` do.
 
     ``dispatch`` says how the work is laid out, never the result: ``grouped`` sorts tokens by expert, ``dense`` lets
     every expert see every token, ``gather`` reads each token's experts (for a few tokens).  ``act`` says how the
@@ -228,6 +267,7 @@ class Moe(Composite):
         Attr("kind", "str", choices=ACTIVATIONS, doc="act, as the op act"),
         Attr("dispatch", "str", "grouped", choices=("grouped", "dense", "gather"), doc="layout of the work"),
         Attr("act", "str", "none", doc="none, i8<per_token> or i8<gN>"),
+        *GATE_ATTRS,
     )
 
     def infer(self, *types: Any, **attrs: Any) -> TensorType:
@@ -250,6 +290,10 @@ class Moe(Composite):
                 check_shape("moe", name, type, *shape)
         if gate_bias is not None and gate is None:
             raise ShapeError("moe: gate_bias needs gate")
+        changed = [a.name for a in GATE_ATTRS if attrs[a.name] != a.default]
+        if changed and gate is None:
+            raise ShapeError(f"moe: {changed[0]} needs gate")
+        check_gate("moe", attrs)
         check_activation("moe", attrs["act"], width)
         check_activation("moe", attrs["act"], hidden)
         return x.with_element(plain(x))
@@ -276,7 +320,7 @@ class Moe(Composite):
                 opening = flat @ gate[expert].T
                 if gate_bias is not None:
                     opening = opening + gate_bias[expert]
-                hidden = activate(opening, attrs["kind"]) * inner
+                hidden = gated(opening, inner, attrs["kind"], **gate_of(attrs))
             out = quantise_activation(hidden, attrs["act"]) @ down[expert].T
             if down_bias is not None:
                 out = out + down_bias[expert]
@@ -324,7 +368,7 @@ def _expert_products(b: FunctionBuilder, x: Value, weights: list[Value | None], 
     if gate is None:
         hidden = decompose_activation(b, inner, kind)
     else:
-        hidden = b.op("mul", decompose_activation(b, _affine(b, x, gate, gate_bias), kind), inner)
+        hidden = decompose_gate(b, _affine(b, x, gate, gate_bias), inner, kind, **gate_of(attrs))
     return _affine(b, decompose_quantise_activation(b, hidden, attrs["act"]), down, down_bias)
 
 

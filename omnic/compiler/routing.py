@@ -33,7 +33,7 @@ class RouterWatch:
         if node.op != "router":
             return
         attrs: dict[str, Any] = dict(find_op("router").bind(node.attrs))
-        x, _, group_gate, bias = operands
+        x, _, group_gate, bias = operands[:4]
         self._undecided |= router_undecided(
             np.asarray(results[2], np.float64),
             self.kind,
@@ -43,6 +43,7 @@ class RouterWatch:
             attrs["score"],
             bias,
             None if group_gate is None else np.asarray(x, np.float64) @ np.asarray(group_gate, np.float64).T,
+            attrs["group_score"],
         )
 
     def undecided(self) -> NDArray[np.bool_]:

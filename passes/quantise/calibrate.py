@@ -13,7 +13,7 @@ from omnic.errors import InputError
 from omnic.ir.executor import Executor
 from omnic.ir.graph import Module, Node
 from omnic.ir.op import Array
-from omnic.ir.ops.composite import activate
+from omnic.ir.ops.composite import activate, gate_of, gated
 
 __all__ = ["Inputs", "collect", "readers", "stages"]
 
@@ -154,7 +154,7 @@ def _add_experts(experts: dict[str, tuple[list[_Sum], list[_Sum]]], key: str, no
             hidden = activate(inner, str(node.attrs["kind"]))
         else:
             opening = seen @ np.asarray(operands[_GATE])[expert].T + _bias(operands, _GATE_BIAS, expert)
-            hidden = activate(opening, str(node.attrs["kind"])) * inner
+            hidden = gated(opening, inner, str(node.attrs["kind"]), **gate_of(node.attrs))
         experts[key][0][expert].add(seen, share)
         experts[key][1][expert].add(hidden, share)
 

@@ -43,6 +43,7 @@ __all__ = [
     "cache_write",
     "depthwise_conv1d",
     "embedding",
+    "gated_act",
     "gather",
     "head_product",
     "layer_norm",
@@ -160,6 +161,16 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def act(x: Tensor, kind: str) -> Tensor:
     """The activation ``kind`` of x."""
     return pointwise(_ACTIVATIONS[kind], x)
+
+
+def gated_act(
+    gate: Tensor, up: Tensor, kind: str, alpha: float = 1.0, beta: float = 0.0, limit: float | None = None
+) -> Tensor:
+    """act(min(gate, limit)) * (clamp(up, -limit, limit) + beta); alpha is silu's, no limit is none."""
+    if limit is not None:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    opening = act(gate, kind) if alpha == 1.0 else gate * pointwise(torch.sigmoid, alpha * gate)
+    return opening * (up if beta == 0.0 else up + beta)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from omnic.targets.torch.grouped import grouped_linear
 
 __all__ = [
+    "activated",
     "attend",
     "attend_capped",
     "attend_latent",
@@ -21,6 +22,7 @@ __all__ = [
     "depthwise_conv1d",
     "fake_quant",
     "full_precision",
+    "gated",
     "gather",
     "group_mask",
     "layer_norm",
@@ -59,6 +61,23 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 def relu2(x: Tensor) -> Tensor:
     """Squared ReLU (arXiv:2109.08668)."""
     return F.relu(x).square()
+
+
+def gated(
+    gate: Tensor, up: Tensor, kind: str, alpha: float = 1.0, beta: float = 0.0, limit: float | None = None
+) -> Tensor:
+    """act(min(gate, limit)) * (clamp(up, -limit, limit) + beta); alpha is silu's, no limit is none."""
+    if limit is not None:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    opening = activated(gate, kind) if alpha == 1.0 else gate * torch.sigmoid(alpha * gate)
+    return opening * (up if beta == 0.0 else up + beta)
+
+
+def activated(x: Tensor, kind: str) -> Tensor:
+    """The activation ``kind`` of x."""
+    if kind == "gelu_tanh":
+        return F.gelu(x, approximate="tanh")
+    return {"silu": F.silu, "gelu": F.gelu, "relu": F.relu, "relu2": relu2}[kind](x)
 
 
 def rope_table(positions: Tensor, dims: int, base: float) -> tuple[Tensor, Tensor]:
@@ -156,16 +175,17 @@ def attend_latent(
     return attend(q, k, v, scale, window)
 
 
-def logits_of(x: Tensor, weight: Tensor) -> Tensor:
-    """X weight^T in full precision, whatever autocast says: routing decides on small differences."""
+def logits_of(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """X weight^T + bias in full precision, whatever autocast says: routing decides on small differences."""
     with torch.autocast(x.device.type, enabled=False):
-        return F.linear(full_precision(x), full_precision(weight))
+        return F.linear(full_precision(x), full_precision(weight), None if bias is None else full_precision(bias))
 
 
 def noisy_logits(
     x: Tensor,
     weight: Tensor,
     training: bool,
+    gate_bias: Tensor | None = None,
     temperature: float = 1.0,
     gumbel: float = 0.0,
     gaussian: float = 0.0,
@@ -176,9 +196,10 @@ def noisy_logits(
     Jitter multiplies every input by a number near 1 (arXiv:2101.03961); Gaussian noise is that of arXiv:1701.06538.
     """
     if not training:
-        return logits_of(x, weight)
+        return logits_of(x, weight, gate_bias)
     x = full_precision(x)
-    logits = logits_of(x * (1 + jitter * (2 * torch.rand_like(x) - 1)) if jitter else x, weight) / temperature
+    shaken = x * (1 + jitter * (2 * torch.rand_like(x) - 1)) if jitter else x
+    logits = logits_of(shaken, weight, gate_bias) / temperature
     if gumbel:
         logits = logits - gumbel * torch.log(-torch.log(torch.rand_like(logits).clamp(min=1e-30)))
     if gaussian:
@@ -186,7 +207,9 @@ def noisy_logits(
     return logits
 
 
-def group_mask(scores: Tensor, group_logits: Tensor | None, groups: tuple[int, ...], top_groups: int) -> Tensor:
+def group_mask(
+    scores: Tensor, group_logits: Tensor | None, groups: tuple[int, ...], top_groups: int, group_score: str = "max"
+) -> Tensor:
     """Put -inf where an expert's group is not among the best ``top_groups``."""
     member = torch.repeat_interleave(
         torch.arange(len(groups), device=scores.device),
@@ -195,7 +218,9 @@ def group_mask(scores: Tensor, group_logits: Tensor | None, groups: tuple[int, .
     )
     best = group_logits
     if best is None:
-        best = torch.stack([part.amax(-1) for part in scores.split(list(groups), dim=-1)], dim=-1)
+        parts = scores.split(list(groups), dim=-1)
+        two = group_score == "top2_sum"
+        best = torch.stack([p.topk(2, -1).values.sum(-1) if two else p.amax(-1) for p in parts], dim=-1)
     kept = best.topk(top_groups, dim=-1).indices
     return scores.masked_fill((member[:, None] != kept[..., None, :]).all(-1), float("-inf"))
 
@@ -206,9 +231,11 @@ def route(
     group_weight: Tensor | None = None,
     bias: Tensor | None = None,
     *,
+    gate_bias: Tensor | None = None,
     top_k: int,
     groups: tuple[int, ...] | None = None,
     top_groups: int = 1,
+    group_score: str = "max",
     score: str = "softmax",
     renormalise: bool = True,
     scale: float = 1.0,
@@ -219,12 +246,12 @@ def route(
 
     In training the logits may be noisy ones, and each expert but the best is left out with probability ``dropout``.
     """
-    logits = logits_of(x, weight) if logits is None else logits
+    logits = logits_of(x, weight, gate_bias) if logits is None else logits
     squashed = logits.sigmoid() if score == "sigmoid" else logits
     select = squashed if bias is None else squashed + bias
     group_logits = None if group_weight is None else logits_of(x, group_weight)
     if groups is not None:
-        select = group_mask(select.detach(), group_logits, groups, top_groups)
+        select = group_mask(select.detach(), group_logits, groups, top_groups, group_score)
     if dropout:
         # One that is left out stands behind all others of its groups: it is taken where too few are left.
         select = select.detach()
@@ -261,6 +288,9 @@ def mix_experts(
     gate_bias: Tensor | None = None,
     *,
     kind: str,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    limit: float | None = None,
 ) -> Tensor:
     """Sum over the chosen experts of gates * down act(up x), or down (act(gate x) * up x); no token is dropped.
 
@@ -274,18 +304,11 @@ def mix_experts(
     sorted_owner = owner[order]
     h = grouped_linear(rows, up, counts)
     h = h if up_bias is None else h + up_bias[sorted_owner]
-    act = {
-        "silu": F.silu,
-        "gelu": F.gelu,
-        "relu": F.relu,
-        "relu2": relu2,
-        "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
-    }[kind]
     if gate is None:
-        h = act(h)
+        h = activated(h, kind)
     else:
         g = grouped_linear(rows, gate, counts)
-        h = act(g if gate_bias is None else g + gate_bias[sorted_owner]) * h
+        h = gated(g if gate_bias is None else g + gate_bias[sorted_owner], h, kind, alpha, beta, limit)
     y = grouped_linear(h, down, counts)
     y = y if down_bias is None else y + down_bias[sorted_owner]
     back = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=x.device))

@@ -119,8 +119,9 @@ def mla(m: Maker) -> Case:
 def rope(m: Maker) -> Case:
     lead = (m.batch, m.heads) if m.flag() else (m.batch,)
     attrs = {"base": m.pick(100.0, 10000.0), "dims": m.pick(2, 6, 8), "interleaved": m.flag(),
-             "scaling": m.pick("none", "linear", "ntk", "yarn"), "factor": m.pick(1.0, 4.0), "original_context": 64,
-             "attention_factor": m.pick(None, 1.3)}
+             "scaling": m.pick("none", "linear", "ntk", "yarn", "llama3"), "factor": m.pick(1.0, 4.0),
+             "original_context": 64,
+             "attention_factor": m.pick(None, 1.3), "truncate": m.flag()}
     return Case([m.floats(*lead, m.tokens, 8), m.below(9000, m.batch, m.tokens)], attrs)
 
 
@@ -129,9 +130,18 @@ def router(m: Maker) -> Case:
     top_groups = 1 if groups is None else m.pick(*range(1, len(groups) + 1))
     top_k = m.pick(1, 2) if groups is None else m.draw(st.integers(1, sum(sorted(groups)[:top_groups])))
     group_gate = None if groups is None else m.maybe(len(groups), 7)
-    attrs = {"top_k": top_k, "groups": groups, "top_groups": top_groups, "score": m.pick("softmax", "sigmoid"),
+    rules = ("max",) if groups is None or group_gate is not None or min(groups) < 2 else ("max", "top2_sum")
+    attrs = {"top_k": top_k, "groups": groups, "group_score": m.pick(*rules), "top_groups": top_groups,
+             "score": m.pick("softmax", "sigmoid"),
              "renormalise": m.flag(), "scale": m.pick(1.0, 2.5), "train": m.pick("none", "noisy(gumbel=0.5)")}
-    return Case([m.floats(m.batch, m.tokens, 7), m.floats(6, 7), group_gate, m.maybe(6)], attrs)
+    return Case([m.floats(m.batch, m.tokens, 7), m.floats(6, 7), group_gate, m.maybe(6), m.maybe(6)], attrs)
+
+
+def gate(m: Maker) -> dict[str, Any]:
+    """Attributes of a gated activation."""
+    kind = m.pick(*ACTIVATIONS)
+    return {"kind": kind, "alpha": m.pick(1.0, 1.702) if kind == "silu" else 1.0, "beta": m.pick(0.0, 1.0),
+            "limit": m.pick(None, 0.5)}
 
 
 def moe(m: Maker) -> Case:
@@ -141,7 +151,8 @@ def moe(m: Maker) -> Case:
               m.floats(m.batch, m.tokens, top_k), m.floats(experts, hidden, width), m.floats(experts, width, hidden),
               m.floats(experts, hidden, width) if gated else None, m.maybe(experts, hidden), m.maybe(experts, width),
               m.maybe(experts, hidden) if gated else None]
-    return Case(arrays, {"kind": m.pick(*ACTIVATIONS), "dispatch": m.pick("grouped", "dense", "gather")})
+    act = gate(m) if gated else {"kind": m.pick(*ACTIVATIONS)}
+    return Case(arrays, act | {"dispatch": m.pick("grouped", "dense", "gather")})
 
 
 def linear(m: Maker) -> Case:
@@ -192,7 +203,7 @@ CASES: dict[str, Callable[[Maker], Case]] = {
     "block_attention": block_attention,
     "embedding": lambda m: Case([m.floats(9, 8), m.below(9, m.batch, m.tokens)], {}),
     "fake_quant": fake_quant,
-    "gated_act": lambda m: Case([m.floats(m.batch, 8), m.floats(m.batch, 8)], {"kind": m.pick(*ACTIVATIONS)}),
+    "gated_act": lambda m: Case([m.floats(m.batch, 8), m.floats(m.batch, 8)], gate(m)),
     "host.fetch": lambda m: Case([m.below(9, m.batch, m.tokens)], {"kind": m.pick("expert", "kv_block"), "layer": 3}),
     "layer_norm": layer_norm,
     "linear": linear,

@@ -112,8 +112,8 @@ def test_mla_forms_are_equal_and_are_attention() -> None:
 def router(logits: Any, **attrs: Any) -> Any:
     """Route tokens whose logits are given: the gate is the identity."""
     logits = np.asarray(logits, float)
-    bias, group_gate = attrs.pop("bias", None), attrs.pop("group_gate", None)
-    return apply("router", logits[None], np.eye(logits.shape[-1]), group_gate, bias, **attrs)
+    given = [attrs.pop(name, None) for name in ("group_gate", "bias", "gate_bias")]
+    return apply("router", logits[None], np.eye(logits.shape[-1]), *given, **attrs)
 
 
 def test_ties_go_to_the_lower_expert() -> None:
@@ -152,6 +152,23 @@ def test_groups_limit_the_choice() -> None:
     assert router(x, top_k=2, groups=(2, 2, 2), top_groups=2)[0].tolist() == [[[0, 4]]]
     # Equal group scores: the lower group.
     assert router([[1.0, 0.0, 1.0, 0.5]], top_k=2, groups=(2, 2))[0].tolist() == [[[0, 1]]]
+
+
+def test_a_group_is_scored_by_its_two_best_experts() -> None:
+    x = [[5.0, 0.0, 0.0, 3.0, 2.5, 0.0]]
+    assert router(x, top_k=2, groups=(3, 3))[0].tolist() == [[[0, 1]]]
+    assert router(x, top_k=2, groups=(3, 3), group_score="top2_sum")[0].tolist() == [[[3, 4]]]
+    # The selection bias counts, as in DeepSeek-V3.
+    biased = router(x, top_k=2, groups=(3, 3), group_score="top2_sum", bias=np.array([0, 0.6, 0, 0, 0, 0]))
+    assert biased[0].tolist() == [[[0, 1]]]
+
+
+def test_a_gate_bias_is_part_of_the_logits() -> None:
+    x, bias = [[0.0, 1.0, 3.0, 2.0]], np.array([4.0, 0, 0, 0])
+    indices, gates, logits = router(x, top_k=2, gate_bias=bias)
+    assert logits.tolist() == [[[4.0, 1.0, 3.0, 2.0]]]
+    assert indices.tolist() == [[[0, 2]]]
+    np.testing.assert_allclose(gates[0, 0], np.exp([4.0, 3.0]) / np.exp([4.0, 3.0]).sum())
 
 
 def test_a_group_gate_chooses_groups_and_weighs_gates() -> None:
@@ -264,6 +281,18 @@ def test_activations(kind: str, value: float) -> None:
     np.testing.assert_allclose(apply("act", np.array([1.5]), kind=kind), [value], rtol=1e-12)
     gated = apply("gated_act", np.array([1.5]), np.array([-2.0]), kind=kind)
     np.testing.assert_allclose(gated, [-2 * value], rtol=1e-12)
+
+
+def test_the_clamped_swiglu_is_that_of_gpt_oss() -> None:
+    gate, up = np.array([-9.0, 1.5, 9.0, 9.0]), np.array([0.5, -9.0, 9.0, 0.25])
+    g, u = np.array([-9.0, 1.5, 7.0, 7.0]), np.array([0.5, -7.0, 7.0, 0.25])
+    want = (u + 1) * (g / (1 + np.exp(-1.702 * g)))
+    found = apply("gated_act", gate, up, kind="silu", alpha=1.702, beta=1.0, limit=7.0)
+    np.testing.assert_allclose(found, want, rtol=1e-9)
+    one = np.ones((1, 1, 1))
+    attrs = {"kind": "silu", "alpha": 1.702, "beta": 1.0, "limit": 7.0}
+    y = apply("moe", one, np.zeros((1, 1, 1), np.int64), one, -9 * one, one, gate[1] * one, **attrs)
+    np.testing.assert_allclose(y, want[1] * one, rtol=1e-12)
 
 
 def test_norms() -> None:

@@ -75,13 +75,50 @@ def test_yarn_is_what_transformers_computes() -> None:
     assert magnitude == pytest.approx(their_magnitude)
 
 
+def test_an_unrounded_ramp_begins_between_frequencies() -> None:
+    inverse, magnitude = frequencies("yarn", 8.0, truncate=False)
+    low = 64 * math.log(256 / (32 * 2 * math.pi)) / (2 * math.log(10000))
+    high = 64 * math.log(256 / (2 * math.pi)) / (2 * math.log(10000))
+    ramp = np.clip((np.arange(32) - low) / (high - low), 0, 1)
+    np.testing.assert_allclose(inverse, PLAIN / 8 * ramp + PLAIN * (1 - ramp), rtol=1e-13)
+    assert magnitude == pytest.approx(0.1 * math.log(8) + 1)
+    assert not np.allclose(inverse, frequencies("yarn", 8.0)[0], rtol=1e-3)
+
+
+def test_llama3_mixes_by_turns() -> None:
+    inverse, magnitude = frequencies("llama3", 8.0, beta_fast=4.0)
+    turns = 256 * PLAIN / (2 * math.pi)
+    np.testing.assert_allclose(inverse[turns >= 4], PLAIN[turns >= 4], rtol=1e-15)
+    np.testing.assert_allclose(inverse[turns <= 1] * 8, PLAIN[turns <= 1], rtol=1e-15)
+    between = (turns > 1) & (turns < 4)
+    kept = (turns[between] - 1) / 3
+    np.testing.assert_allclose(inverse[between], PLAIN[between] * (kept + (1 - kept) / 8), rtol=1e-13)
+    assert magnitude == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scaling", "theirs", "options"), [
+    ("yarn", {"rope_type": "yarn", "truncate": False}, {"truncate": False}),
+    ("llama3", {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}, {"beta_fast": 4.0}),
+])
+def test_both_are_what_transformers_computes(scaling: str, theirs: dict[str, Any], options: dict[str, Any]) -> None:
+    rope_utils = pytest.importorskip("transformers.modeling_rope_utils")
+    config_class = pytest.importorskip("transformers").LlamaConfig
+    given = {"factor": 8.0, "original_max_position_embeddings": 256, "rope_theta": 10000.0, **theirs}
+    config = config_class(hidden_size=64, num_attention_heads=1, max_position_embeddings=2048, rope_parameters=given)
+    wanted, magnitude = rope_utils.ROPE_INIT_FUNCTIONS[scaling](config, "cpu")
+    ours, gain = frequencies(scaling, 8.0, **options)
+    np.testing.assert_allclose(ours, wanted.numpy(), rtol=1e-5)
+    assert gain == pytest.approx(magnitude)
+
+
 def test_the_attention_factor_replaces_the_temperature() -> None:
     assert frequencies("yarn", 8.0, attention_factor=1.0)[1] == 1.0
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_a_factor_of_one_is_the_identity(scaling: str) -> None:
-    inverse, magnitude = frequencies(scaling, 1.0)
+    inverse, magnitude = frequencies(scaling, 1.0, factors=(1.0,) * 32)
     np.testing.assert_allclose(inverse, PLAIN, rtol=1e-15)
     assert magnitude == 1.0
 
@@ -92,6 +129,7 @@ def test_a_factor_of_one_is_the_identity(scaling: str) -> None:
     ({"scaling": "yarm"}, "unknown rope scaling 'yarm'"),
     ({"scaling": "linear", "factor": 0.5}, "rope scaling factor must be at least 1, got 0.5"),
     ({"scaling": "yarn", "factor": 2.0}, "yarn needs the context the model was trained with"),
+    ({"scaling": "llama3", "factor": 2.0}, "llama3 needs the context the model was trained with"),
 ])
 def test_what_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:

@@ -10,11 +10,12 @@ import onnx_ir as onnx
 
 from omnic.errors import InternalError
 from omnic.ir.graph import Module, Node, Value
+from omnic.ir.ops.composite import gate_of
 from omnic.ir.ops.rope import rope_tables
 from omnic.targets.onnx.lower.stored import embedding, product, stored_form
 from omnic.targets.onnx.writer import MICROSOFT, GraphWriter, attrs_of
 
-__all__ = ["TABLE", "activation", "position_limit", "project", "rope_inputs", "rotate", "skip_norm"]
+__all__ = ["TABLE", "activation", "gated", "position_limit", "project", "rope_inputs", "rotate", "skip_norm"]
 
 Lowering = Callable[[GraphWriter, Node], None]
 
@@ -64,13 +65,29 @@ def activation(w: GraphWriter, x: onnx.Value, kind: str) -> onnx.Value:
     return rectified if kind == "relu" else w.op("Mul", rectified, rectified)
 
 
+def gated(w: GraphWriter, gate: onnx.Value, up: onnx.Value, node: Node) -> onnx.Value:
+    """Return act(gate) * up with the numbers of the node (docs/ir.md, op ``gated_act``)."""
+    kind, numbers = attrs_of(node)["kind"], gate_of(attrs_of(node))
+    limit, alpha, beta = numbers["limit"], float(numbers["alpha"]), float(numbers["beta"])
+    if limit is not None:
+        low, high = w.const(np.float32(-limit)), w.const(np.float32(limit))
+        gate, up = w.op("Clip", gate, None, high), w.op("Clip", up, low, high)
+    if alpha == 1.0:
+        opening = activation(w, gate, kind)
+    elif w.profile == "fused":
+        opening = w.op("QuickGelu", gate, domain=MICROSOFT, alpha=alpha)
+    else:
+        opening = w.op("Mul", gate, w.op("Sigmoid", w.op("Mul", gate, w.const(np.float32(alpha)))))
+    return w.op("Mul", opening, up if beta == 0.0 else w.op("Add", up, w.const(np.float32(beta))))
+
+
 def _act(w: GraphWriter, node: Node) -> None:
     w.bind(node.result, activation(w, w.need(node.operands[0]), attrs_of(node)["kind"]))
 
 
 def _gated_act(w: GraphWriter, node: Node) -> None:
     gate, up = node.operands
-    w.bind(node.result, w.op("Mul", activation(w, w.need(gate), attrs_of(node)["kind"]), w.need(up)))
+    w.bind(node.result, gated(w, w.need(gate), w.need(up), node))
 
 
 def _scale(w: GraphWriter, value: Value | None, size: Any) -> onnx.Value:

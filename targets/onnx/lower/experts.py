@@ -14,8 +14,8 @@ import onnx_ir as onnx
 
 from omnic.ir.graph import Node, Value
 from omnic.ir.types import Storage
-from omnic.targets.onnx.lower.composites import activation
-from omnic.targets.onnx.lower.stored import experts_fit, product, quantised_experts, stored_form
+from omnic.targets.onnx.lower.composites import activation, gated
+from omnic.targets.onnx.lower.stored import experts_fit, product, quantised_experts, stored_form, swiglu
 from omnic.targets.onnx.tensors import Layout, Piece
 from omnic.targets.onnx.writer import MICROSOFT, GraphWriter, attrs_of, weight_shape
 
@@ -82,7 +82,7 @@ def _float_experts(w: GraphWriter, node: Node, flat: onnx.Value, probs: onnx.Val
         first, first_bias, extra = w.need(up), w.get(up_bias), {}
     else:
         first = w.tensor(_interleaved(w, gate, up, (experts, 2 * hidden, width)))
-        first_bias, extra = None, {"swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0}
+        first_bias, extra = None, swiglu(node)
     return w.op(
         "MoE",
         flat,
@@ -154,7 +154,7 @@ def _expert(w: GraphWriter, node: Node, expert: int, x: onnx.Value) -> onnx.Valu
     hidden = (
         activation(w, inner, kind)
         if gate is None
-        else w.op("Mul", activation(w, _affine(w, x, gate, gate_bias, expert, act), kind), inner)
+        else gated(w, _affine(w, x, gate, gate_bias, expert, act), inner, node)
     )
     return _affine(w, hidden, down, down_bias, expert, act)
 

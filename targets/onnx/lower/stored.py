@@ -8,12 +8,13 @@ import numpy as np
 import onnx_ir as onnx
 
 from omnic.ir.graph import Node, Value
+from omnic.ir.ops.composite import gate_of
 from omnic.targets.onnx.blocks import Blocks
 from omnic.targets.onnx.legalise import expert_forms
 from omnic.targets.onnx.tensors import Layout
 from omnic.targets.onnx.writer import MICROSOFT, GraphWriter, attrs_of
 
-__all__ = ["embedding", "experts_fit", "product", "quantised_experts", "stored_form"]
+__all__ = ["embedding", "experts_fit", "product", "quantised_experts", "stored_form", "swiglu"]
 
 
 def stored_form(w: GraphWriter, *values: Value) -> Blocks | None:
@@ -83,6 +84,14 @@ def experts_fit(node: Node) -> bool:
     return forms[0].bits == 4 or (forms[0].bits == 8 and act != "none")
 
 
+def swiglu(node: Node) -> dict[str, float | int]:
+    """Return the attributes of MoE and QMoE for the gated activation of a ``moe``, gate and up interleaved."""
+    numbers = gate_of(attrs_of(node))
+    limit = {} if numbers["limit"] is None else {"swiglu_limit": float(numbers["limit"])}
+    return {"swiglu_fusion": 1, "activation_alpha": float(numbers["alpha"]),
+            "activation_beta": float(numbers["beta"]), **limit}
+
+
 def quantised_experts(
     w: GraphWriter,
     node: Node,
@@ -98,7 +107,6 @@ def quantised_experts(
     assert forms is not None
     first = w.blocks(up) if gate is None else interleave(gate, up)
     second = w.blocks(down)
-    swiglu = {} if gate is None else {"swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0}
     asym = forms[0].type.asym
     return w.op(
         "QMoE",
@@ -121,5 +129,5 @@ def quantised_experts(
         expert_weight_bits=forms[0].bits,
         block_size=forms[0].block,
         accuracy_level=0 if attrs_of(node)["act"] == "none" else 4,
-        **swiglu,
+        **({} if gate is None else swiglu(node)),
     )

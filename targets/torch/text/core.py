@@ -12,10 +12,11 @@ from typing import Any, Protocol
 from omnic.errors import InputError
 from omnic.ir.dims import Dim
 from omnic.ir.graph import Value
+from omnic.ir.ops.composite import GATE_ATTRS
 from omnic.ir.types import DType, ElementType
 from omnic.targets.torch.text.steps import Step
 
-__all__ = ["CORE", "Code", "Lowering", "Pen", "TORCH_DTYPES", "call", "torch_dtype"]
+__all__ = ["CORE", "Code", "Lowering", "Pen", "TORCH_DTYPES", "call", "gate_numbers", "torch_dtype"]
 
 TORCH_DTYPES = {
     DType.F32: "torch.float32",
@@ -90,6 +91,11 @@ def torch_dtype(element: ElementType) -> str:
 def call(function: str, *arguments: str) -> Code:
     """Return the call of ``function``; empty arguments are left out."""
     return Code(f"{function}({', '.join(a for a in arguments if a)})")
+
+
+def gate_numbers(step: Step) -> list[str]:
+    """Return the numbers of a gated activation that are not at their defaults, as arguments by name."""
+    return [f"{a.name}={step.attrs[a.name]!r}" for a in GATE_ATTRS if step.attrs[a.name] != a.default]
 
 
 def _infix(sign: str) -> Lowering:

@@ -14,7 +14,7 @@ from omnic.ir.graph import Function, Module, Value
 from omnic.ir.ops.linear import activation_group
 from omnic.ir.rope import rope_frequencies
 from omnic.ir.types import DType, TensorType
-from omnic.targets.torch.text.core import CORE, Code, Lowering, Pen, call, torch_dtype
+from omnic.targets.torch.text.core import CORE, Code, Lowering, Pen, call, gate_numbers, torch_dtype
 from omnic.targets.torch.text.lines import BodyWriter
 from omnic.targets.torch.text.scopes import Body, Scope
 from omnic.targets.torch.text.steps import Program, Step, dead_code, program_of, users
@@ -249,6 +249,9 @@ def _quantised(pen: Pen, step: Step, x: Value | None) -> str:
 
 def _gated_act(pen: Pen, step: Step) -> Code:
     gate, up = step.operands
+    numbers = gate_numbers(step)
+    if numbers:
+        return call(pen.helper("gated_act"), pen.arg(gate), pen.arg(up), f'"{step.attrs["kind"]}"', *numbers)
     return Code(f'{pen.helper("act")}({pen.arg(gate)}, "{step.attrs["kind"]}") * {pen.atom(up)}', False)
 
 
@@ -265,12 +268,14 @@ def _attention(pen: Pen, step: Step) -> Code:
 
 
 def _router(pen: Pen, step: Step) -> Code:
-    defaults = {"groups": None, "top_groups": 1, "score": "softmax", "renormalise": True, "scale": 1.0}
+    defaults = {
+        "groups": None, "top_groups": 1, "group_score": "max", "score": "softmax", "renormalise": True, "scale": 1.0
+    }
     words = [f"{n}={_literal(step.attrs[n])}" for n, default in defaults.items() if step.attrs[n] != default]
     return call(
         pen.helper("route"),
         *(pen.arg(v) for v in step.operands[:2]),
-        *_named(pen, ("group_weight", "bias"), step.operands[2:]),
+        *_named(pen, ("group_weight", "bias", "gate_bias"), step.operands[2:]),
         f"top_k={step.attrs['top_k']}",
         *words,
     )
@@ -288,6 +293,7 @@ def _moe(pen: Pen, step: Step) -> Code:
         *(pen.arg(v) for v in step.operands[:5]),
         *_named(pen, names, step.operands[5:]),
         f'kind="{step.attrs["kind"]}"',
+        *gate_numbers(step),
     )
 
 

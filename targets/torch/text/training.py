@@ -8,7 +8,7 @@ from omnic.errors import InputError
 from omnic.ir.rope import rope_frequencies
 from omnic.ir.router_training import RouterTraining
 from omnic.ir.types import DType
-from omnic.targets.torch.text.core import CORE, Code, Lowering, Pen, call, torch_dtype
+from omnic.targets.torch.text.core import CORE, Code, Lowering, Pen, call, gate_numbers, torch_dtype
 from omnic.targets.torch.text.steps import Step
 
 __all__ = ["TRAINING", "activation"]
@@ -59,6 +59,9 @@ def _act(pen: Pen, step: Step) -> Code:
 
 def _gated_act(pen: Pen, step: Step) -> Code:
     gate, up = step.operands
+    numbers = gate_numbers(step)
+    if numbers:
+        return call(pen.helper("gated"), pen.arg(gate), pen.arg(up), f'"{step.attrs["kind"]}"', *numbers)
     return Code(f"{activation(pen, step.attrs['kind'], pen.arg(gate))} * {pen.atom(up)}", False)
 
 
@@ -115,14 +118,16 @@ def _causal_mla(pen: Pen, step: Step) -> Code:
 
 
 def _router(pen: Pen, step: Step) -> Code:
-    x, weight, group_weight, bias = step.operands
+    x, weight, group_weight, bias, gate_bias = step.operands
     attrs = step.attrs
     words = [pen.arg(x), pen.arg(weight)]
     words += [f"group_weight={pen.arg(group_weight)}"] if group_weight is not None else []
     words += [f"bias={pen.arg(bias)}"] if bias is not None else []
+    words += [f"gate_bias={pen.arg(gate_bias)}"] if gate_bias is not None else []
     words.append(f"top_k={pen.number('top_k', attrs['top_k'])}")
     if attrs["groups"] is not None:
         words += [f"groups={attrs['groups']}", f"top_groups={pen.number('top_groups', attrs['top_groups'])}"]
+    words += [f'group_score="{attrs["group_score"]}"'] if attrs["group_score"] != "max" else []
     words += [f'score="{attrs["score"]}"'] if attrs["score"] != "softmax" else []
     words += ["renormalise=False"] if not attrs["renormalise"] else []
     words += [f"scale={pen.number('scale', attrs['scale'])}"] if attrs["scale"] != 1.0 else []
@@ -130,7 +135,8 @@ def _router(pen: Pen, step: Step) -> Code:
     if rule.noisy:
         values = ((f.name, getattr(rule, f.name), f.default) for f in fields(rule) if f.name != "dropout")
         noise = (f"{name}={pen.number(name, value)}" for name, value, off in values if value != off)
-        noisy = call(pen.helper("noisy_logits"), pen.arg(x), pen.arg(weight), "self.training", *noise)
+        own = f"gate_bias={pen.arg(gate_bias)}" if gate_bias is not None else ""
+        noisy = call(pen.helper("noisy_logits"), pen.arg(x), pen.arg(weight), "self.training", own, *noise)
         words.append(f"logits={noisy.text}")
     if rule.dropout:
         words.append(f"dropout={pen.number('dropout', rule.dropout)} if self.training else 0.0")
@@ -144,6 +150,7 @@ def _moe(pen: Pen, step: Step) -> Code:
         *(pen.arg(v) for v in step.operands[:5]),
         *(f"{n}={pen.arg(v)}" for n, v in named if v is not None),
         f'kind="{step.attrs["kind"]}"',
+        *gate_numbers(step),
     )
 
 
