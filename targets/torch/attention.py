@@ -14,6 +14,7 @@ from omnic.targets.torch.kernels import (
     Seen,
     act,
     aligned,
+    gated_act,
     head_product,
     linear,
     pointwise,
@@ -303,15 +304,17 @@ def route(
     group_weight: Tensor | None = None,
     bias: Tensor | None = None,
     *,
+    gate_bias: Tensor | None = None,
     top_k: int,
     groups: tuple[int, ...] | None = None,
     top_groups: int = 1,
+    group_score: str = "max",
     score: str = "softmax",
     renormalise: bool = True,
     scale: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Choose experts: (indices [B, T, k], gates [B, T, k], logits [B, T, E]); the bias enters the selection only."""
-    logits = linear(x, weight)
+    logits = linear(x, weight, gate_bias)
     squashed = pointwise(torch.sigmoid, logits) if score == "sigmoid" else logits
     select = squashed if bias is None else squashed + bias
     group_logits = None if group_weight is None else linear(x, group_weight)
@@ -320,7 +323,9 @@ def route(
         member = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(groups))
         best = group_logits
         if best is None:
-            best = torch.stack([part.amax(-1) for part in select.split(list(groups), dim=-1)], dim=-1)
+            parts = select.split(list(groups), dim=-1)
+            two = group_score == "top2_sum"
+            best = torch.stack([topk(p, 2)[0].sum(-1) if two else p.amax(-1) for p in parts], dim=-1)
         kept = topk(best, top_groups)[1]
         select = select.masked_fill((member[:, None] != kept[..., None, :]).all(-1), float("-inf"))
     indices = topk(select, top_k)[1]
@@ -349,10 +354,14 @@ def moe(
     gate_bias: Tensor | None = None,
     *,
     kind: str,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    limit: float | None = None,
 ) -> Tensor:
     """Sum over the chosen experts, in their order, of gates * down act(up x), or of down (act(gate x) * up x).
 
-    Only the chosen experts' weights are read; no token is dropped.
+    ``alpha``, ``beta`` and ``limit`` are those of :func:`omnic.targets.torch.kernels.gated_act`.  Only the
+    chosen experts' weights are read; no token is dropped.
     """
 
     def apply(rows: Tensor, weight: Tensor, bias: Tensor | None, expert: int) -> Tensor:
@@ -366,7 +375,10 @@ def moe(
         at, slot = (chosen == expert).nonzero(as_tuple=True)
         rows = flat[at]
         inner = apply(rows, up, up_bias, expert)
-        inner = act(inner, kind) if gate is None else act(apply(rows, gate, gate_bias, expert), kind) * inner
+        if gate is None:
+            inner = act(inner, kind)
+        else:
+            inner = gated_act(apply(rows, gate, gate_bias, expert), inner, kind, alpha, beta, limit)
         out[at, slot] = apply(inner, down, down_bias, expert)
     y = out[:, 0] * share[:, :1]
     for slot in range(1, chosen.shape[1]):
