@@ -67,7 +67,7 @@ def kind_of(name: str) -> str:
         return "experts"
     if ".shared." in name:
         return "shared experts"
-    if last in ("router", "group_router", "select_bias"):
+    if last in ("router", "group_router", "select_bias", "router_bias"):
         return "routers"
     return "attention" if ".attn" in name else "feed-forward" if ".ffn" in name else "other"
 

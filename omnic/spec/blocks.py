@@ -200,7 +200,8 @@ class FfnModel(Record):
     )
     activation_limit: Positive | None = Field(
         default=None,
-        description="gated activations: gate is cut off above it, up beyond both signs of it (gpt-oss: 7); none: no limit",
+        description="gated activations: gate is cut off above it, up beyond both signs of it (gpt-oss: 7); "
+        "none: no limit",
     )
 
 

@@ -16,6 +16,7 @@ chunk: 24
 MHA, GQA = "kind: mha, heads: 4", "kind: gqa, heads: 4, kv_heads: 2"
 MLA = "kind: mla, heads: 4, latent: 12, nope_dim: 8, rope_dim: 4, v_dim: 6"
 SWIGLU = "kind: dense, hidden: 50, activation: swiglu"
+CLAMPED = "activation_alpha: 1.702, activation_beta: 1, activation_limit: 0.7"
 MOE = "kind: moe, hidden: 22, experts: 6, top_k: 2"
 
 
@@ -45,6 +46,18 @@ VARIANTS = {
         MHA, f"{MOE}, shared: 1, groups: [2, 4], split: 2, select_bias: true, activation: swiglu"
     ),
     "group gate, sigmoid": model(MHA, f"{MOE}, groups: [3, 3], group_gate: true, score: sigmoid, activation: gelu"),
+    "two best of a group": model(
+        MHA, f"{MOE}, groups: [2, 2, 2], top_groups: 2, group_score: top2_sum, score: sigmoid, select_bias: true, "
+        "shared: 1, gate_scale: 2.5, activation: swiglu"
+    ),
+    "clamped swiglu, llama3": model(
+        f"{MHA}, rope: {{base: 10000, scaling: {{kind: llama3, factor: 4}}}}",
+        f"{SWIGLU}, {CLAMPED}", "budget: {context: 256}\n"
+    ),
+    "clamped experts, router bias": model(
+        f"{GQA}, rope: {{base: 10000, scaling: {{kind: yarn, factor: 4, original_context: 16, truncate: false}}}}",
+        f"{MOE}, router_bias: true, shared: 1, activation: swiglu, {CLAMPED}", "bias: true\nsinks: true\n"
+    ),
     "several kinds, linear heads": model(MHA, SWIGLU, repeat=2)
     + f"  - {{width: 32, attention: {{{MLA}}},"
     + " ffn: {kind: moe, hidden: 22, experts: 4, top_k: 2, activation: gelu}}\n"

@@ -28,11 +28,12 @@ def ropes(draw: Any, context: int, dims: int) -> Any:
     sometimes(draw, rope, "dims", st.integers(1, dims // 2).map(lambda half: 2 * half))
     sometimes(draw, rope, "interleaved", st.booleans())
     if draw(st.integers(0, 3)) == 0:
-        kind = draw(st.sampled_from(["linear", "ntk", "yarn"]))
+        kind = draw(st.sampled_from(["linear", "ntk", "yarn", "llama3"]))
         rope["scaling"] = scaling = {"kind": kind, "factor": draw(st.sampled_from([1, 2.5, 8]))}
         sometimes(draw, scaling, "original_context", st.integers(1, context))
         if kind == "yarn":
             sometimes(draw, scaling, "attention_factor", st.sampled_from([None, 0.5, 1]))
+            sometimes(draw, scaling, "truncate", st.booleans())
     return rope
 
 
@@ -78,6 +79,11 @@ def ffns(draw: Any) -> dict[str, Any]:
     data["hidden"] = split * draw(st.integers(1, 500))
     sometimes(draw, data, "activation", st.sampled_from(ACTIVATIONS))
     sometimes(draw, data, "bias", st.booleans())
+    if data.get("activation", "swiglu") in ("swiglu", "geglu"):
+        sometimes(draw, data, "activation_beta", st.sampled_from([0, 1, -0.5]))
+        sometimes(draw, data, "activation_limit", st.sampled_from([None, 7, 0.5]))
+    if data.get("activation", "swiglu") == "swiglu":
+        sometimes(draw, data, "activation_alpha", st.sampled_from([1, 1.702]))
     if data["kind"] == "dense":
         return data
     if split > 1:
@@ -88,6 +94,8 @@ def ffns(draw: Any) -> dict[str, Any]:
         groups = data["groups"] = [first, data["experts"] - first]
         data["top_groups"] = draw(st.integers(1, 2))
         sometimes(draw, data, "group_gate", st.booleans())
+        if not data.get("group_gate") and min(groups) * split > 1:
+            sometimes(draw, data, "group_score", st.sampled_from(["max", "top2_sum"]))
         chosen = sum(sorted(groups)[: data["top_groups"]])
     data["top_k"] = draw(st.integers(1, chosen))
     if draw(st.booleans()):
@@ -96,6 +104,7 @@ def ffns(draw: Any) -> dict[str, Any]:
     sometimes(draw, data, "score", st.sampled_from(["softmax", "sigmoid"]))
     sometimes(draw, data, "renormalise", st.booleans())
     sometimes(draw, data, "select_bias", st.booleans())
+    sometimes(draw, data, "router_bias", st.booleans())
     sometimes(draw, data, "gate_scale", st.sampled_from([1, 2.5]))
     noise = st.fixed_dictionaries(
         {}, optional={"temperature": st.just(2), "gumbel": st.just(0.5), "dropout": st.just(0)}

@@ -14,6 +14,7 @@ from omnic.ir.reference import ReferenceSession
 from tests.targets.onnx.helpers import emitted, model, session_of, spec_text
 
 PLAIN = "{kind: moe, hidden: 24, experts: 5, top_k: 2, activation: %s}"
+CLAMPED = "activation_alpha: 1.702, activation_beta: 1, activation_limit: 0.3"
 #: name -> (feed-forward, other keys, whether the contrib operator computes it)
 CASES = {
     "swiglu with a shared expert": (PLAIN.replace("top_k: 2", "top_k: 2, shared: 1") % "swiglu", "", True),
@@ -31,6 +32,19 @@ CASES = {
     "groups, sigmoid, bias, scale": (
         "{kind: moe, hidden: 24, experts: 6, top_k: 2, groups: [2, 4], top_groups: 2, group_gate: true, "
         "score: sigmoid, select_bias: true, gate_scale: 2.5, activation: silu}",
+        "",
+        True,
+    ),
+    "clamped swiglu": (f"{PLAIN % 'swiglu'}".replace("}", f", {CLAMPED}}}"), "", True),
+    "clamped swiglu with biases, router bias": (
+        f"{PLAIN % 'swiglu'}".replace("}", f", router_bias: true, {CLAMPED}}}"),
+        "bias: true\n",
+        False,
+    ),
+    "clamped geglu": (f"{PLAIN % 'geglu'}".replace("}", ", activation_limit: 0.5}"), "", False),
+    "two best of a group": (
+        "{kind: moe, hidden: 24, experts: 6, top_k: 2, groups: [2, 2, 2], top_groups: 2, group_score: top2_sum, "
+        "score: sigmoid, select_bias: true, activation: silu}",
         "",
         True,
     ),
