@@ -122,14 +122,14 @@ class Model:
 
         Args:
             prompt: text or ids.
-            bos: begin with the token that starts a text; None = when the tokenizer has one of its own (not the
-                one that also ends a text).
+            bos: begin with the token that starts a text; None = with what the tokenizer says goes before one
+                (what goes behind one is left out, since the text is to go on).
         """
         if not isinstance(prompt, str):
             return [int(token) for token in prompt]
         tokenizer = self.needed_tokenizer
         if bos is None:
-            bos = tokenizer.bos is not None and tokenizer.bos != tokenizer.eos
+            return [*tokenizer.frame[0], *tokenizer.encode(prompt)]
         return tokenizer.encode(prompt, bos=bos)
 
     @overload
@@ -168,7 +168,7 @@ class Model:
             greedy: always the most probable token.
             sampling: how tokens are chosen; instead of it, its fields as options (``temperature=0.7``).
             stop: strings that end the text.
-            end_ids: ids that end it; the tokenizer's end of text when None.
+            end_ids: ids that end it; when None those of the model: its end of text and its list of others.
             bos: see :meth:`encode`.
             stream: return a :class:`Stream` at once.
             keep: reuse the states of what this prompt has in common with the last one.
@@ -180,7 +180,7 @@ class Model:
         """
         prompts, single = _as_batch(prompt)
         if end_ids is None:
-            end_ids = [self.tokenizer.eos] if self.tokenizer and self.tokenizer.eos is not None else []
+            end_ids = self.tokenizer.stops if self.tokenizer else ()
         request = Request(
             max_new=max_new,
             sampling=self._speakable(_sampling(sampling, greedy, options)),

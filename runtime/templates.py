@@ -1,8 +1,8 @@
 """Chat templates: from messages to token ids.
 
 A template is Jinja in the form Hugging Face tokenizers carry (``chat_template.jinja``, or ``chat_template`` in
-``tokenizer_config.json``), run in Jinja's immutable sandbox.  A model without one gets a default that
-fits its tokenizer.
+``tokenizer_config.json``), run in Jinja's immutable sandbox with what ``transformers`` lends to it
+(:mod:`omnic.runtime.jinja`).  A model without one gets a default that fits its tokenizer.
 
 Special tokens that a *message* spells out stay plain text: a mark is put inside each before the template
 runs, and the rendered text is encoded in the pieces between the marks.  So a user cannot end the turn, nor
@@ -11,19 +11,19 @@ speak as the system, by typing a special token.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING
 
-import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from omnic.errors import BundleError, InputError
+from omnic.errors import InputError
+from omnic.runtime.jinja import compile_template, rendered
 from omnic.runtime.tokenizer import Tokenizer
+from omnic.runtime.tokenizer_files import read_templates
+
+if TYPE_CHECKING:
+    import jinja2
 
 __all__ = ["ChatTemplate", "Message", "chat_template", "encode_plain", "prompt_template"]
 
@@ -62,28 +62,28 @@ class ChatTemplate:
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
-        return _compile(self.source, self.origin)
+        return compile_template(self.source, self.origin)
 
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer | None = None, answer: bool = True) -> str:
         """Return the text of a conversation.
 
         Args:
             messages: each with ``role`` (system, user or assistant) and ``content``.
-            tokenizer: gives the template ``bos_token`` and ``eos_token``.
+            tokenizer: gives the template ``bos_token``, ``eos_token`` and the other named tokens it has.
             answer: end with what makes the model answer.
 
         Raises:
             InputError: a message without role or content, or the template refuses the conversation.
         """
         checked = [_checked(message) for message in messages]
-        return _rendered(
+        return rendered(
             self._compiled,
             self.origin,
             messages=checked,
             add_generation_prompt=answer,
-            bos_token=_spelled(tokenizer, tokenizer.bos if tokenizer else None),
-            eos_token=_spelled(tokenizer, tokenizer.eos if tokenizer else None),
             tools=None,
+            documents=None,
+            **_named(tokenizer),
         )
 
     def encode(self, messages: Sequence[Message], tokenizer: Tokenizer, answer: bool = True) -> list[int]:
@@ -94,9 +94,11 @@ class ChatTemplate:
         return _encode_pieces(text, tokenizer, mark)
 
     def end_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """Return the ids that end an answer."""
+        """Return the ids that end an answer: the model's own list of several, else also tokens known to end a turn."""
+        if len(tokenizer.stops) > 1:
+            return frozenset(tokenizer.stops)
         found = {tokenizer.special_ids[name] for name in self.end_tokens if name in tokenizer.special_ids}
-        return frozenset(found | ({tokenizer.eos} if tokenizer.eos is not None else set()))
+        return frozenset(found | set(tokenizer.stops))
 
 
 def chat_template(folder: Path | None, tokenizer: Tokenizer) -> ChatTemplate:
@@ -104,9 +106,13 @@ def chat_template(folder: Path | None, tokenizer: Tokenizer) -> ChatTemplate:
 
     Raises:
         BundleError: ``tokenizer_config.json`` cannot be read.
-        InputError: the template is not valid Jinja.
+        InputError: there are several templates, and none for conversations.
     """
-    found = _template_in(folder) if folder else None
+    templates = read_templates(folder) if folder else {}
+    found = templates.get("default")
+    if templates and found is None:
+        raise InputError(f"{next(iter(templates.values()))[1]}: the templates are {', '.join(templates)}; "
+                         "none has the name default", "name the one for conversations default")
     turn_ends = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<|end_of_turn|>", "<end_of_turn>", "<|user|>", "<|system|>")
     if found is not None:
         template = ChatTemplate(*found, end_tokens=turn_ends)
@@ -127,63 +133,13 @@ def prompt_template(path: str | Path, **values: str) -> str:
         source = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: the prompt template cannot be read: {error}") from error
-    return _rendered(_compile(source, str(path), strict=True), str(path), **values)
+    return rendered(compile_template(source, str(path), strict=True), str(path), **values)
 
 
 def encode_plain(text: str, tokenizer: Tokenizer) -> list[int]:
     """Return the ids of ``text`` with special tokens it spells out taken as plain text."""
     mark = _free_mark([text])
     return _encode_pieces(_cut(text, tokenizer, mark), tokenizer, mark)
-
-
-def _template_in(folder: Path) -> tuple[str, str] | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8"), str(file)
-    config = folder / "tokenizer_config.json"
-    if not config.is_file():
-        return None
-    try:
-        source = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
-    except (ValueError, AttributeError) as error:
-        raise BundleError(f"{config}: not a tokenizer configuration: {error}") from error
-    if isinstance(source, list):  # several named templates; "default" is the one for conversations
-        source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)
-    return (source, f"{config}: chat_template") if isinstance(source, str) else None
-
-
-def _compile(source: str, origin: str, strict: bool = False) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=not strict,
-        extensions=[loopcontrols],
-        undefined=jinja2.StrictUndefined if strict else jinja2.Undefined,
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _refuse  # pyright: ignore[reportArgumentType]
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise InputError(f"{origin}:{error.lineno}: the template is not valid Jinja: {error.message}") from error
-
-
-def _rendered(template: jinja2.Template, origin: str, **values: Any) -> str:
-    try:
-        return template.render(**values)
-    except jinja2.TemplateError as error:
-        raise InputError(f"{origin}: {error}") from error
-    except (TypeError, ValueError, KeyError, IndexError, ArithmeticError) as error:
-        # What a template's own expressions raise, such as None + "x".
-        raise InputError(f"{origin}: the template failed: {type(error).__name__}: {error}") from error
-
-
-def _tojson(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
 
 
 def _checked(message: Message) -> dict[str, str]:
@@ -195,8 +151,14 @@ def _checked(message: Message) -> dict[str, str]:
     return {**message}
 
 
-def _spelled(tokenizer: Tokenizer | None, identity: int | None) -> str:
-    return tokenizer.token(identity) if tokenizer is not None and identity is not None else ""
+def _named(tokenizer: Tokenizer | None) -> dict[str, str]:
+    """Return the named special tokens, as ``transformers`` gives them to a template: the ones there are."""
+    if tokenizer is None:
+        return {}
+    if tokenizer.files.known:
+        return dict(tokenizer.files.named)
+    found = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}
+    return {name: tokenizer.token(identity) for name, identity in found.items() if identity is not None}
 
 
 def _free_mark(texts: Iterable[str]) -> str:
@@ -216,4 +178,16 @@ def _cut(text: str, tokenizer: Tokenizer, mark: str) -> str:
 
 
 def _encode_pieces(text: str, tokenizer: Tokenizer, mark: str) -> list[int]:
-    return [token for piece in text.split(mark) if piece for token in tokenizer.encode(piece)]
+    first, *others = text.split(mark)
+    ids = tokenizer.encode(first) if first else []
+    return ids + [token for piece in others if piece for token in _encode_inside(piece, tokenizer)]
+
+
+def _encode_inside(piece: str, tokenizer: Tokenizer) -> list[int]:
+    """Return the ids of a piece of text that does not begin it.
+
+    A SentencePiece-style tokenizer puts a space before what it is given, so the piece is encoded behind a line break,
+    whose ids are taken off again.
+    """
+    head, both = tokenizer.encode("\n"), tokenizer.encode("\n" + piece)
+    return both[len(head):] if both[: len(head)] == head else tokenizer.encode(piece)

@@ -7,12 +7,9 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from omnic.errors import BundleError, InputError
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Backend
+from omnic.runtime.tokenizer_files import TokenizerFiles, backend_of, read_tokenizer_files, size_of
 
 __all__ = ["Stream", "Tokenizer"]
 
@@ -24,16 +21,17 @@ _LONGEST_WAIT = 32
 
 
 class Tokenizer:
-    """A ``tokenizer.json`` (the format of Hugging Face ``tokenizers``).
+    """A ``tokenizer.json`` (the format of Hugging Face ``tokenizers``) and what lies beside it.
 
     Attributes:
-        size: number of entries, special tokens included.
+        size: the highest id plus one, special tokens included.
         sha256: hash of the file's text.
+        files: it and its companions, as read.
         special_ids: id of each special token by its text.
         byte_level: whether every id stands for bytes alone, whatever its neighbours.
     """
 
-    def __init__(self, text: str, origin: str = "tokenizer.json") -> None:
+    def __init__(self, text: str, origin: str = "tokenizer.json", files: TokenizerFiles | None = None) -> None:
         """Read a tokenizer from the text of its file.
 
         Raises:
@@ -45,12 +43,14 @@ class Tokenizer:
             raise BundleError(
                 f"{origin} is not a tokenizer file: {error}", "write it again: omnic tokenizer build"
             ) from error
-        if not isinstance(fields, dict) or "model" not in fields:
+        if not isinstance(fields, dict) or not isinstance(fields.get("model"), dict):
             raise BundleError(f"{origin} is not a tokenizer file: it has no 'model'", "give a tokenizer.json")
         self._text = text
+        self.files = files or TokenizerFiles(text)
         self.byte_level: bool = (fields.get("decoder") or {}).get("type") == "ByteLevel"
-        self._backend = _backend(text, origin)
-        self.size: int = self._backend.get_vocab_size(with_added_tokens=True)
+        self._backend = backend_of(text, origin)
+        self._backend.encode_special_tokens = self.files.whole_words
+        self.size: int = size_of(text)
         self.sha256 = hashlib.sha256(text.encode()).hexdigest()
         self.special_ids: dict[str, int] = {
             token.content: identity
@@ -60,37 +60,52 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read ``path``, a ``tokenizer.json`` or a folder that holds one.
+        """Read ``path``, a ``tokenizer.json`` or a folder that holds one, and the files beside it.
 
         Raises:
             BundleError: no such file, or not a tokenizer.
         """
         file = Path(path)
-        if file.is_dir():
-            file = file / "tokenizer.json"
-        try:
-            text = file.read_text("utf-8")
-        except FileNotFoundError as error:
-            raise BundleError(f"there is no tokenizer at {file}") from error
-        except UnicodeDecodeError as error:
-            raise BundleError(f"{file} is not a tokenizer file: it is not UTF-8 text") from error
-        except OSError as error:
-            raise BundleError(f"{file} cannot be read: {error.strerror}") from error
-        return cls(text, str(file))
+        file = file / "tokenizer.json" if file.is_dir() else file
+        files = read_tokenizer_files(file)
+        return cls(files.text, str(file), files)
 
     def save(self, path: str | Path) -> None:
-        """Write the very text this tokenizer was read from."""
+        """Write the text of ``tokenizer.json``."""
         Path(path).write_text(self._text, "utf-8")
 
     @property
     def bos(self) -> int | None:
         """Id that starts a text, or None when the tokenizer has none."""
+        if self.files.known:
+            return self.files.bos
         return self._first("<|bos|>", "<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>")
 
     @property
     def eos(self) -> int | None:
         """Id that ends a text, or None when the tokenizer has none."""
+        if self.files.known:
+            return self.files.eos
         return self._first("<|eos|>", "</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "<|im_end|>")
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Ids that end a generation: the model's own list, and ``eos``."""
+        return self.files.stops or (() if self.eos is None else (self.eos,))
+
+    @cached_property
+    def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that the tokenizer puts before and behind a text (``add_special_tokens`` of transformers).
+
+        A lone tokenizer.json that adds none has its bos before a text, unless that token also ends one.
+        """
+        encoded = self._backend.encode("a", add_special_tokens=True)
+        inside = [place for place, added in enumerate(encoded.special_tokens_mask) if not added]
+        first, last = (inside[0], inside[-1] + 1) if inside else (len(encoded.ids), len(encoded.ids))
+        found = tuple(encoded.ids[:first]), tuple(encoded.ids[last:])
+        if self.files.known or found != ((), ()) or self.bos is None or self.bos == self.eos:
+            return found
+        return (self.bos,), ()
 
     def _first(self, *names: str) -> int | None:
         return next((self.special_ids[name] for name in names if name in self.special_ids), None)
@@ -221,26 +236,3 @@ class Stream:
         text = self._tokenizer.decode(self._ids)[self._shown :]
         self._start()
         return text
-
-
-def _backend(text: str, origin: str) -> Backend:
-    try:
-        from tokenizers import Tokenizer as Backend
-    except ImportError as error:  # pragma: no cover - a declared dependency
-        raise BundleError("the package 'tokenizers' is not installed", "pip install omnic") from error
-    try:
-        return Backend.from_str(text)
-    # The binding raises plain Exception for every malformed file; there is no narrower type.
-    except Exception as error:
-        raise BundleError(f"{origin} is not a tokenizer file: {error}", "give a tokenizer.json") from error
-
-
-def describe(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return what a manifest records of a tokenizer."""
-    return {
-        "size": tokenizer.size,
-        "sha256": tokenizer.sha256,
-        "bos": tokenizer.bos,
-        "eos": tokenizer.eos,
-        "special": dict(tokenizer.special_ids),
-    }

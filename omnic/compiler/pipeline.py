@@ -29,6 +29,7 @@ from omnic.compiler.parity import measure_parity
 from omnic.compiler.profiling import measure_profile
 from omnic.compiler.progress import Progress, silent
 from omnic.compiler.sample import whole_model
+from omnic.compiler.weight_files import fingerprint, weight_source
 from omnic.errors import BundleError, InputError
 from omnic.ir.caps import Caps
 from omnic.ir.graph import Module
@@ -40,7 +41,6 @@ from omnic.passes.context import PassContext
 from omnic.report import write_report
 from omnic.runtime.bundle import MANIFEST, Bundle, open_bundle
 from omnic.runtime.bundle_write import BundleWriter, check_destination
-from omnic.runtime.files import sha256_file
 from omnic.runtime.manifest import (
     Executable,
     Manifest,
@@ -129,8 +129,8 @@ def open_weights(
         )
     if weights is None:
         return WeightStore(module, seed=seed or 0, results=results), {"seed": seed}
-    store = WeightStore.load(module, weights, results)
-    return store, {"path": str(weights.absolute()), "sha256": sha256_file(weights)}
+    store = WeightStore.loaded(module, weight_source(weights), results)
+    return store, {"path": str(weights.absolute()), "sha256": fingerprint(weights)}
 
 
 def compile_spec(request: CompileRequest, progress: Progress = silent) -> Bundle:
@@ -150,8 +150,9 @@ def compile_spec(request: CompileRequest, progress: Progress = silent) -> Bundle
     front = build(spec)
     results = ResultStore(request.results or results_folder())
     weights, origin = open_weights(front, spec, request.weights, request.seed, results)
+    front = weights.module  # with the types that the file says its weights have
     tokenizer = _tokenizer(spec)
-    key = _key(request, options, origin, passes)
+    key = _key(request, options, origin, passes, tokenizer)
     if not request.force and (there := finished_bundle(out, key)):
         return there
     check_destination(out, request.force, key)
@@ -168,7 +169,8 @@ def compile_spec(request: CompileRequest, progress: Progress = silent) -> Bundle
         text = print_module(emitted.module)
         writer.text("module.ir", text)
         if tokenizer is not None:
-            tokenizer.save(writer.path("tokenizer.json"))
+            for name, content in tokenizer.files.contents().items():
+                writer.text(name, content)
         manifest = _manifest(spec, target, options, lowered, emitted, text, origin, tokenizer)
         progress("fidelity", 0.0)
         fidelity = measure_fidelity(lowered.front, lowered.lossy, weights, tokenizer)
@@ -212,6 +214,7 @@ def lower_spec(request: CompileRequest, progress: Progress = silent) -> Lowered:
     if request.weights is None and request.seed is None and spec.resolve("weights") is None:
         return lower(front, passes, PassContext(results=results, caps=caps, progress=progress), request.watch)
     weights, origin = open_weights(front, spec, request.weights, request.seed, results)
+    front = weights.module
     context = pass_context(spec, weights, _origin_key(origin), tokenizer, results, request.calibration, caps, progress)
     return lower(front, passes, context, request.watch)
 
@@ -228,7 +231,11 @@ def finished_bundle(out: Path, key: str) -> Bundle | None:
 
 
 def _key(
-    request: CompileRequest, options: Mapping[str, Any], origin: Mapping[str, Any], passes: tuple[Listed, ...]
+    request: CompileRequest,
+    options: Mapping[str, Any],
+    origin: Mapping[str, Any],
+    passes: tuple[Listed, ...],
+    tokenizer: Tokenizer | None,
 ) -> str:
     """Return the hash of everything a bundle depends on."""
     parts: dict[str, Any] = {
@@ -239,6 +246,8 @@ def _key(
         "weights": origin.get("sha256", origin),
         "parity": request.parity,
     }
+    if tokenizer is not None:
+        parts["tokenizer"] = tokenizer.files.contents()
     if passes:
         # With the defaults of their options: a new default of a pass is another bundle.
         parts["passes"] = [[type(p.made).__module__, repr(p.made)] for p in passes]
@@ -311,7 +320,7 @@ def _manifest(
         passes=lowered.passes,
         programs=programs,
         states=states,
-        tokenizer=TokenizerEntry(files=("tokenizer.json",), vocab=tokenizer.size) if tokenizer else None,
+        tokenizer=TokenizerEntry(files=tuple(tokenizer.files.contents()), vocab=tokenizer.size) if tokenizer else None,
         fallbacks=emitted.remarks,
     )
 
