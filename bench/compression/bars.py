@@ -34,8 +34,6 @@ class Measured:
 
 
 Found = Mapping[str, Measured]
-#: awq keeps the norms that it scales as f32: up to this share more bytes count as equal
-SAME_BYTES = 0.002
 
 
 def judge(model: str, found: Found) -> list[dict[str, Any]]:
@@ -71,7 +69,7 @@ def _least(name: str, what: str, percent: float, kl: float | None = None) -> Cal
 
 
 def _ratio(name: str, over: str, most: float) -> Callable[[Found], Verdict]:
-    """Return the bar that the KL of a row is at most ``most`` times that of another at equal bytes."""
+    """Return the bar that the KL of a row is at most ``most`` times that of another, at no more bytes."""
 
     def bar(found: Found) -> Verdict:
         if name not in found or over not in found:
@@ -80,7 +78,7 @@ def _ratio(name: str, over: str, most: float) -> Callable[[Found], Verdict]:
         value, error = kl_ratio(a.score, b.score)
         more = a.weight_bytes - b.weight_bytes
         text = f"{value:.3f} ± {error:.3f}" + (f" ({more:+,} bytes)" if more else "")
-        return f"KL of {name} over {over}", text, f"<= {most}x", value <= most and more <= SAME_BYTES * b.weight_bytes
+        return f"KL of {name} over {over}", text, f"<= {most}x", value <= most and more <= 0
 
     return bar
 

@@ -13,12 +13,12 @@ import numpy as np
 
 from omnic.ir.graph import Module, Node, Uses
 from omnic.ir.packing import QTensor
-from omnic.ir.types import Storage
+from omnic.ir.types import DType, Storage
 from omnic.passes.quantise.calibrate import Inputs
 from omnic.passes.quantise.gptq import output_error
 from omnic.passes.quantise.grid import Floats, by_groups, fit_range, padded, search
 
-__all__ = ["Fold", "channel_scales", "clipped", "folds"]
+__all__ = ["Fold", "channel_scales", "clipped", "folds", "taken_out"]
 
 #: exponents that are tried; 0 scales nothing
 EXPONENTS = tuple(i / 20 for i in range(21))
@@ -108,6 +108,17 @@ def channel_scales(matrices: Sequence[tuple[Floats, Storage, Inputs]]) -> Floats
         if cost < least:
             best, least = scale, cost
     return best
+
+
+def taken_out(norm: Floats, scale: Floats, element: DType) -> Floats:
+    """Return scales near ``scale`` [K] that the norm's weight [K] can be divided by without leaving its own type.
+
+    The weight is divided and rounded to its type first, and the scale is then what that really divided by: the matrices
+    hold any scale, so nothing is lost and no byte is added.  A weight of 0 keeps its scale.
+    """
+    divided = (norm / scale).astype(element.numpy).astype(np.float32)
+    held = np.isfinite(divided) & (divided != 0)
+    return np.where(held, norm / np.where(held, divided, np.float32(1)), scale).astype(np.float32)
 
 
 def clipped(w: Floats, type: Storage, gram: Floats) -> QTensor:

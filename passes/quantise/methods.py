@@ -18,7 +18,7 @@ from omnic.ir.text import print_module
 from omnic.ir.types import DType, Storage, TensorType
 from omnic.ir.weights import ResultStore, WeightStore
 from omnic.passes.context import Calibration, PassContext
-from omnic.passes.quantise.awq import Fold, channel_scales, clipped, folds, names_of, scaled_inputs
+from omnic.passes.quantise.awq import Fold, channel_scales, clipped, folds, names_of, scaled_inputs, taken_out
 from omnic.passes.quantise.calibrate import Inputs, collect, readers, stages
 from omnic.passes.quantise.gptq import gptq
 from omnic.passes.quantise.hqq import hqq
@@ -164,16 +164,14 @@ class Run:
         found, refused = folds(self.module, chosen)
         self.remarks += [Remark(NAME, reason, node) for node, reason in refused]
         among = _among(chosen)
-        keys = {name: self.key("awq", calibration, weight=name, type=str(c.element), among=among)
-                for name, c in chosen.items()}
+        keys = {name: self.key("awq", calibration, weight=name, type=str(c.element), among=among,
+                               fold="in its own type") for name, c in chosen.items()}
         beside = [n for fold in found for n in (*fold.vectors, *fold.matrices) if n not in chosen]
         for name in beside:
-            keys[name] = self.key("awq", calibration, weight=name, type="f32", among=among)
+            keys[name] = self.key("awq", calibration, weight=name, type=str(self.module.weights[name].type.element),
+                                  among=among, fold="in its own type")
         changes: Changes = {n: (c.type, Recipe("stored", {"hash": keys[n]})) for n, c in chosen.items()}
-        for name in beside:
-            # Scaled numbers rounded to 16 bits again would be other numbers; these are few.
-            plain = self.module.weights[name].type.with_element(DType.F32)
-            changes[name] = (plain, Recipe("stored", {"hash": keys[name]}))
+        changes |= {n: (self.module.weights[n].type, Recipe("stored", {"hash": keys[n]})) for n in beside}
         if all(key in self.results for key in keys.values()):
             return changes
         inputs = self._collect(self.module, list(chosen), calibration, 0.0, 1)
@@ -209,7 +207,10 @@ class Run:
             matrices = numbers if numbers.ndim == 3 else numbers[None]
             pairs = zip(matrices, inputs[name], strict=True)
             parts += [(w, _storage(chosen[name]), seen) for w, seen in pairs if seen.rows]
-        return channel_scales(parts)
+        first = fold.vectors[0]
+        element = self.module.weights[first].type.element
+        assert isinstance(element, DType)
+        return taken_out(self._numbers(first), channel_scales(parts), element)
 
     def _collect(self, module: Module, names: Sequence[str], calibration: Calibration, share: float,
                  rounds: int) -> dict[str, list[Inputs]]:

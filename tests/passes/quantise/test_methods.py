@@ -7,8 +7,8 @@ import pytest
 
 from omnic.errors import InputError
 from omnic.ir import packing
-from omnic.ir.types import Storage, parse_element
-from omnic.passes.quantise.awq import channel_scales, clipped
+from omnic.ir.types import DType, Storage, parse_element
+from omnic.passes.quantise.awq import channel_scales, clipped, taken_out
 from omnic.passes.quantise.calibrate import Inputs
 from omnic.passes.quantise.gptq import gptq, output_error
 from omnic.passes.quantise.grid import by_groups, fit_range, padded
@@ -131,3 +131,15 @@ def test_channel_scales_are_never_worse_than_none_and_clipping_helps() -> None:
     scaled = output_error(w, packing.decode(packing.quantise(w * scale, type)) / scale, inputs.gram)
     assert scaled <= plain
     assert output_error(w, packing.decode(clipped(w, type, inputs.gram)), inputs.gram) < plain
+
+
+def test_awq_divides_a_norm_of_16_bits_without_loss() -> None:
+    random = np.random.default_rng(0)
+    norm = (random.standard_normal(64) + 1).astype(DType.BF16.numpy).astype(np.float32)
+    norm[7] = 0
+    wanted = np.exp(random.standard_normal(64)).astype(np.float32)
+    scale = taken_out(norm, wanted, DType.BF16)
+    held = (norm / scale).astype(DType.BF16.numpy).astype(np.float32)
+    assert np.abs(held * scale - norm).max() <= 2e-7 * np.abs(norm).max()
+    assert np.abs(scale / wanted - 1).max() <= 2**-8 and scale[7] == wanted[7]
+    assert not np.array_equal((norm / wanted).astype(DType.BF16.numpy).astype(np.float32) * wanted, norm)

@@ -122,6 +122,7 @@ def test_awq_scales_cancel(experts: Module, tmp_path: Path) -> None:
     moved = [n for n, w in changed.weights.items() if n.endswith("router") and w.recipe.kind == "stored"]
     norms = [n for n, w in changed.weights.items() if n.endswith("norm") and w.recipe.kind == "stored"]
     assert moved and norms, "the router reads the scaled norm, so it is scaled too"
+    assert all(changed.weights[n].type == experts.weights[n].type for n in (*moved, *norms)), "no byte is added"
     tokens = np.random.default_rng(1).integers(0, 512, (1, 24))
     before = ReferenceSession(experts, around.store).forward(tokens).logits
     after = ReferenceSession(changed, around.store.with_module(changed)).forward(tokens).logits
