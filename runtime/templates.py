@@ -29,6 +29,8 @@ __all__ = ["ChatTemplate", "Message", "chat_template", "encode_plain", "prompt_t
 
 Message = Mapping[str, str]
 ROLES = ("system", "user", "assistant")
+# What a model thought before its answer; a template reads the first or the second, so it gets both.
+REASONING = ("reasoning_content", "thinking", "reasoning")
 # Private-use characters; the first that no message contains marks where a special token was cut.
 MARKS = range(0xF0000, 0xF0100)
 
@@ -148,7 +150,10 @@ def _checked(message: Message) -> dict[str, str]:
         raise InputError(f"a message has the role {role!r}", f"roles are {', '.join(ROLES)}")
     if not isinstance(content, str):
         raise InputError(f"the content of a {role} message is not text")
-    return {**message}
+    reasoning = next((message[key] for key in REASONING if message.get(key) is not None), None)
+    if reasoning is None:
+        return {**message}
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def _named(tokenizer: Tokenizer | None) -> dict[str, str]:

@@ -285,7 +285,8 @@ def _unused_flags(backend: Backend, config: Mapping[str, Any]) -> Iterator[str]:
 
     ``transformers`` 5 does not read the flags where there is a ``tokenizer.json``.
     """
-    around = set(backend.encode("a", add_special_tokens=True).ids) - set(backend.encode("a", add_special_tokens=False).ids)
+    with_them, without = (set(backend.encode("a", add_special_tokens=added).ids) for added in (True, False))
+    around = with_them - without
     for name in ("bos", "eos"):
         flag, content = config.get(f"add_{name}_token"), _content(config.get(f"{name}_token"))
         if isinstance(flag, bool) and content is not None and flag != (backend.token_to_id(content) in around):

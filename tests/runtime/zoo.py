@@ -12,14 +12,16 @@ from transformers import PreTrainedTokenizerFast
 
 LINES = (
     "", " ", "  two  spaces ", "\ttab\n\nnew lines\r\n", "The quick brown fox, it's 12345 3.14!", "don't 'Tis we'LL",
-    "Größe Ärger straße naïve café", "e\u0301 composed \u00e9", "漢字かな交じり文、全角ＡＢＣ", "안녕하세요 세계", "Привет, мир",
+    "Größe Ärger straße naïve café", "e\u0301 composed \u00e9", "漢字かな交じり文、全角ＡＢＣ", "안녕하세요 세계",
+    "Привет, мир",
     "שלום עולם", "مرحبا بالعالم ١٢٣", "नमस्ते दुनिया", "สวัสดีชาวโลก", "Γειά σου Κόσμε", "\U000103a0 \U0001d54f ⅷ ﬁ ½",
     "😀 👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪", "\x00\x01\x07\x1b[31m\x7f\x80\x9f", "\ufeffbom \u200bzero\u200d\u00a0nbsp\u3000wide",
     "\u2581low \u2581\u2581 line", "Ġ Ċ ĉ byte letters", "<0x0A> <0xFF> names of bytes", "a" * 300, "==>>::->//**", "�",
     "<s>a</s> <s> <|x|><|y|> b <unk>", "x <|strip|> y<|strip|>z", "word wordy sword word", "  <|left|>  <|right|>  end",
     "<think>plain</think> <think>", "\u0130\u0131 ǅ", "\U0010ffff \ufffe",
 )  # fmt: skip
-SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+         r"\s*[\r\n]+|\s+(?!\S)|\s+")
 SPECIAL = ("<unk>", "<s>", "</s>", "<|x|>", "<|y|>")
 SIZE = 700
 
@@ -69,8 +71,9 @@ def split_byte_level(normal: bool) -> Tokenizer:
     """Llama 3 (which puts a first token) and Qwen (which composes characters): a byte-level BPE with a pattern."""
     made = byte_level()
     made.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
+        pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
     if normal:
         made.normalizer = normalizers.NFC()
     else:
@@ -91,7 +94,8 @@ def pieces(kind: str) -> Tokenizer:
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
     made = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     strip = [decoders.Strip(" ", 1, 0)] if kind != "gemma" else []
-    made.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
     if kind == "llama":
         made.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     elif kind == "gemma":
