@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from omnic.api import compile, load
+    from omnic.api import compile, import_checkpoint, load
     from omnic.errors import (
         BundleError,
         CheckFailed,
@@ -37,6 +37,7 @@ __all__ = [
     "Spec",
     "__version__",
     "compile",
+    "import_checkpoint",
     "load",
     "load_spec",
 ]
@@ -58,7 +59,7 @@ _HOME = {
         "omnic.errors",
     ),
     **dict.fromkeys(("Spec", "load_spec"), "omnic.spec"),
-    **dict.fromkeys(("compile", "load"), "omnic.api"),
+    **dict.fromkeys(("compile", "import_checkpoint", "load"), "omnic.api"),
 }
 
 

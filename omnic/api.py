@@ -10,9 +10,10 @@ from omnic.runtime.bundle import Bundle
 from omnic.runtime.model import Model, load_model
 
 if TYPE_CHECKING:
+    from omnic.compiler.importing import ImportReport
     from omnic.spec import Spec
 
-__all__ = ["compile", "load"]
+__all__ = ["compile", "import_checkpoint", "load"]
 
 
 def compile(
@@ -76,6 +77,37 @@ def compile(
             Path(results) if results is not None else None,
         )
     )
+
+
+def import_checkpoint(
+    path: str | Path,
+    out: str | Path,
+    *,
+    link: bool = False,
+    context: int | None = None,
+    name: str | None = None,
+    force: bool = False,
+) -> ImportReport:
+    """Turn a published checkpoint (a folder with ``config.json``) into a folder omnic works on.
+
+    Args:
+        path: the checkpoint's folder.
+        out: the folder to write: ``spec.yaml``, weights, tokenizer, chat template.
+        link: leave the weights where they are.
+        context: tokens the states shall hold; the trained length, 4096 at most, when None.
+        name: of the model; the checkpoint's folder's when None.
+        force: replace what ``out`` holds.
+
+    Returns:
+        What was written, and what every key of the configuration did.
+
+    Raises:
+        BundleError: damaged or incomplete files.
+        InputError: a family or a value of the configuration that omnic cannot express.
+    """
+    from omnic.compiler.importing import import_checkpoint as run
+
+    return run(Path(path), Path(out), link=link, context=context, name=name, force=force)
 
 
 def load(

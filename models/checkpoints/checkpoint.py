@@ -88,8 +88,10 @@ def open_checkpoint(folder: Path, *, context: int | None = None, name: str | Non
     tensors = quantised_source(SafetensorsSource(_weight_files(folder)), quantisation, config.origin)
     shapes = Tensors({n: _shape(tensors, n) for n in tensors.names()})
     dtype = _dtype(tensors)
-    data = {"model": name or _name(folder), **family.describe(config), "dtype": dtype.value}
-    data["budget"] = {"context": min(context or CAPACITY, data["context"]), **data.get("budget", {})}
+    described = dict(family.describe(config))
+    capacity = min(context or CAPACITY, described["context"])
+    data = {"model": name or _name(folder), **{key: described.pop(key) for key in ("vocab", "context")}}
+    data |= {"budget": {"context": capacity}, "dtype": dtype.value, **described}
     spec = parse_spec(json.dumps(data), str(folder / "model.yaml"), syntax="yaml")
     module = build(spec)
     table = family.weights(spec, shapes)

@@ -1,7 +1,8 @@
 """How weights are made of a checkpoint's tensors: short names for the recipes of the IR.
 
 A recipe is evaluated row by row when a weight is read (:mod:`omnic.ir.weights`), so no tensor is ever held whole.
-Quantised tensors are joined and cut along their first dim as codes; nothing is rounded twice.
+Quantised tensors are joined along their first dim and cut along the dims before the grouped one as codes; nothing is
+rounded twice.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ def transpose(of: Recipe, *perm: int) -> Recipe:
     return Recipe("transpose", {"perm": perm or (1, 0)}, (of,))
 
 
-def rows(of: Recipe, start: int, stop: int, axis: int = 0) -> Recipe:
-    """Its rows ``start`` to ``stop``, not included, along ``axis``."""
-    return Recipe("slice", {"axis": axis, "start": start, "stop": stop}, (of,))
+def rows(of: Recipe, start: int, stop: int, axis: int = 0, step: int = 1) -> Recipe:
+    """Its rows ``start`` to ``stop``, not included, along ``axis``: every one, or every ``step``-th."""
+    args = {"axis": axis, "start": start, "stop": stop}
+    return Recipe("slice", args if step == 1 else {**args, "step": step}, (of,))
 
 
 def concat(*parts: Recipe, axis: int = 0) -> Recipe:

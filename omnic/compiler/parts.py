@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from omnic.compiler.progress import Progress
 from omnic.compiler.sample import sample_tokens
+from omnic.compiler.weight_files import weight_source
 from omnic.errors import BundleError, InputError, InternalError, OmnicError
 from omnic.ir.graph import Function, Module, Node, Value
 from omnic.ir.numeric import Case, NumericClass, compare, find_class
@@ -140,7 +141,7 @@ def _child(pipe: Any, folder: str, origin: dict[str, Any], threads: int | None) 
 def _check(bundle: Bundle, origin: Mapping[str, Any], progress: Progress) -> tuple[Case, ...]:
     module, target = bundle.module, get_target(bundle.manifest.target)
     store = (
-        WeightStore.load(module, Path(origin["path"]))
+        WeightStore.loaded(module, weight_source(Path(origin["path"])))
         if "path" in origin
         else WeightStore.random(module, int(origin["seed"]))
     )
