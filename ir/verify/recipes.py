@@ -29,7 +29,7 @@ _KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "quantise": ("one", {"type": "a storage type"}),
 }
 # Arguments that a kind may have beside those it needs.
-_OPTIONAL = {"name": "a string", "shape": "a list of sizes"}
+_OPTIONAL = {"name": "a string", "shape": "a list of sizes", "step": "a number of rows, 1 or more"}
 
 
 def recipes(module: Module) -> Iterator[Problem]:
@@ -76,6 +76,8 @@ def _is(kind: str, value: AttrValue) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind in ("the number of a dim", "an index"):
         return _is_index(value)
+    if kind == "a number of rows, 1 or more":
+        return _is_index(value) and value != 0
     return isinstance(value, tuple) and all(_is_index(v) for v in value)
 
 

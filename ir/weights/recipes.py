@@ -17,7 +17,7 @@ from omnic.ir.types import Storage, TensorType
 from omnic.ir.weights.results import ResultStore
 from omnic.ir.weights.sources import Box, Source, TypedSource, normal_rows
 
-__all__ = ["SLICE_BYTES", "Evaluator", "leaves", "pinned", "whole"]
+__all__ = ["SLICE_BYTES", "Evaluator", "cut", "leaves", "pinned", "whole"]
 
 SLICE_BYTES = 256 << 20
 INITIALISERS = ("normal", "zeros", "ones", "full")
@@ -52,6 +52,20 @@ def _arg(recipe: Recipe, name: str) -> Any:
     if name not in recipe.args:
         raise InternalError(f"recipe {recipe.kind} has no '{name}'")
     return recipe.args[name]
+
+
+def cut(recipe: Recipe) -> tuple[int, int, int, int]:
+    """Return axis, start, stop and step of a slice."""
+    return (
+        int(_arg(recipe, "axis")), int(_arg(recipe, "start")), int(_arg(recipe, "stop")),
+        int(cast(int, recipe.args.get("step", 1))),
+    )
+
+
+def _before(recipe: Recipe, span: tuple[int, int]) -> tuple[int, int]:
+    """Return the rows of what a slice cuts that reach from the first to the last of its own rows ``span``."""
+    _, start, _, step = cut(recipe)
+    return start + span[0] * step, start + max(span[0] * step, (span[1] - 1) * step + 1)
 
 
 class Evaluator:
@@ -98,8 +112,8 @@ class Evaluator:
             axis = int(_arg(recipe, "axis"))
             return (*first[:axis], sum(self.shape(i)[axis] for i in inputs), *first[axis + 1 :])
         if kind == "slice":
-            axis = int(_arg(recipe, "axis"))
-            return (*first[:axis], int(_arg(recipe, "stop")) - int(_arg(recipe, "start")), *first[axis + 1 :])
+            axis, start, stop, step = cut(recipe)
+            return (*first[:axis], len(range(start, stop, step)), *first[axis + 1 :])
         if kind == "transpose":
             return tuple(first[int(p)] for p in cast(tuple[int, ...], _arg(recipe, "perm")))
         if kind == "reshape":
@@ -165,9 +179,9 @@ class Evaluator:
             low, high = box[0]
             return np.stack([self.numbers(i, box[1:]) for i in recipe.inputs[low:high]])
         if kind == "slice":
-            axis, start = int(_arg(recipe, "axis")), int(_arg(recipe, "start"))
-            moved = (box[axis][0] + start, box[axis][1] + start)
-            return self.numbers(recipe.inputs[0], (*box[:axis], moved, *box[axis + 1 :]))
+            axis, _, _, step = cut(recipe)
+            part = self.numbers(recipe.inputs[0], (*box[:axis], _before(recipe, box[axis]), *box[axis + 1 :]))
+            return part[(*(slice(None),) * axis, slice(None, None, step))]
         if kind == "reshape":
             return self._reshaped(recipe, box)
         if kind == "quantise":
@@ -255,7 +269,8 @@ class Evaluator:
     def quantised(self, recipe: Recipe, type: Storage, rows: tuple[int, int]) -> QTensor:
         """Return rows of a recipe in the storage type ``type``.
 
-        Quantised tensors are joined and cut along dim 0 as codes; other recipes are quantised from their numbers.
+        Quantised tensors are joined along dim 0, cut along the dims before the grouped one, and given other dims before
+        it as codes; other recipes are quantised from their numbers.
 
         Raises:
             InternalError: a recipe computes with numbers that are already quantised, which would round twice.
@@ -270,9 +285,10 @@ class Evaluator:
             raise BundleError(f"weight '{self.name}' is {type}, {self.leaf_name(recipe)} holds {known.element}")
         if known is not None or (kind == "load" and self.suffixes(recipe) != ("",)):
             return self._unpacked(recipe, type, rows)
-        if kind == "slice" and int(_arg(recipe, "axis")) == 0 and self.quantises(recipe):
-            start = int(_arg(recipe, "start"))
-            return self.quantised(recipe.inputs[0], type, (rows[0] + start, rows[1] + start))
+        if kind == "slice" and self._cuts_codes(recipe, type) and self.quantises(recipe):
+            return self._cut(recipe, type, rows)
+        if kind == "reshape" and self._keeps_rows(recipe, type) and self.quantises(recipe):
+            return self._regrouped(recipe, type, rows)
         if kind == "concat" and int(_arg(recipe, "axis")) == 0 and self.quantises(recipe):
             return self._joined(recipe, type, rows)
         if kind == "stack" and self.quantises(recipe):
@@ -318,6 +334,31 @@ class Evaluator:
         inner = recipe.inputs[rows[0] : rows[1]]
         each = [self.quantised(i, type, (0, self.shape(i)[0])).parts() for i in inner]
         return QTensor.of_parts(type, {key: np.stack([parts[key] for parts in each]) for key in each[0]})
+
+    def _cuts_codes(self, recipe: Recipe, type: Storage) -> bool:
+        """Whether a cut is along a dim before the grouped one."""
+        grouped = 1 if type.group == -1 else len(self.shape(recipe)) + type.axis
+        return cut(recipe)[0] < grouped
+
+    def _cut(self, recipe: Recipe, type: Storage, rows: tuple[int, int]) -> QTensor:
+        axis, start, stop, step = cut(recipe)
+        if axis == 0:
+            return self.quantised(recipe.inputs[0], type, _before(recipe, rows)).pick(slice(None, None, step))
+        inner = self.quantised(recipe.inputs[0], type, rows)
+        return inner.pick((*(slice(None),) * axis, slice(start, stop, step)))
+
+    def _keeps_rows(self, recipe: Recipe, type: Storage) -> bool:
+        """Whether a matrix with groups along its last dim becomes a stack of matrices of the same rows."""
+        shape, inner = self.shape(recipe), self.shape(recipe.inputs[0])
+        return type.group != -1 and type.axis == -1 and len(inner) == 2 < len(shape) and shape[-1] == inner[-1]
+
+    def _regrouped(self, recipe: Recipe, type: Storage, rows: tuple[int, int]) -> QTensor:
+        between = self.shape(recipe)[1:-1]
+        width = int(np.prod(between, dtype=np.int64))
+        inner = self.quantised(recipe.inputs[0], type, (rows[0] * width, rows[1] * width))
+        count = rows[1] - rows[0]
+        parts = {name: part.reshape(count, *between, *part.shape[1:]) for name, part in inner.parts().items()}
+        return QTensor.of_parts(type, parts)
 
     def _joined(self, recipe: Recipe, type: Storage, rows: tuple[int, int]) -> QTensor:
         parts: list[QTensor] = []

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from omnic.errors import BundleError, InputError, InternalError
+from omnic.errors import BundleError, DiagnosticError, InputError, InternalError
 from omnic.ir.builder import ModuleBuilder
 from omnic.ir.graph import Module, Recipe
 from omnic.ir.packing import decode, quantise
 from omnic.ir.types import Storage, parse_element, parse_type
+from omnic.ir.verify import verify
 from omnic.ir.weights import ArraySource, ResultStore, SafetensorsSource, WeightStore, normal_rows, part_layout, pinned
 
 RANDOM = np.random.default_rng(5)
@@ -104,6 +105,9 @@ RECIPES = [
     (Recipe("concat", {"axis": 1}, (A, C)), np.concatenate([BASE["a"], BASE["c"]], axis=1)),
     (Recipe("slice", {"axis": 0, "start": 1, "stop": 5}, (A,)), BASE["a"][1:5]),
     (Recipe("slice", {"axis": 1, "start": 2, "stop": 5}, (A,)), BASE["a"][:, 2:5]),
+    (Recipe("slice", {"axis": 0, "start": 1, "stop": 6, "step": 2}, (A,)), BASE["a"][1:6:2]),
+    (Recipe("slice", {"axis": 1, "start": 0, "stop": 8, "step": 3}, (A,)), BASE["a"][:, ::3]),
+    (Recipe("shift", {"value": 1.0}, (A,)), BASE["a"] + np.float32(1)),
     (Recipe("transpose", {"perm": (1, 0)}, (A,)), BASE["a"].T),
     (Recipe("reshape", {"shape": (4, 3, 4)}, (A,)), BASE["a"].reshape(4, 3, 4)),
     (Recipe("reshape", {"shape": (48,)}, (A,)), BASE["a"].reshape(48)),
@@ -157,6 +161,56 @@ def test_quantised_weights_are_joined_as_codes(rows: tuple[int, int] | None) -> 
     got = store.quantised("w", rows)
     span = slice(*rows) if rows else slice(None)
     assert (got.codes == want.codes[span]).all() and (got.scale == want.scale[span]).all()
+
+
+CUBE = numbers(3, 6, 16)
+CUTS: dict[str, tuple[dict[str, Any], tuple[slice, ...]]] = {
+    "dim 0": ({"axis": 0, "start": 1, "stop": 3}, (slice(1, 3),)),
+    "every second of dim 0": ({"axis": 0, "start": 0, "stop": 3, "step": 2}, (slice(0, 3, 2),)),
+    "dim 1": ({"axis": 1, "start": 2, "stop": 5}, (slice(None), slice(2, 5))),
+    "odd ones of dim 1": ({"axis": 1, "start": 1, "stop": 6, "step": 2}, (slice(None), slice(1, 6, 2))),
+}
+
+
+@pytest.mark.parametrize("type", ["i4<g8>", "i4<g8, asym>", "i4<g8, s4>", "fp4<g8>", "i8<row>"])
+@pytest.mark.parametrize("cut", list(CUTS))
+def test_cuts_before_the_grouped_dim_pick_codes(cut: str, type: str) -> None:
+    args, index = CUTS[cut]
+    element = parse_element(type)
+    want = quantise(CUBE, element).pick(index)
+    recipe = Recipe("slice", args, (Recipe("quantise", {"type": element}, (load("cube"),)),))
+    shape = ", ".join(str(d) for d in want.shape)
+    store = WeightStore(module_of(w=(f"{type}[{shape}]", recipe)), ArraySource({"cube": CUBE}))
+    store.check(whole=False)
+    for rows in (None, (1, 2)):
+        got = store.quantised("w", rows).parts()
+        assert got.keys() == want.parts().keys()
+        for name, part in want.parts().items():
+            assert (got[name] == part[slice(*rows) if rows else slice(None)]).all(), name
+    assert (store.array("w", (1, 2)) == decode(want)[1:2]).all()
+
+
+def test_rows_of_a_quantised_matrix_are_stacked_as_codes() -> None:
+    want = quantise(CUBE, I4)
+    recipe = Recipe("reshape", {"shape": CUBE.shape}, (Recipe("quantise", {"type": I4}, (load("rows"),)),))
+    store = WeightStore(module_of(w=("i4<g8>[3, 6, 16]", recipe)), ArraySource({"rows": CUBE.reshape(18, 16)}))
+    for rows in (None, (1, 3)):
+        got = store.quantised("w", rows)
+        span = slice(*rows) if rows else slice(None)
+        assert (got.codes == want.codes[span]).all() and (got.scale == want.scale[span]).all()
+
+
+def test_a_cut_along_the_grouped_dim_is_refused() -> None:
+    cut = Recipe("slice", {"axis": 1, "start": 0, "stop": 8}, (Recipe("quantise", {"type": I4}, (load("w"),)),))
+    store = WeightStore(module_of(w=("i4<g8>[6, 8]", cut)), ArraySource({"w": numbers(6, 16)}))
+    with pytest.raises(InternalError, match="weight 'w': slice of quantised numbers would round them twice"):
+        store.quantised("w")
+
+
+def test_a_cut_steps_by_one_or_more() -> None:
+    cut = Recipe("slice", {"axis": 0, "start": 0, "stop": 6, "step": 0}, (A,))
+    with pytest.raises(DiagnosticError, match="recipe slice: step must be a number of rows, 1 or more"):
+        verify(module_of(w=("f32[6, 8]", cut)))
 
 
 def test_quantising_twice_is_refused() -> None:
