@@ -18,7 +18,8 @@ rounding and one f32 ``row`` per row, ``s = step * row``.  Of the steps ``clamp(
 i = 0, -1, -2, 1 in turn, a group takes the first whose codes have the least squared error (summed in f64); zero
 points follow their step.
 A group of zeros has scale 0 and codes 0 (with s4: scale 1 times its row).  ``one`` scales are 1 whatever the numbers
-are, and are not stored: numbers outside the range of the codes are clamped.
+are, and are not stored: numbers outside the range of the codes are clamped.  ``e8m0`` scales are the smallest power of
+two that is not below the scale before rounding (2^-127 at least), so that no number is clamped.
 """
 
 from __future__ import annotations
@@ -35,12 +36,13 @@ from omnic.ir.op import Array
 from omnic.ir.types import Storage
 
 __all__ = ["FP4_LEVELS", "NF4_LEVELS", "QTensor", "check_storage", "code_units", "decode", "layout", "nearest_codes",
-           "pack_codes", "pack_scales", "packed_parts", "peak_of", "quantise", "round_scales", "scale_shape",
-           "unpack_codes", "unpack_scales", "zeros"]
+           "pack_codes", "pack_scales", "packed_parts", "peak_of", "powers", "quantise", "round_scales",
+           "scale_numbers", "scale_shape", "unpack_codes", "unpack_scales", "zeros"]
 
 _PEAK = {"i8": 127.0, "i6": 31.0, "i5": 15.0, "i4": 7.0, "i3": 3.0, "i2": 1.0, "nf4": 1.0, "fp4": 6.0, "t2": 1.0}
 _OFFSET = {"i8": 128, "i6": 32, "i5": 16, "i4": 8, "i3": 4, "i2": 2, "nf4": 0, "fp4": 0, "t2": 1}
 _INTEGERS = ("i8", "i6", "i5", "i4", "i3", "i2")
+_SCALE_TYPES = {"f16": np.float16, "f32": np.float32, "s4": np.uint8, "e8m0": np.uint8, "one": np.float32}
 #: steps of an s4 scale that are tried, from the one that just holds a group's range
 STEP_SHIFTS = (0, -1, -2, 1)
 
@@ -58,7 +60,7 @@ class QTensor:
     Attributes:
         codes: int8, of the tensor's shape (fp4 and nf4: 0..15; t2: -1..1; integers: signed).
         scale: the other dims in order, then the groups ([shape[0]] for ``head``): f16 or f32 numbers, u8 in
-            1..15 with s4, or f32 ones that are not stored.
+            1..15 with s4, u8 exponents in 0..254 with e8m0, or f32 ones that are not stored.
         zero: u8 of the shape of ``scale``, or None when symmetric.
         type: the storage type.
         row: with s4 the f32 factor of each row, shape of the other dims, else None.
@@ -135,7 +137,7 @@ def layout(type: Storage, shape: tuple[int, ...]) -> dict[str, tuple[np.dtype[An
     if type.scale == "s4":
         found[".scale"] = (np.dtype(np.uint8), (*others, -(-scale[-1] // 2)))
     elif type.scale != "one":
-        found[".scale"] = (np.dtype(np.float16 if type.scale == "f16" else np.float32), scale)
+        found[".scale"] = (np.dtype(_SCALE_TYPES[type.scale]), scale)
     if type.asym:
         found[".zero"] = (np.dtype(np.uint8), scale)
     if type.scale == "s4":
@@ -192,6 +194,11 @@ def round_scales(value: Array, type: Storage) -> tuple[Array, Array | None, Arra
         if np.isinf(stored).any():
             raise InputError(f"{type}: the scale {float(value.max()):.3g} is beyond f16", "use an f32 scale")
         return stored, None, stored.astype(np.float32)
+    if type.scale == "e8m0":
+        _, above = np.frexp(value)
+        exponent = np.where(value == np.ldexp(np.float32(1), above - 1), above - 1, above)
+        powered = np.clip(exponent.astype(np.int32) + 127, 0, 254).astype(np.uint8)
+        return powered, None, powers(powered)
     row = (np.max(value, axis=-1) / np.float32(15)).astype(np.float32)
     factor: Array = np.where(row > 0, row, np.float32(1))
     steps = np.clip(np.ceil(value / factor[..., None]), 1, 15).astype(np.uint8)
@@ -258,6 +265,16 @@ def _best_steps(groups: Array, steps: Array, row: Array, type: Storage) -> tuple
     return best[0], best[1], best[2] if len(best) > 2 else None
 
 
+def powers(scale: Array, dtype: DTypeLike = np.float32) -> Array:
+    """Return what e8m0 scales stand for: 2^(s - 127); exact in f32 for s up to 254 (255 is not a number there)."""
+    return np.ldexp(np.ones((), dtype), scale.astype(np.int32) - 127)
+
+
+def scale_numbers(q: QTensor, dtype: DTypeLike = np.float32) -> Array:
+    """Return the stored scales of ``q`` as numbers; of s4 the steps, still to be multiplied by ``row``."""
+    return powers(q.scale, dtype) if q.type.scale == "e8m0" else q.scale.astype(dtype)
+
+
 def peak_of(type: Storage) -> float:
     """Return the largest magnitude that a symmetric type keeps, in units of its scale."""
     return _PEAK[type.kind]
@@ -296,7 +313,7 @@ def decode(q: QTensor, dtype: DTypeLike = np.float32) -> Array:
     if q.zero is not None:
         shift: Array = q.zero.astype(kind)
         groups = groups - (shift - _OFFSET[type.kind])[..., None]
-    groups = groups * q.scale.astype(kind)[..., None]
+    groups = groups * scale_numbers(q, kind)[..., None]
     if q.row is not None:
         groups = groups * q.row.astype(kind)[..., None, None]
     return _ungrouped(groups, type, q.shape)
@@ -306,7 +323,7 @@ def zeros(type: Storage, shape: tuple[int, ...]) -> QTensor:
     """Return the tensor of ``shape`` whose codes, scales and zero points are all 0 (it decodes to 0)."""
     check_storage(type, shape)
     scale = scale_shape(type, shape)
-    kind = {"f16": np.float16, "f32": np.float32, "s4": np.uint8, "one": np.float32}[type.scale]
+    kind = _SCALE_TYPES[type.scale]
     zero = np.zeros(scale, np.uint8) if type.asym else None
     row = np.zeros(scale[:-1], np.float32) if type.scale == "s4" else None
     start = np.ones(scale, kind) if type.scale == "one" else np.zeros(scale, kind)

@@ -63,7 +63,7 @@ _NUMPY: dict[str, type] = {
 }
 
 StorageKind = Literal["i8", "i6", "i5", "i4", "i3", "i2", "nf4", "fp4", "t2"]
-ScaleKind = Literal["f16", "f32", "s4", "one"]
+ScaleKind = Literal["f16", "f32", "s4", "e8m0", "one"]
 _STORAGE_BITS: dict[str, int] = {"i8": 8, "i6": 6, "i5": 5, "i4": 4, "i3": 3, "i2": 2, "nf4": 4, "fp4": 4, "t2": 2}
 
 
@@ -77,8 +77,9 @@ class Storage:
         group: numbers along ``axis`` that share a scale; 0 = the whole axis (``row``);
             -1 = everything but the first dim (``head``).
         asym: with a zero point (u8) beside the scale.
-        scale: type of the scale: f16, f32, ``s4`` (4-bit integer 1..15 times one f32 per row), or ``one``: no scale
-            is stored, every group has the scale 1 (whoever writes such a tensor has divided by a scale of its own).
+        scale: type of the scale: f16, f32, ``s4`` (4-bit integer 1..15 times one f32 per row), ``e8m0`` (a byte s
+            that stands for 2^(s - 127): OCP Microscaling Formats 1.0, 5.4.1), or ``one``: no scale is stored, every
+            group has the scale 1 (whoever writes such a tensor has divided by a scale of its own).
         axis: the grouped dim, counted from the end; -1 is the contraction dim.
     """
 
@@ -112,7 +113,7 @@ class Storage:
         scales = shape[0] if self.group == -1 else rows * self.groups(size)
         if self.scale == "s4":
             return codes + rows * -(-self.groups(size) // 2) + 4 * rows + (scales if self.asym else 0)
-        return codes + scales * (4 if self.scale == "f32" else 2) + (scales if self.asym else 0)
+        return codes + scales * {"f32": 4, "f16": 2, "e8m0": 1}[self.scale] + (scales if self.asym else 0)
 
     def __str__(self) -> str:
         words = ["row" if self.group == 0 else "head" if self.group == -1 else f"g{self.group}"]
@@ -229,12 +230,12 @@ def _parse_storage(name: str, words: list[str]) -> Storage:
             group = int(word[1:])
         elif word == "asym":
             asym = True
-        elif word in ("f16", "f32", "s4", "one"):
+        elif word in ("f16", "f32", "s4", "e8m0", "one"):
             scale = word
         elif re.fullmatch(r"axis-\d+", word):
             axis = int(word[4:])
         else:
-            known = "gN, row, head, asym, f16, f32, s4, one, axis-N"
+            known = "gN, row, head, asym, f16, f32, s4, e8m0, one, axis-N"
             raise InputError(f"unknown option '{word}' of {name}<>", f"known: {known}")
     if group is None:
         raise InputError(f"{name}<{', '.join(words)}> names no group", f"write {name}<g32> or {name}<row>")

@@ -15,7 +15,7 @@ from omnic.ir.op import Array
 from omnic.ir.packing import QTensor
 from omnic.ir.types import Storage, TensorType
 from omnic.ir.weights.results import ResultStore
-from omnic.ir.weights.sources import Box, Source, TypedSource, normal_rows
+from omnic.ir.weights.sources import Box, CodeSource, Source, TypedSource, normal_rows
 
 __all__ = ["SLICE_BYTES", "Evaluator", "cut", "leaves", "pinned", "whole"]
 
@@ -41,6 +41,11 @@ def pinned(weight: Weight) -> Recipe:
     if weight.recipe.kind not in INITIALISERS or "name" in weight.recipe.args:
         return weight.recipe
     return replace(weight.recipe, args={**weight.recipe.args, "name": weight.name, "shape": weight.type.shape})
+
+
+def _no_number(q: QTensor) -> bool:
+    """Whether a power of two among the scales is the one that stands for NaN."""
+    return q.type.scale == "e8m0" and bool((q.scale == 255).any())
 
 
 def whole(shape: tuple[int, ...]) -> Box:
@@ -316,6 +321,8 @@ class Evaluator:
     def _unpacked(self, leaf: Recipe, type: Storage, rows: tuple[int, int]) -> QTensor:
         """Read rows of codes and scales as :meth:`omnic.ir.weights.WeightStore.parts` wrote them."""
         source, name = self._source(leaf), self.leaf_name(leaf)
+        if isinstance(source, CodeSource):
+            return self._checked(source.quantised(name, rows), type, (rows[1] - rows[0], *self.shape(leaf)[1:]), leaf)
         parts = {s: source.read(name + s, (rows, *whole(source.shape(name + s)[1:]))) for s in self.suffixes(leaf)}
         shape = (rows[1] - rows[0], *self.shape(leaf)[1:])
         want = packing.layout(type, shape)
@@ -325,9 +332,17 @@ class Evaluator:
         scale = parts[".scale"]
         if type.scale == "s4":
             scale = packing.unpack_scales(scale, type.groups(shape[type.axis]))
-        if not (np.isfinite(scale).all() and np.isfinite(parts.get(".row", scale)).all()):
-            raise BundleError(f"tensor '{name}.scale' of {source.description} holds NaN or infinite scales")
-        return QTensor(packing.unpack_codes(parts[""], type, shape), scale, parts.get(".zero"), type, parts.get(".row"))
+        codes = packing.unpack_codes(parts[""], type, shape)
+        return self._checked(QTensor(codes, scale, parts.get(".zero"), type, parts.get(".row")), type, shape, leaf)
+
+    def _checked(self, found: QTensor, type: Storage, shape: tuple[int, ...], leaf: Recipe) -> QTensor:
+        name, origin = self.leaf_name(leaf), "" if self.source is None else f" of {self.source.description}"
+        if found.type != type or found.shape != shape:
+            raise BundleError(f"tensors '{name}*'{origin} are {found.type} {list(found.shape)}, not {type} {list(shape)}")
+        rows = found.scale if found.row is None else found.row
+        if not (np.isfinite(found.scale).all() and np.isfinite(rows).all()) or _no_number(found):
+            raise BundleError(f"tensor '{name}.scale'{origin} holds NaN or infinite scales")
+        return found
 
     def _stacked(self, recipe: Recipe, type: Storage, rows: tuple[int, int]) -> QTensor:
         """Return quantised tensors along a new first dim, as codes."""

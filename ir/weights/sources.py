@@ -14,9 +14,11 @@ import numpy as np
 
 from omnic.errors import BundleError, InputError
 from omnic.ir.op import Array
+from omnic.ir.packing import QTensor
 from omnic.ir.types import TensorType, parse_type
 
-__all__ = ["TYPES_KEY", "ArraySource", "Box", "SafetensorsSource", "Source", "TypedSource", "code_rows", "normal_rows"]
+__all__ = ["TYPES_KEY", "ArraySource", "Box", "CodeSource", "SafetensorsSource", "Source", "TypedSource", "code_rows",
+           "normal_rows"]
 
 Box = tuple[tuple[int, int], ...]
 BLOCK = 1 << 16
@@ -61,6 +63,15 @@ class TypedSource(Source, Protocol):
 
     def typed(self, name: str) -> TensorType | None:
         """Return the type and shape of a tensor that has a type of its own, None for any other."""
+        ...
+
+
+@runtime_checkable
+class CodeSource(Source, Protocol):
+    """A source that gives tensors of a storage type as codes in one go, which reading part by part would unpack anew."""
+
+    def quantised(self, name: str, rows: tuple[int, int]) -> QTensor:
+        """Return rows of a tensor of a storage type."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -250,7 +251,9 @@ class WeightStore:
         codes = code_rows(self.seed, name, shape, low, high, rows)
         spread = {"t2": 0.8, "nf4": 0.5, "fp4": 3.0}.get(type.kind) or float(2**type.bits - 1) / 12**0.5
         unit = 0.02 / spread / (1.0 if part.row is None else 8.0)
-        if part.row is None:
+        if type.scale == "e8m0":
+            part.scale.fill(127 + round(math.log2(unit)))
+        elif part.row is None:
             part.scale.fill(unit)
         else:
             part.scale.fill(8)
@@ -269,10 +272,7 @@ class WeightStore:
         type = weight.type.element
         if not isinstance(type, Storage):
             return {"": self.array(name, rows).astype(type.numpy, copy=False)}
-        q = self.quantised(name, rows)
-        scale = q.scale if q.row is None else packing.pack_scales(q.scale)
-        found = {"": packing.pack_codes(q.codes, type), ".scale": scale}
-        return found | {suffix: part for suffix, part in ((".zero", q.zero), (".row", q.row)) if part is not None}
+        return packing.packed_parts(self.quantised(name, rows))
 
     def bytes(self, name: str) -> int:
         """Return the bytes of a weight in files."""

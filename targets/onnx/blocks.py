@@ -7,7 +7,7 @@ they stand for the same numbers:
 * ``i3`` as 4 bits, ``i5`` and ``i6`` as 8, ``t2`` as 2: the codes are whole numbers already;
 * ``fp4`` as 8 bits: twice its levels are whole numbers (0, 1, 2, 3, 4, 6, 8, 12), with half the scale;
 * a group of several blocks repeats its scale and zero point (``row`` too), the tail of a row is filled up;
-* ``f16`` scales become f32; an ``s4`` scale becomes its product with the row's factor, which lies beside.
+* ``f16`` and ``e8m0`` scales become f32; an ``s4`` scale becomes its product with the row's factor, which lies beside.
 
 What has no such form (``nf4``; groups that no block of 16 divides; groups along another dim) is kept as 8-bit codes
 and decoded by the program itself (:func:`parts_of_units`).
@@ -147,7 +147,7 @@ def parts_of(form: Blocks, q: QTensor) -> dict[str, Array]:
 
 def _scales(q: QTensor) -> Array:
     """Return the scales as f32 numbers: of whole numbers, so half of fp4's."""
-    scale = q.scale.astype(np.float32)
+    scale = packing.scale_numbers(q)
     if q.row is not None:
         scale = scale * q.row[..., None]
     return scale * np.float32(0.5) if q.type.kind == "fp4" else scale
@@ -201,13 +201,20 @@ def _stored_scale(type: Storage, scale: Array, row: Array | None) -> Array:
     if row is not None:
         factor = np.where(row > 0, row, np.float32(1))[..., None]
         return np.clip(np.rint(scale / factor), 1, 15).astype(np.uint8)
-    return scale.astype(np.float16) if type.scale == "f16" else scale
+    return _rounded_back(type, scale)
+
+
+def _rounded_back(type: Storage, scale: Array) -> Array:
+    """Return f32 scales as the storage type keeps them."""
+    if type.scale == "e8m0":
+        return (np.frexp(scale)[1] + 126).astype(np.uint8)
+    return scale.astype({"f16": np.float16, "s4": np.uint8}.get(type.scale, np.float32), copy=False)
 
 
 # -- weights that the program decodes --------------------------------------------------------------------
 def parts_of_units(q: QTensor) -> dict[str, Array]:
     """Return codes as they are, one to a byte, and the scales as f32."""
-    found = {"units": q.codes, "units.scale": q.scale.astype(np.float32)}
+    found = {"units": q.codes, "units.scale": packing.scale_numbers(q)}
     if q.zero is not None:
         found["units.zero"] = q.zero
     if q.row is not None:
@@ -229,6 +236,5 @@ def units_shape(type: Storage, shape: tuple[int, ...], part: str) -> tuple[int, 
 
 def units_back(type: Storage, parts: Mapping[str, Array]) -> QTensor:
     """Undo :func:`parts_of_units`."""
-    scale = parts["units.scale"]
-    stored = {"f16": np.float16, "s4": np.uint8}.get(type.scale, np.float32)
-    return QTensor(parts["units"], scale.astype(stored), parts.get("units.zero"), type, parts.get("units.row"))
+    scale = _rounded_back(type, parts["units.scale"])
+    return QTensor(parts["units"], scale, parts.get("units.zero"), type, parts.get("units.row"))

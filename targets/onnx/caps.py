@@ -121,7 +121,7 @@ def _ops(contrib: Mapping[str, str]) -> dict[str, OpSupport]:
 
 def _rules() -> tuple[GroupRule, ...]:
     """Every storage kind: what no operator reads is decoded when the program is loaded, and a remark says so."""
-    scales: frozenset[ScaleKind] = frozenset({"f16", "f32", "s4"})
+    scales: frozenset[ScaleKind] = frozenset({"f16", "f32", "s4", "e8m0"})
     axes = frozenset({-1, -2})
     kinds: tuple[StorageKind, ...] = ("i8", "i6", "i5", "i4", "i3", "i2", "nf4", "fp4", "t2")
     return tuple(

@@ -92,7 +92,7 @@ _KERNEL_OPS = (
 # Weights are decoded when they are loaded, so every group is as good as another.
 _GROUPS = (-1, 0, 8, 16, 32, 64, 128, 256, 512)
 _STATE_KINDS: tuple[StorageKind, ...] = ("i8", "i4", "i2", "nf4")
-_SCALES: frozenset[ScaleKind] = frozenset({"f16", "f32", "s4"})
+_SCALES: frozenset[ScaleKind] = frozenset({"f16", "f32", "s4", "e8m0"})
 _NO_STORAGE = "the kernels read f32, f16 and bf16 numbers; a storage type has no torch tensor"
 
 CAPS = Caps(
