@@ -22,19 +22,29 @@ def judge_states(model: str, found: Found) -> list[dict[str, Any]]:
             figure = f"{s.percent:+.3f} ± {s.percent_error:.3f} %, KL {s.mean_kl:.2e}"
             rows.append(row(f"{model}: {what} ({name})", figure, f"<= +{percent} %", s.percent <= percent))
 
+    def told(name: str, what: str) -> None:
+        """A row without a bar: what the newest tokens in f16 are worth."""
+        if name in found:
+            s = found[name].score
+            figure = f"{s.percent:+.3f} ± {s.percent_error:.3f} %, KL {s.mean_kl:.2e}"
+            rows.append(row(f"{model}: {what} ({name})", figure))
+
     cost("u8 g64", 0.05, "KV at u8")
     cost("u8 static per channel", 0.05, "KV at u8")
     if model == "tiny_moe":
-        cost("i4 g64 asym", 0.1, "MLA latent at i4, rope part at f16")
-        if "i4 g64 asym" in found:
-            plain, kept = mha_bytes(model), found["i4 g64 asym"].kv_bytes
+        barred = "i4 g64, newest 32"
+        cost(barred, 0.1, "MLA latent at i4, rope part at f16, as kv-quant{bits=4} has it")
+        if barred in found:
+            plain, kept = mha_bytes(model), found[barred].kv_bytes
             figure = f"{plain / kept:.2f}x ({kept:,.1f} against {plain:,} bytes a token)"
             rows.append(
                 row(f"{model}: fewer bytes than the same heads as MHA at f16", figure, ">= 7x", plain / kept >= 7)
             )
     else:
-        for name in ("i4 g64 asym", "i4 g32 asym", "K i4 per channel, V i4"):
-            cost(name, 0.2, "KV at i4 asymmetric")
+        cost("i4 g64, newest 32", 0.2, "KV at i4 asymmetric, as kv-quant{bits=4} has it")
+        cost("K i4 per channel, V i4", 0.2, "KV at i4 asymmetric, keys per channel")
+    for name in ("i4 g64 asym", "i4 g32 asym"):
+        told(name, "every token in codes")
     blocks, tokens = "K i4 per channel, V i4", "i4 g64 asym"
     if model == "tiny" and blocks in found and tokens in found:
         value, error = kl_ratio(found[blocks].score, found[tokens].score)

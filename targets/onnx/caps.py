@@ -82,6 +82,7 @@ _STANDARD = {
     "depthwise_conv1d": "Conv",
     "cache_write": "TensorScatter (circular)",
     "cache_read": "Slice over the live slots",
+    "cache_close": "GatherElements, then TensorScatter (circular) of whole blocks",
     "cache_move": "GatherElements, ScatterElements",
     "linear": "MatMul",
     "embedding": "Gather",
@@ -92,6 +93,7 @@ _STANDARD = {
     "rope": "RotaryEmbedding",
     "lm_head": "GatherND, Gemm",
     "attention": "Attention with an explicit mask, over states; decomposed elsewhere",
+    "block_attention": "Attention over live slots and recent tokens with an explicit mask; decomposed elsewhere",
     "mla": "Attention with one KV head over the latent, over states; decomposed elsewhere",
     "moe": "If and MatMul per expert",
     "dequantise": "Cast, Mul: of a weight, once, when the program is loaded",
@@ -107,7 +109,6 @@ _FUSED = {
     "moe": "MoE (QMoE with stored weights) where its activation is exact, If and a product per expert else"
     " (tests/targets/onnx/test_experts.py)",
 }
-_BLOCKS = "keys quantised in blocks of tokens are for targets whose states are codes"
 _DECOMPOSED = ("router", "fake_quant", "short_conv", "linear_recurrence", "pool_blocks", "host.fetch")
 
 
@@ -116,7 +117,7 @@ def _ops(contrib: Mapping[str, str]) -> dict[str, OpSupport]:
     fused = {op: OpSupport("native", f"{_CONTRIB}: {how}") for op, how in contrib.items()}
     rest = {op: OpSupport("decompose", f"its core ops are lowered ({_SPEC})") for op in _DECOMPOSED}
     return {**standard, **fused, **rest, **{op: OpSupport("excluded", _STORED) for op in ("quantise",)},
-            **{op: OpSupport("excluded", _BLOCKS) for op in ("cache_close", "block_attention")}}
+            }
 
 
 def _rules() -> tuple[GroupRule, ...]:
@@ -131,9 +132,9 @@ def _rules() -> tuple[GroupRule, ...]:
 
 
 def _state_rules() -> tuple[GroupRule, ...]:
-    """Codes that operators find and read token by token; groups of a block of tokens are not among them."""
+    """Codes that operators find and read, token by token or in blocks of tokens."""
     scales: frozenset[ScaleKind] = frozenset({"f16", "f32", "one"})
-    axes = frozenset({-1})
+    axes = frozenset({-1, -2})
     return tuple(GroupRule(kind, (0, *_SIZES), True, kind != "nf4", scales, axes) for kind in KINDS)
 
 

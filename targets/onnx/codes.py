@@ -2,7 +2,9 @@
 
 A state ``i4<g32, asym>[B, G, S, D]`` is three buffers, each bound as input and as output: its codes u8 [B, G, S, D/2]
 in the canonical packing (the lowest bits the lowest index; 8-bit codes are i8), ``.scale`` f16 [B, G, S, D/32] and
-``.zero`` u8 of the same shape; with scales of one only the codes.  Every step is the one of
+``.zero`` u8 of the same shape; with scales of one only the codes.  A state in blocks of tokens, ``i4<g32, asym,
+axis-2>[B, G, S, D]``, has one entry a block instead of one a slot: u8 [B, G, S/32, 16 D], channel by channel, and f16
+and u8 [B, G, S/32, D].  Every step is the one of
 :func:`omnic.ir.packing.quantise`, in f32.
 """
 
@@ -18,7 +20,7 @@ from omnic.ir.packing import FP4_LEVELS, NF4_LEVELS, peak_of
 from omnic.ir.types import Storage, TensorType
 from omnic.targets.onnx.writer import GraphWriter
 
-__all__ = ["BUFFER_TYPES", "buffers", "decode", "encode"]
+__all__ = ["BUFFER_TYPES", "buffers", "decode", "decode_blocks", "encode", "encode_blocks"]
 
 #: type of a buffer in a program's description -> numpy's
 BUFFER_TYPES: dict[str, Any] = {"f32": np.float32, "f16": np.float16, "i8": np.int8, "u8": np.uint8}
@@ -30,6 +32,8 @@ def buffers(type: TensorType) -> dict[str, tuple[str, tuple[Dim, ...]]]:
     element, (*others, size) = type.element, type.shape
     if not isinstance(element, Storage):
         return {"": ("f16" if str(element) == "f16" else "f32", type.shape)}
+    if element.axis == -2:
+        return _block_buffers(element, type.shape)
     assert isinstance(size, int)
     codes = ("i8" if element.bits == 8 else "u8", (*others, -(-size * element.bits // 8)))
     found: dict[str, tuple[str, tuple[Dim, ...]]] = {"": codes}
@@ -38,6 +42,37 @@ def buffers(type: TensorType) -> dict[str, tuple[str, tuple[Dim, ...]]]:
     if element.asym:
         found[".zero"] = ("u8", (*others, element.groups(size)))
     return found
+
+
+def _block_buffers(element: Storage, shape: tuple[Dim, ...]) -> dict[str, tuple[str, tuple[Dim, ...]]]:
+    *others, slots, width = shape
+    assert isinstance(slots, int) and isinstance(width, int)
+    count = slots // element.group
+    bytes = width * -(-element.group * element.bits // 8)
+    found: dict[str, tuple[str, tuple[Dim, ...]]] = {
+        "": ("i8" if element.bits == 8 else "u8", (*others, count, bytes)),
+        ".scale": (element.scale, (*others, count, width)),
+    }
+    if element.asym:
+        found[".zero"] = ("u8", (*others, count, width))
+    return found
+
+
+def encode_blocks(w: GraphWriter, x: onnx.Value, type: Storage, rank: int, width: int) -> Parts:
+    """Return the buffers' numbers for blocks of tokens, x f32 [..., n, group, D]; ``rank`` is the state's."""
+    turned = w.op("Transpose", x, perm=[*range(rank - 1), rank, rank - 1])
+    parts = encode(w, turned, type, rank + 1, type.group)
+    lead = [0] * (rank - 1)
+    return {s: w.op("Reshape", part, w.ints(*lead, -1)) for s, part in parts.items()}
+
+
+def decode_blocks(w: GraphWriter, parts: Parts, type: Storage, rank: int, width: int) -> onnx.Value:
+    """Return the numbers [..., n * group, D] of the buffers of n blocks; ``rank`` is the state's."""
+    lead = [0] * (rank - 1)
+    split = {s: w.op("Reshape", part, w.ints(*lead, width, -1)) for s, part in parts.items()}
+    numbers = decode(w, split, type, rank + 1, type.group)
+    turned = w.op("Transpose", numbers, perm=[*range(rank - 1), rank, rank - 1])
+    return w.op("Reshape", turned, w.ints(*[0] * (rank - 2), -1, width))
 
 
 def _groups(type: Storage, size: int) -> tuple[int, int]:

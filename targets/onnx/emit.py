@@ -23,6 +23,7 @@ from omnic.targets.onnx.lower.attend import fused_attention
 from omnic.targets.onnx.lower.composites import position_limit, skip_norm
 from omnic.targets.onnx.lower.core import refuse
 from omnic.targets.onnx.packed import check_packable, write_packed
+from omnic.targets.onnx.lower.states import read_before
 from omnic.targets.onnx.plan import Plan, make_plan
 from omnic.targets.onnx.program import METADATA
 from omnic.targets.onnx.tensors import DATA_FILE, TensorTable
@@ -37,6 +38,7 @@ _ONNX = {
     "u8": onnx.DataType.UINT8,
 }
 KIND = "onnx"
+_UPDATES = ("cache_write", "cache_close", "cache_move")
 TABLE_FILE = "weights.json"
 
 
@@ -193,11 +195,19 @@ def _check_states(module: Module, function: Function) -> None:
         loc = next((f" ({n.loc})".replace('"', "") for n, _ in users if n.loc), "")
         place = f"state {state.name} of @{function.name}{loc}"
         element = state.type.element
-        stored = isinstance(element, Storage) and element.kind in KINDS and element.axis == -1 and element.scale != "s4"
+        stored = isinstance(element, Storage) and element.kind in KINDS and element.scale != "s4"
         if not stored and element not in (DType.F32, DType.F16):
             hint = f"kv-quant{{keys=token}} with {', '.join(KINDS)} fits" if isinstance(element, Storage) else None
             raise InputError(f"onnx cannot keep {place} as {element}", hint or "set kv_dtype to f32 or f16")
-        if state.rollback != "positional" or any(n.op not in ("cache_write", "cache_move") for n, _ in users):
+        if isinstance(element, Storage) and element.axis == -2 and int(str(state.type.shape[-2])) % element.group:
+            raise InputError(
+                f"onnx cannot keep {place} in blocks of {element.group} tokens: they do not fill its "
+                f"{state.type.shape[-2]} slots",
+                "choose a context that the block divides, or keys=token",
+            )
+        if any(n.op == "cache_write" and read_before(function, n) for n, _ in users):
+            users = [(n, at) for n, at in users if n.op != "cache_read"]
+        if state.rollback != "positional" or any(n.op not in _UPDATES for n, _ in users):
             raise InputError(
                 f"onnx cannot update {place} in place: it is not written token by token",
                 "choose another target for layers with recurrent states",

@@ -24,6 +24,10 @@ from omnic.targets.onnx.writer import attrs_of
 __all__ = ["ROTARY_MULTIPLE", "Cached", "Fused", "Heads", "Plan", "make_plan"]
 
 
+#: operands of an op that are keys (latents), values (rope keys), and the index of the keys
+_PLACES: Mapping[str, tuple[int, int, int]] = {"attention": (1, 2, 4), "mla": (2, 3, 7), "block_attention": (1, 2, 5)}
+_WRITES = ("cache_write", "cache_close")
+
 #: what GroupQueryAttention's checks ask of head sizes, and of rotated dims
 HEAD_MULTIPLE, ROTARY_MULTIPLE = 8, 16
 
@@ -154,10 +158,12 @@ def _only_for(read: Node, first: Node, node: Node, uses: Uses) -> bool:
 
 def _cached(node: Node, producer: Mapping[Value, Node]) -> Cached | None:
     """Match keys and values that are the first result of a cache_read of a fresh cache_write."""
-    if node.op not in ("attention", "mla"):
+    if node.op not in _PLACES:
         return None
-    first, second = (1, 2) if node.op == "attention" else (2, 3)
-    index = node.operands[4 if node.op == "attention" else 7]
+    first, second, at = _PLACES[node.op]
+    index = node.operands[at]
+    if node.op == "block_attention" and node.operands[8] is None:
+        return None
     reads: list[Node] = []
     writes: list[Node] = []
     scaled: list[tuple[Node, ...]] = []
@@ -170,7 +176,7 @@ def _cached(node: Node, producer: Mapping[Value, Node]) -> Cached | None:
             return None
         state = read.operands[0]
         write = producer.get(state) if state is not None else None
-        if write is None or write.op != "cache_write" or write.operands[2:] != read.operands[1:]:
+        if write is None or write.op not in _WRITES or write.operands[-2:] != read.operands[1:]:
             return None
         if attrs_of(write)["ring"] != attrs_of(read)["ring"]:
             return None
@@ -204,6 +210,8 @@ def _fused(cached: Cached, uses: Uses) -> Fused | str:
     node = cached.node
     if node.op == "mla":
         return "no operator computes latent attention; standard Attention over the latent with one KV head does"
+    if node.op == "block_attention":
+        return "no operator reads recent tokens beside codes; standard Attention over both does"
     q, k, v, q_index = node.operands[:4]
     assert q is not None
     assert k is not None

@@ -34,7 +34,12 @@ from omnic.targets.onnx.lower.states import (
 from omnic.targets.onnx.plan import ROTARY_MULTIPLE, Cached, Fused, Heads
 from omnic.targets.onnx.writer import MICROSOFT, GraphWriter, attrs_of
 
-__all__ = ["fused_attention", "latent_attention", "standard_attention"]
+__all__ = ["attend", "fused_attention", "latent_attention", "latents", "standard_attention"]
+
+#: logit of a sink that adds nothing: its exponential is 0
+NO_SINK = -1e30
+#: bytes of scores of all heads, tokens of a call and slots up to which they are kept at once
+SCORE_BYTES = 32 << 20
 
 
 def _operand(node: Node, place: int) -> Value:
@@ -120,7 +125,7 @@ def _related(w: GraphWriter, parents: Value) -> onnx.Value:
 
 
 # -- standard Attention ---------------------------------------------------------------------------------
-def _attend(
+def attend(
     w: GraphWriter, node: Node, q: onnx.Value, k: onnx.Value, v: onnx.Value, mask: onnx.Value, sinks: Value | None
 ) -> onnx.Value:
     """Standard Attention over [B, H, T, D]; a sink is one more key of zeros whose mask entry is the sink's logit."""
@@ -157,7 +162,7 @@ def standard_attention(w: GraphWriter, cached: Cached) -> None:
     node = cached.node
     mask, count = _mask(w, cached)
     k, v = (_seen(w, cached, place, count) for place in (0, 1))
-    w.bind(node.result, _attend(w, node, w.need(_operand(node, 0)), k, v, mask, node.operands[5]))
+    w.bind(node.result, attend(w, node, w.need(_operand(node, 0)), k, v, mask, node.operands[5]))
 
 
 def _single(w: GraphWriter, q_index: Value) -> onnx.Value:
@@ -174,11 +179,13 @@ def latent_attention(w: GraphWriter, cached: Cached) -> None:
     The operator reads the keys once for each query head.  The heads of a single token are its queries then, so
     that the keys are read once for all of them: 0.97 ms instead of 1.70 ms for 8 heads over 2048 slots.
     """
-    node = cached.node
     mask, count = _mask(w, cached)
-    latent, turned = (
-        w.op("Unsqueeze", _seen(w, cached, place, count), w.ints(1)) for place in (0, 1)
-    )
+    latents(w, cached.node, _seen(w, cached, 0, count), _seen(w, cached, 1, count), mask)
+
+
+def latents(w: GraphWriter, node: Node, latent: onnx.Value, turned: onnx.Value, mask: onnx.Value) -> None:
+    """Lower ``mla`` over latents [B, n, L] and rope keys [B, n, R] under a mask f32 [B, 1, T, n]."""
+    latent, turned = (w.op("Unsqueeze", x, w.ints(1)) for x in (latent, turned))
     w_k, w_v = _operand(node, 4), _operand(node, 5)
     query = w.op("Concat", w.op("MatMul", w.need(_operand(node, 0)), w.need(w_k)), w.need(_operand(node, 1)), axis=3)
     key = w.op("Concat", latent, turned, axis=3)
@@ -187,10 +194,10 @@ def latent_attention(w: GraphWriter, cached: Cached) -> None:
     def folded() -> Sequence[onnx.Value]:
         one = w.op("Reshape", query, w.ints(0, 1, heads, -1))
         every = w.op("Expand", mask, w.ints(1, 1, heads, 1))
-        return [w.op("Reshape", _attend(w, node, one, key, latent, every, None), w.ints(0, heads, 1, size))]
+        return [w.op("Reshape", attend(w, node, one, key, latent, every, None), w.ints(0, heads, 1, size))]
 
     def by_head() -> Sequence[onnx.Value]:
-        return [_attend(w, node, query, key, latent, mask, None)]
+        return [attend(w, node, query, key, latent, mask, None)]
 
     kind = onnx.TensorType(onnx.DataType.FLOAT)
     mixed = w.branch(_single(w, _operand(node, 6)), [kind], folded, by_head)[0]
@@ -316,7 +323,7 @@ def fused_attention(w: GraphWriter, fused: Fused) -> None:
             after = [c[""] for c in codes]
             numbers = [live_codes(w, c, s, count) for c, s in zip(codes, states, strict=True)]
             seen = [w.op("Mul", x, s) for x, s in zip(numbers, scales, strict=True)]
-        mixed = _attend(w, cached.node, q, seen[0], seen[1], mask, cached.node.operands[5])
+        mixed = attend(w, cached.node, q, seen[0], seen[1], mask, cached.node.operands[5])
         return [w.op("Reshape", w.op("Transpose", mixed, perm=[0, 2, 1, 3]), w.ints(0, 0, heads * size)), *after]
 
     kind = onnx.TensorType(onnx.DataType.FLOAT)

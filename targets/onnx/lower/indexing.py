@@ -129,14 +129,6 @@ def _quantise(w: GraphWriter, node: Node) -> None:
     )
 
 
-def _in_blocks(w: GraphWriter, node: Node) -> None:
-    raise refuse(
-        node,
-        "states whose scales are shared by a block of tokens have no in-place update here",
-        "write kv-quant{keys=token}, or choose the torch target",
-    )
-
-
 def _dequantise(w: GraphWriter, node: Node) -> None:
     """A stored weight as numbers."""
     value, to = node.operands[0], attrs_of(node)["to"]
@@ -164,4 +156,4 @@ TABLE: dict[str, Lowering] = {
     "dequantise": _dequantise,
 }
 #: core ops that are refused, with the error they raise
-REFUSED: dict[str, Lowering] = {"quantise": _quantise, "cache_close": _in_blocks, "block_attention": _in_blocks}
+REFUSED: dict[str, Lowering] = {"quantise": _quantise}

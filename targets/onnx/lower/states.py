@@ -15,9 +15,9 @@ import onnx_ir as onnx
 
 from omnic.errors import InternalError
 from omnic.ir.dims import Dim
-from omnic.ir.graph import Node, Value
+from omnic.ir.graph import Function, Node, Value
 from omnic.ir.types import DType, Storage
-from omnic.targets.onnx.codes import buffers, decode, encode
+from omnic.targets.onnx.codes import buffers, decode, decode_blocks, encode
 from omnic.targets.onnx.lower.core import refuse
 from omnic.targets.onnx.writer import GraphWriter, attrs_of, element_type
 
@@ -30,6 +30,10 @@ __all__ = [
     "live_count",
     "live_numbers",
     "places_of",
+    "read_before",
+    "scatter",
+    "slot_index",
+    "slots_of",
     "write_codes",
     "write_tokens",
 ]
@@ -97,7 +101,7 @@ def write_tokens(w: GraphWriter, state: Value, x: onnx.Value, places: Places) ->
     """Return a plain ``state`` with the valid tokens of x [B, ..., T, D] written."""
     if state.type.element == DType.F16:
         x = w.op("Cast", x, to=onnx.DataType.FLOAT16)
-    return _scatter(w, state, w.need(state), x, places)
+    return scatter(w, state, w.need(state), x, places)
 
 
 def write_codes(w: GraphWriter, state: Value, x: onnx.Value, places: Places) -> dict[str, onnx.Value]:
@@ -105,10 +109,10 @@ def write_codes(w: GraphWriter, state: Value, x: onnx.Value, places: Places) -> 
     element, old = state.type.element, w.state_parts(state)
     assert isinstance(element, Storage)
     made = encode(w, x, element, state.type.rank, int(str(state.type.shape[-1])))
-    return {s: _scatter(w, state, old[s], made[s], places) for s in old}
+    return {s: scatter(w, state, old[s], made[s], places) for s in old}
 
 
-def _scatter(w: GraphWriter, state: Value, old: onnx.Value, x: onnx.Value, places: Places) -> onnx.Value:
+def scatter(w: GraphWriter, state: Value, old: onnx.Value, x: onnx.Value, places: Places) -> onnx.Value:
     """Return one buffer of a state with tokens written."""
     rank = state.type.rank
     valid, first, every = places.valid, places.first, places.every
@@ -154,6 +158,12 @@ def live_codes(w: GraphWriter, parts: Mapping[str, onnx.Value], state: Value, co
     element = state.type.element
     assert isinstance(element, Storage)
     axis = w.ints(state.type.rank - 2)
+    if element.axis == -2:
+        size = w.ints(element.group)
+        blocks = w.op("Div", w.op("Add", count, w.ints(element.group - 1)), size)
+        parts = {s: w.op("Slice", part, w.ints(0), blocks, axis) for s, part in parts.items()}
+        numbers = decode_blocks(w, parts, element, state.type.rank, int(str(state.type.shape[-1])))
+        return w.op("Slice", numbers, w.ints(0), count, axis)
     parts = {s: w.op("Slice", part, w.ints(0), count, axis) for s, part in parts.items()}
     return decode(w, parts, element, state.type.rank, int(str(state.type.shape[-1])))
 
@@ -220,8 +230,40 @@ def _write(w: GraphWriter, node: Node) -> None:
         return
     if element == DType.BF16:
         raise refuse(node, f"a state of {element} has no in-place update here", "set kv_dtype to f32 or f16")
+    joined = read_before(w.function, node)
+    if joined is not None:
+        w.bind(node.result, _renewed(w, state, w.need(joined), start, length), element_type(state.type, state=True))
+        return
     found = write_tokens(w, state, w.need(x), places_of(w, state, start, length, tokens))
     w.bind(node.result, found, element_type(state.type, state=True))
+
+
+def read_before(function: Function, write: Node) -> Value | None:
+    """Return what joins the old numbers of a ring and the tokens ``write`` puts into it, or None.
+
+    That is how recent tokens are kept (docs/ir.md, ``cache_close``): the call reads the ring as it was, and the new
+    ring is made of what was read, so nothing can be overwritten before it is read.
+    """
+    state, x = write.operands[:2]
+    old = [n.results[0] for n in function.nodes if n.op == "cache_read" and n.operands[0] is state]
+    joined = (n for n in function.nodes if n.op == "concat" and len(old) == 1 and n.operands == (old[0], x))
+    return next((n.result for n in joined), None)
+
+
+def _renewed(w: GraphWriter, state: Value, joined: onnx.Value, start: Value, length: Value) -> onnx.Value:
+    """Return a ring of R slots from ``joined`` [B, ..., R + T, D]: its slots before the call, then its tokens."""
+    slots, rank = slots_of(state), state.type.rank
+    key = ("renewed", start, length, slots)
+    if key not in w.memo:
+        index = slot_index(w, start, length, slots, True, w.ints(slots))
+        first = w.op("Unsqueeze", w.need(start), w.ints(1))
+        fresh = w.op("Add", w.op("Sub", index, first), w.ints(slots))
+        w.memo[key] = w.op("Where", w.op("GreaterOrEqual", index, first), fresh, w.const(np.arange(slots)))
+    at = w.op("Unsqueeze", w.memo[key], w.ints(*range(1, rank - 2), rank - 1))
+    lead = w.op("Shape", joined, start=0, end=rank - 2)
+    at = w.op("Expand", at, w.op("Concat", lead, w.ints(slots, int(str(state.type.shape[-1]))), axis=0))
+    found = w.op("GatherElements", joined, at, axis=rank - 2)
+    return w.op("Cast", found, to=onnx.DataType.FLOAT16) if state.type.element == DType.F16 else found
 
 
 def _read(w: GraphWriter, node: Node) -> None:
@@ -231,8 +273,7 @@ def _read(w: GraphWriter, node: Node) -> None:
     assert length is not None
     slots = slots_of(state)
     if isinstance(state.type.element, Storage):
-        size = int(str(state.type.shape[-1]))
-        found = decode(w, w.state_parts(state), state.type.element, state.type.rank, size)
+        found = live_codes(w, w.state_parts(state), state, w.ints(slots))
     else:
         found = w.need(state)
     if state.type.element == DType.F16:

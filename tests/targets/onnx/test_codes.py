@@ -12,13 +12,14 @@ from omnic.errors import InputError
 from omnic.ir.dims import evaluate
 from omnic.ir.graph import Module
 from omnic.ir.numeric import CLASSES, class_of, compare
-from omnic.ir.reference import Interpreter, ReferenceExecutor
-from omnic.ir.types import Storage
+from omnic.ir.reference import Interpreter, ReferenceExecutor, ReferenceSession
 from omnic.ir.weights import ResultStore, WeightStore
 from omnic.passes.base import PassContext
 from omnic.passes.context import Calibration
+from omnic.passes.kv.forms import state_bytes
 from omnic.passes.kv_quant import KvQuant
 from omnic.targets.onnx.target import TARGET
+from tests.passes.rings import RINGS
 from tests.targets.onnx.helpers import MLA, emitted, model, session_of, spec_text
 
 GQA = "{kind: gqa, heads: 4, kv_heads: 2, head_dim: 40, rope: {base: 10000}}"
@@ -147,10 +148,53 @@ def test_capture_sees_through_states_of_codes(tmp_path: Path) -> None:
     assert compare("logits", found, wanted, CLASSES["int8"]).ok
 
 
-def test_blocks_of_tokens_are_refused(tmp_path: Path) -> None:
-    module, weights = quantised(spec_text(GQA), tmp_path, bits=4, keys="channel", block=16)
-    assert any(isinstance(s.type.element, Storage) and s.type.element.axis == -2 for s in module.states.values())
-    said = r"onnx cannot keep state kv.0.k of @forward .* as i4<g16, asym, axis-2>"
+@pytest.mark.parametrize("profile", ["fused", "plain"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bits": 4, "keep": 8},
+        {"bits": 4, "keys": "channel", "block": 16, "keep": 4, "recent": 36},
+        {"bits": 8, "keys": "channel", "block": 16, "keep": 0, "recent": 32, "symmetric": True},
+        {"bits": 2, "group": 32, "keep": 1, "recent": 39},
+    ],
+    ids=str,
+)
+def test_recent_tokens_and_blocks_of_linear_states_rings_and_latents(
+    options: dict[str, Any], profile: str, tmp_path: Path
+) -> None:
+    """Far beyond the slots of the rings, in calls longer and shorter than a block and than a ring of recent tokens."""
+    module, weights = quantised(RINGS, tmp_path, **options)
+    assert any(s.role == "recent" for s in module.states.values())
+    emitted(module, weights, tmp_path, profile)
+    session, reference = session_of(module, tmp_path), ReferenceSession(module, weights, batch=3)
+    session.reset(3)
+    assert session.state_bytes() == state_bytes(module, 3)
+    random, kind = np.random.default_rng(0), CLASSES["int8"]
+    ids = random.integers(0, 512, (3, 250))
+    at = np.zeros(3, int)
+    for count in (64, 1, 1, 14, 64, 16, 1, 33):
+        length = np.array([count, max(count - 13, 0), count])
+        tokens = np.stack([ids[b, s : s + count] for b, s in enumerate(at)])
+        found = np.array(session.forward(tokens, length=length).logits)
+        wanted = reference.forward(tokens, length=length).logits
+        for row, n in enumerate(length):
+            if n:
+                case = compare(f"{count} tokens", found[row, :n], wanted[row, :n], kind)
+                assert case.ok, case.problem
+                assert np.abs(found[row, :n] - wanted[row, :n]).max() < 0.02 * np.sqrt((wanted**2).mean())
+        at += length
+    back = at - np.minimum(at, 3)
+    for one in (session, reference):
+        one.rollback(back)
+    tokens = np.stack([ids[b, s : s + 20] for b, s in enumerate(back)])
+    assert compare("after a rollback", np.array(session.forward(tokens).logits).reshape(60, -1),
+                   np.asarray(reference.forward(tokens).logits).reshape(60, -1), kind).ok
+
+
+def test_a_block_that_does_not_divide_the_context_is_refused(tmp_path: Path) -> None:
+    text = spec_text(GQA).replace("context: 64", "context: 72")
+    module, weights = quantised(text, tmp_path, bits=4, keys="channel", block=16)
+    said = "onnx cannot keep state kv.0.k of @forward .* in blocks of 16 tokens: they do not fill its 72 slots"
     with pytest.raises(InputError, match=said) as error:
         emitted(module, weights, tmp_path, "fused")
-    assert error.value.hint == "kv-quant{keys=token} with i8, i4, i2, nf4 fits"
+    assert error.value.hint == "choose a context that the block divides, or keys=token"
