@@ -218,7 +218,7 @@ def _completed(text: str, file: Path, vocab: int | None) -> TokenizerFiles:
             if first is not None and (known := contents.get(first) or backend.id_to_token(first)):
                 named[key] = known
     bos, eos = (backend.token_to_id(named[key]) if key in named else None for key in ("bos_token", "eos_token"))
-    stops = sorted({*_listed(ids["eos_token_id"]), *([] if eos is None else [eos])})
+    stops = sorted({*_listed(ids["eos_token_id"]), *(() if eos is None else (eos,))})
     return TokenizerFiles(text, named, bos, eos, tuple(stops), True, templates,
                           settings.get("split_special_tokens") is True, notes)
 
