@@ -93,7 +93,7 @@ def _forward(module: ModuleBuilder, spec: Spec, layers: tuple[Layer, ...], tree:
         normed = ctx.norm(x, "final_norm", final)
     with f.scope("head", loc_of(spec.place("vocab"))):
         f.result("logits", heads.main_head(ctx, normed, rows))
-    f.result("hidden", x)
+    f.result("hidden", normed if _reads_normed(spec) else x)
     if spec.heads.mtp is not None and spec.heads.mtp.kind == "linear":
         with f.scope("mtp", loc_of(spec.place("heads.mtp"))):
             f.result("mtp", heads.linear_mtp(ctx, normed, rows, spec.heads.mtp.depth))
@@ -117,8 +117,13 @@ def _mtp_block(module: ModuleBuilder, spec: Spec, layer: Layer, name: str, group
             normed = ctx.norm(x, f"{name}.final_norm", layer.norm)
         with f.scope("head"):
             f.result("logits", heads.main_head(ctx, normed, rows))
-    f.result("hidden", x)
+    f.result("hidden", normed if _reads_normed(spec) else x)
     f.outputs.extend(states)
+
+
+def _reads_normed(spec: Spec) -> bool:
+    """Whether an MTP block reads what the final norm gives, not the residual stream."""
+    return spec.heads.mtp is not None and spec.heads.mtp.normed
 
 
 def block(ctx: Context, x: Value, layer: Layer, group: int, prefix: str, scope: str | None = None) -> Value:

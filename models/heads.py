@@ -58,7 +58,8 @@ def verifier_head(ctx: Context, normed: Value, rows: Value) -> Value:
 def mtp_input(ctx: Context, hidden: Value, next_tokens: Value, prefix: str, norm: Norm) -> Value:
     """Project [norm(hidden); norm(embedding of the next token)] to the width (DeepSeek-V3, arXiv:2412.19437).
 
-    hidden is f32[B, T, D] before the final norm, next_tokens i64[B, T]; the result is [B, T, D].
+    hidden is f32[B, T, D], before the final norm or (``heads.mtp.normed``) after it; next_tokens is i64[B, T].  The
+    result is [B, T, D].
     """
     left = ctx.norm(hidden, f"{prefix}.hidden_norm", norm)
     right = ctx.norm(embedded(ctx, next_tokens, hint="next"), f"{prefix}.embed_norm", norm)

@@ -85,7 +85,7 @@ class MtpSession(SessionBase):
         """Append tokens to an MTP block's states and return its logits [B, R, V] and hidden [B, T, D].
 
         Args:
-            hidden: f32[B, T, D], the residual stream of the main model (or of the block, for further drafts).
+            hidden: f32[B, T, D], what the main model gave as hidden (or the block, for further drafts).
             next_tokens: i64[B, T], the token after each.
             length: i64[B], valid tokens of each row; T when None.
             rows: i64[B, R], indices whose logits are wanted; all when None.

@@ -33,6 +33,7 @@ TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`vocab`", schema.VocabModel),
     ("`norm`", schema.NormModel),
     ("`softcap`", schema.SoftcapModel),
+    ("`multipliers`", schema.MultipliersModel),
     ("`init`", schema.InitModel),
     ("An entry of `blocks`", blocks.BlockModel),
     ("`attention`, every kind", blocks.AttentionModel),

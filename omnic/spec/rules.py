@@ -97,6 +97,9 @@ def _heads(spec: Spec) -> Iterator[Problem]:
     if mtp.kind == "linear" and mtp.ffn is not None:
         hint = "use 'kind: block', or take ffn out"
         yield Problem(("heads", "mtp", "ffn"), "a linear mtp head has no ffn", hint, at_key=True)
+    if mtp.kind == "linear" and mtp.normed:
+        message = "'normed' is for blocks: a linear mtp head reads the hidden state after the final norm"
+        yield Problem(("heads", "mtp", "normed"), message, "use 'kind: block', or take normed out", at_key=True)
     yield from _ffn(mtp.ffn, ("heads", "mtp", "ffn"))
     if mtp.depth >= spec.chunk:
         yield Problem(("heads", "mtp", "depth"), f"depth {mtp.depth} does not fit a chunk of {spec.chunk} tokens")
@@ -218,7 +221,8 @@ def _reach(spec: Spec, layer: Attention, at: Callable[..., Path]) -> Iterator[Pr
             yield Problem(at("rope", "scaling", key), message, at_key=True)
     if scaling.kind == "longrope" and len(scaling.factors) != rope.dims // 2:
         message = f"longrope has {len(scaling.factors)} factors for the {rope.dims // 2} frequencies"
-        yield Problem(at("rope", "scaling", "factors"), message, f"a factor for each pair of the {rope.dims} rotated dims")
+        hint = f"a factor for each pair of the {rope.dims} rotated dims"
+        yield Problem(at("rope", "scaling", "factors"), message, hint)
     if scaling.original_context > spec.context:
         message = f"original_context {scaling.original_context} is more than context {spec.context}"
         yield Problem(at("rope", "scaling", "original_context"), message)

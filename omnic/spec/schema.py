@@ -107,6 +107,11 @@ class MtpModel(Record):
     ffn: Annotated[BaseModel, KindOf("ffn")] | None = Field(
         default=None, description="block: the ffn of the block; none: that of the last layer"
     )
+    normed: Flag = Field(
+        default=False,
+        description="block: it reads the hidden state after the final norm, and a further block that after the norm of "
+        "the one before (DeepSeek-V3 and GLM-4.5 as published); false: before these norms",
+    )
 
 
 class HeadsModel(Record):

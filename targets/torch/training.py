@@ -51,7 +51,7 @@ from torch import Tensor, nn
 '''
 _OUTPUTS = {
     "logits": "logits         [B, T, V], of the next token",
-    "hidden": "hidden         [B, T, D], the residual stream before the final norm",
+    "hidden": "hidden         [B, T, D], the residual stream before the final norm (after it with heads.mtp.normed)",
     "mtp": "mtp            [B, T, depth, V], head j predicts the token after the next j + 1",
     "verifier": "verifier       [B, T, V]",
     "router_logits": "router_logits  a list of [B, T, E], one for each mixture of experts (also model.router_logits)",

@@ -63,6 +63,8 @@ VARIANTS = {
     + " ffn: {kind: moe, hidden: 22, experts: 4, top_k: 2, activation: gelu}}\n"
     + "heads: {mtp: {kind: linear, depth: 2}, verifier: true}\n",
     "two mtp blocks with experts": model(MHA, f"{MOE}, activation: gelu") + "heads: {mtp: {kind: block, depth: 2}}\n",
+    "mtp blocks that read normed states": model(MHA, f"{MOE}, activation: gelu")
+    + "heads: {mtp: {kind: block, depth: 2, normed: true}}\n",
     "f16 cache": model(GQA, SWIGLU, "kv_dtype: f16\n"),
 }
 

@@ -158,6 +158,7 @@ def spec_data(draw: Any) -> dict[str, Any]:
             sometimes(draw, mtp, "depth", st.integers(1, 3))
             if mtp["kind"] == "block":
                 sometimes(draw, mtp, "ffn", ffns())
+                sometimes(draw, mtp, "normed", st.booleans())
             heads["mtp"] = mtp
         sometimes(draw, heads, "verifier", st.booleans())
         data["heads"] = heads

@@ -103,6 +103,9 @@ def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
         "  norm.kind             rms    default\n"
         "  norm.eps              1e-06  default\n"
         "  norm.place            pre    default\n"
+        "  norm.weight           true   default\n"
+        "  norm.bias             none   default\n"
+        "  norm.embedding        false  default\n"
         "  blocks[0].ffn.shared  2      preset mobile_4gb_moe16 (specs/mobile_4gb_moe16.yaml:7)\n"
     )
     assert main(["explain", "tiny", "--set", "--json"]) == 0
