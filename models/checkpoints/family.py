@@ -24,7 +24,7 @@ __all__ = ["ENTRY_POINT_GROUP", "Family", "Tensors", "families", "family_of"]
 ENTRY_POINT_GROUP = "omnic.families"
 
 #: the modules of omnic's own families, in the order of the documentation
-_OURS = ("llama",)
+_OURS = ("gpt2", "gpt_neox", "llama", "granite", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Tensors:
         return next((n for n in names if n in self.shapes), names[0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """One architecture as published.
 
@@ -52,6 +52,8 @@ class Family:
         weights: the recipe of every weight of the spec's model over the checkpoint's tensors, by omnic's names.
         ignored: patterns (``fnmatch``) of tensors without meaning, such as saved rope frequencies, and why.
         source: where the architecture is described.
+        publish: the configuration of a spec, the way back; what it cannot say is found by reading it again.  None:
+            omnic does not write this family.
     """
 
     model_types: tuple[str, ...]
@@ -60,6 +62,7 @@ class Family:
     weights: Callable[[Spec, Tensors], Mapping[str, Recipe]]
     ignored: Mapping[str, str] | None = None
     source: str = ""
+    publish: Callable[[Spec], Mapping[str, Any]] | None = None
 
 
 @cache

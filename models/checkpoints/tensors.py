@@ -12,9 +12,9 @@ from omnic.ir.graph import Recipe
 __all__ = ["concat", "load", "reshape", "rows", "shift", "stack", "transpose"]
 
 
-def load(name: str) -> Recipe:
-    """The tensor of that name."""
-    return Recipe("load", {"name": name})
+def load(name: str, *shape: int) -> Recipe:
+    """The tensor of that name; its published shape where a table has to be read backwards and cannot guess it."""
+    return Recipe("load", {"name": name, "shape": shape} if shape else {"name": name})
 
 
 def transpose(of: Recipe, *perm: int) -> Recipe:

@@ -1,11 +1,15 @@
-"""``omnic export SPEC --as yaml|dsl|json``: a spec in the other language."""
+"""``omnic export SPEC --as FORM``: a spec in the other language, or the model as others publish theirs."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omnic.spec import Spec
 
 NAME = "export"
-HELP = "write a spec as YAML, DSL or JSON"
+HELP = "write a spec as YAML, DSL or JSON, or the model as a Hugging Face checkpoint"
 
 SUFFIX = {"yaml": ".yaml", "dsl": ".omnic", "json": ".json"}
 
@@ -13,8 +17,16 @@ SUFFIX = {"yaml": ".yaml", "dsl": ".omnic", "json": ".json"}
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("spec", metavar="SPEC", help="a spec file or the name of a preset")
-    parser.add_argument("--as", dest="form", choices=tuple(SUFFIX), required=True, help="the form to write")
-    parser.add_argument("-o", "--out", metavar="FILE", help="where to; without it the text goes to stdout")
+    parser.add_argument("--as", dest="form", choices=(*SUFFIX, "hf"), required=True, help="the form to write")
+    parser.add_argument(
+        "-o", "--out", metavar="PATH", help="where to; a spec without it goes to stdout, a checkpoint is a folder"
+    )
+    parser.add_argument("--weights", metavar="FILE", help="hf: weights other than those the spec names")
+    parser.add_argument("--seed", type=int, metavar="N", help="hf: random weights instead")
+    parser.add_argument("--family", metavar="NAME", help="hf: the model_type to write (default: the first that fits)")
+    parser.add_argument(
+        "--without-heads", action="store_true", help="hf: leave out heads beside the main one (speculation's)"
+    )
     parser.add_argument("--force", action="store_true", help="replace a file of other content")
 
 
@@ -23,12 +35,34 @@ def run(args: argparse.Namespace) -> int:
     from omnic.spec import load_spec, to_dsl, to_json, to_yaml
 
     spec = load_spec(args.spec)
+    if args.form == "hf":
+        return _checkpoint(args, spec)
     text = {"yaml": to_yaml, "dsl": to_dsl, "json": to_json}[args.form](spec)
     if args.out is None:
         print(text, end="")
         return 0
     _write(args.out, text, args.form, args.force)
     print(f"{args.out}: written")
+    return 0
+
+
+def _checkpoint(args: argparse.Namespace, spec: Spec) -> int:
+    from pathlib import Path
+
+    from omnic.compiler.exporting import export_hf
+    from omnic.compiler.progress import Bar
+    from omnic.errors import InputError
+
+    if args.out is None:
+        raise InputError("a checkpoint is a folder", "name it: -o DIR")
+    with Bar(f"{spec.model} → hf") as bar:
+        report = export_hf(
+            spec, Path(args.out), weights=Path(args.weights) if args.weights else None, seed=args.seed,
+            family=args.family, heads=not args.without_heads, force=args.force, progress=bar,
+        )  # fmt: skip
+    print(f"{report.folder}: {report.family}, {report.parameters / 1e6:,.2f} M parameters")
+    for name in report.files:
+        print(f"  {name}")
     return 0
 
 

@@ -189,6 +189,6 @@ def test_a_value_that_cannot_be_expressed(checkpoint: Path, tmp_path: Path) -> N
 
 def test_what_is_there_is_not_replaced(checkpoint: Path, tmp_path: Path) -> None:
     import_checkpoint(checkpoint, tmp_path / "out")
-    with pytest.raises(InputError, match="spec.yaml exists"):
+    with pytest.raises(InputError, match=r"spec\.yaml exists"):
         import_checkpoint(checkpoint, tmp_path / "out")
     import_checkpoint(checkpoint, tmp_path / "out", force=True)

@@ -7,36 +7,36 @@ from typing import Any
 from omnic.ir.graph import Recipe
 from omnic.models.checkpoints.config import Config
 from omnic.models.checkpoints.families.common import (
-    GATED,
     attention_keys,
     base_keys,
     decoder_table,
+    equal_blocks,
+    gated_ffn,
     llama_block,
     windowed,
 )
+from omnic.models.checkpoints.families.publishing import publish_base, publish_ffn, publish_windows
 from omnic.models.checkpoints.family import Family, Tensors
 from omnic.models.checkpoints.rope import rope_of
 from omnic.spec import Spec
 
 
 def _describe(config: Config) -> dict[str, Any]:
-    base = base_keys(config)
-    attention, layers = attention_keys(config), config.whole("num_hidden_layers", "blocks.repeat")
-    attention |= {
-        "bias": config.flag("attention_bias", "blocks.attention.bias", False),
-        "rope": rope_of(config, attention["head_dim"], base["context"]),
-    }
-    ffn = {
-        "kind": "dense",
-        "hidden": config.whole("intermediate_size", "blocks.ffn.hidden"),
-        "activation": config.choice("hidden_act", "blocks.ffn.activation", GATED, "silu"),
-        "bias": config.flag("mlp_bias", "blocks.ffn.bias", False),
-    }
+    base, attention = base_keys(config), attention_keys(config)
+    attention["rope"] = rope_of(config, attention["head_dim"], base["context"])
+    if config.raw("model_type", "the family") == "mistral":
+        config.only("attention_bias", False, "the architecture has no biases")
+        config.only("mlp_bias", False, "the architecture has no biases")
+        # A window that is not mentioned is one of 4096 tokens; null is none.
+        layers, mlp_bias = config.whole("num_hidden_layers", "blocks.repeat"), False
+        attention = windowed(config, attention, layers, default=4096)
+    else:
+        attention["bias"] = config.flag("attention_bias", "blocks.attention.bias", False)
+        mlp_bias = config.flag("mlp_bias", "blocks.ffn.bias", False)
     config.ignore("how a product was cut in training; the same numbers", "pretraining_tp")
-    width = config.whole("hidden_size", "blocks.width")
-    return base | {
-        "blocks": [{"repeat": layers, "width": width, "attention": windowed(config, attention, layers), "ffn": ffn}]
-    }
+    config.ignore("the architecture is Llama's either way", "is_llama_config")
+    config.only("rope_interleaved", False, "the halves of a head rotate against each other")
+    return base | {"blocks": equal_blocks(config, attention, gated_ffn(config, bias=mlp_bias))}
 
 
 def _weights(spec: Spec, tensors: Tensors) -> dict[str, Recipe]:
@@ -46,11 +46,21 @@ def _weights(spec: Spec, tensors: Tensors) -> dict[str, Recipe]:
     return table
 
 
+def _publish(spec: Spec) -> dict[str, Any]:
+    layer = spec.layers()[0]
+    kind = {"attention_bias": bool(layer.attention.bias), "mlp_bias": layer.ffn.bias}
+    if layer.attention.window is None:
+        return publish_base(spec, "llama", "LlamaForCausalLM") | publish_ffn(layer) | kind
+    window = publish_windows(spec)["sliding_window"]
+    return publish_base(spec, "mistral", "MistralForCausalLM") | publish_ffn(layer) | kind | {"sliding_window": window}
+
+
 FAMILY = Family(
     model_types=("llama", "mistral"),
     title="Llama 2 and 3, Mistral, SmolLM2",
     describe=_describe,
     weights=_weights,
+    publish=_publish,
     ignored={"*.rotary_emb.inv_freq": "rope frequencies, which follow from the configuration"},
     source="arXiv:2307.09288, arXiv:2407.21783, arXiv:2310.06825",
 )
