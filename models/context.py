@@ -77,7 +77,7 @@ class Context:
 
     def times(self, x: Value, factor: float, hint: str = "scaled") -> Value:
         """Multiply x by a number of the spec (nothing at 1)."""
-        return x if factor == 1 else self.f.op("mul", x, self.f.constant((float(factor),)), hint=hint)
+        return x if factor == 1 else self.f.op("mul", x, self.f.constant(float(factor)), hint=hint)
 
     def cached(self, role: Role, group: int, x: Value, window: int | None) -> tuple[Value, Value]:
         """Append x [B, ..., T, D] to its state; return what attention reads and the index of each slot.

@@ -82,7 +82,7 @@ def open_checkpoint(folder: Path, *, context: int | None = None, name: str | Non
     if not is_checkpoint(folder):
         raise BundleError(f"{folder} is not a model: it has no {CONFIG}", "name the folder that holds it")
     config = read_config(folder / CONFIG)
-    config.capacity = context
+    config.capacity = CAPACITY if context is None else context
     family = family_of(config)
     quantisation = config.section("quantization_config")
     tensors = quantised_source(SafetensorsSource(_weight_files(folder)), quantisation, config.origin)

@@ -81,12 +81,16 @@ class Config:
         self._log: list[Effect] = [] if _log is None else _log
         self._read: set[str] = set()
         self._inner: list[Config] = []
-        #: tokens that were asked for, None for the trained length
+        #: tokens the states shall hold, None for the trained length
         self.capacity: int | None = None
 
     def has(self, key: str) -> bool:
         """Whether the key is there and not null."""
         return self._values.get(key) is not None
+
+    def given(self, key: str) -> bool:
+        """Whether the key is there, be it null."""
+        return key in self._values
 
     # -- reading ------------------------------------------------------------------------------------------
     def raw(self, key: str, effect: str, default: Any = _UNSET) -> Any:

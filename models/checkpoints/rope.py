@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from omnic.errors import InputError
 from omnic.models.checkpoints.config import Config
 
 __all__ = ["rope_of"]
@@ -34,7 +35,7 @@ def rope_of(
         partial: the family's default share of rotated dims.
 
     Raises:
-        InputError: a kind of scaling that omnic cannot express.
+        InputError: a kind of scaling that omnic cannot express, or an odd number of rotated dims.
     """
     section = config.section("rope_parameters") or config.section("rope_scaling")
     if section is not None and layer_type is not None and section.has(layer_type):
@@ -45,6 +46,11 @@ def rope_of(
         theta = section.number("rope_theta", f"{_PLACE}.base", theta)
         share = section.number("partial_rotary_factor", f"{_PLACE}.dims", share)
     dims = int(head_dim * (partial if share is None else share))
+    if dims % 2:
+        raise InputError(
+            f"{config.origin}: omnic cannot express partial_rotary_factor = {share} of heads of {head_dim} dims",
+            f"rope turns pairs of dims, and {dims} is odd",
+        )
     found: dict[str, Any] = {"base": base if theta is None else theta, "dims": dims, "interleaved": interleaved}
     scaling = _scaling(config, section, context, dims) if section is not None else None
     return found | ({"scaling": scaling} if scaling else {})
@@ -66,8 +72,8 @@ def _scaling(config: Config, section: Config, context: int, dims: int) -> dict[s
         section.ignore("as factor", "original_max_position_embeddings", "alpha")
         return None
     original = section.whole("original_max_position_embeddings", f"{place}.original_context", None)
-    if original is None:
-        original = config.whole("original_max_position_embeddings", f"{place}.original_context", None)
+    # Beside the mapping it counts more: transformers writes it over what the mapping has.
+    original = config.whole("original_max_position_embeddings", f"{place}.original_context", original)
     if kind == "linear":
         return {
             "kind": "linear",
@@ -106,13 +112,12 @@ def magnitude(factor: float, mscale: float | None = 1.0) -> float:
 def _longrope(config: Config, section: Config, context: int, original: int) -> dict[str, Any]:
     """Return the factors for the length that was asked for: the short ones up to the original context."""
     place = f"{_PLACE}.scaling"
-    wanted = config.capacity or original
+    wanted = min(config.capacity or original, context)
     long = wanted > original
-    section.number("factor", f"no effect: the ratio of the contexts counts, {context}/{original}", None)
+    factor = section.number("factor", f"{place}.factor", None) or context / original
     used, other = ("long_factor", "short_factor") if long else ("short_factor", "long_factor")
     factors = section.numbers(used, f"{place}.factors")
-    section.ignore(f"the states hold {wanted} tokens, and the trained length without scaling is {original}", other)
-    factor = context / original
+    section.ignore(f"the states hold {wanted} tokens, and {original} is the length trained without scaling", other)
     attention = section.number("attention_factor", f"{place}.attention_factor", None)
     if attention is None:
         attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from omnic.errors import InputError
 from omnic.ir.graph import Recipe
 from omnic.models.checkpoints.config import Config
 from omnic.models.checkpoints.family import Tensors
@@ -18,11 +19,15 @@ __all__ = [
     "base_keys",
     "block_groups",
     "decoder_table",
+    "equal_blocks",
+    "gated_ffn",
+    "layer_names",
     "llama_attention",
     "llama_block",
     "llama_experts",
     "llama_mlp",
     "shortest",
+    "window_of",
     "windowed",
 ]
 
@@ -67,8 +72,13 @@ def base_keys(config: Config, *, eps: float | None = 1e-6, tie: bool = False) ->
     )
 
 
-def attention_keys(config: Config) -> dict[str, Any]:
-    """Return heads, key and value heads and head_dim of a grouped-query attention."""
+def attention_keys(config: Config, *, head_dim: int | None = None) -> dict[str, Any]:
+    """Return heads, key and value heads and head_dim of a grouped-query attention.
+
+    Args:
+        config: read.
+        head_dim: the family's default; None where it is the width over the heads.
+    """
     width, heads = (
         config.whole("hidden_size", "blocks.width"),
         config.whole("num_attention_heads", "blocks.attention.heads"),
@@ -77,26 +87,106 @@ def attention_keys(config: Config) -> dict[str, Any]:
         "kind": "gqa",
         "heads": heads,
         "kv_heads": config.whole("num_key_value_heads", "blocks.attention.kv_heads", heads),
-        "head_dim": config.whole("head_dim", "blocks.attention.head_dim", width // heads),
+        "head_dim": config.whole("head_dim", "blocks.attention.head_dim", head_dim or width // heads),
     }
 
 
-def windowed(config: Config, attention: dict[str, Any], layers: int, *, key: str = "sliding_window") -> dict[str, Any]:
+def windowed(
+    config: Config,
+    attention: dict[str, Any],
+    layers: int,
+    *,
+    key: str = "sliding_window",
+    default: int | None = None,
+    names: list[str] | None = None,
+) -> dict[str, Any]:
     """Return an attention with the window of ``layer_types``, or the one window of all layers.
 
     A checkpoint says ``sliding_attention`` or ``full_attention`` of each layer in ``layer_types``; without it the
-    window, where there is one, holds for every layer.
+    window, where there is one, holds for every layer.  A window of the trained length and more is none.
+
+    Args:
+        config: read.
+        attention: of all layers.
+        layers: how many there are.
+        key: of the window.
+        default: the window where the key is missing (not null).
+        names: ``local`` or ``global`` of each layer where ``layer_types`` is missing; all local when None.
+
+    Raises:
+        InputError: a layer is of another kind, or slides without a window.
     """
-    size = config.whole(key, "blocks.attention.window", None)
-    kinds = config.words("layer_types", "blocks.attention.pattern", None)
-    if size is None:
+    names = layer_names(config, layers, names)
+    size = window_of(config, names, key, default)
+    if size is None or "local" not in names:
         return attention
-    if kinds is None or set(kinds) == {"sliding_attention"}:
+    if "global" not in names:
         return attention | {"window": size}
-    if "sliding_attention" not in kinds:
-        return attention
+    return attention | {"window": size, "pattern": shortest(names)}
+
+
+def layer_names(config: Config, layers: int, default: list[str] | None = None) -> list[str]:
+    """Return ``local`` or ``global`` of each layer, by ``layer_types``.
+
+    Args:
+        config: read.
+        layers: how many there are.
+        default: where the key is missing; all local when None.
+
+    Raises:
+        InputError: there are fewer than layers, or one is of another kind.
+    """
+    kinds = config.words("layer_types", "blocks.attention.pattern", None)
+    if kinds is None:
+        return ["local"] * layers if default is None else default
     names = {"sliding_attention": "local", "full_attention": "global"}
-    return attention | {"window": size, "pattern": [names[k] for k in shortest(kinds[:layers])]}
+    strange = next((k for k in kinds if k not in names), None)
+    if strange is not None:
+        raise InputError(
+            f"{config.origin}: omnic cannot express a layer of the kind '{strange}' in layer_types",
+            f"it knows {', '.join(names)}",
+        )
+    if len(kinds) < layers:
+        raise InputError(f"{config.origin}: layer_types names {len(kinds)} layers of {layers}")
+    return [names[k] for k in kinds[:layers]]
+
+
+def window_of(config: Config, names: list[str], key: str = "sliding_window", default: int | None = None) -> int | None:
+    """Return the window of the local layers, None where it is not below the trained length.
+
+    Raises:
+        InputError: ``layer_types`` has layers that slide, and there is no window.
+    """
+    effect = "blocks.attention.window, where it is below the trained length"
+    size = config.whole(key, effect, default if not config.given(key) else None)
+    if size is None and config.has("layer_types") and "local" in names:
+        raise InputError(f"{config.origin}: layer_types has sliding_attention, and there is no {key}")
+    context = config.whole("max_position_embeddings", "context")
+    return None if size is None or size >= context else size
+
+
+def gated_ffn(
+    config: Config, *, bias: bool = False, key: str = "hidden_act", default: str = "silu"
+) -> dict[str, Any]:
+    """Return a network of gate, up and down."""
+    return {
+        "kind": "dense",
+        "hidden": config.whole("intermediate_size", "blocks.ffn.hidden"),
+        "activation": config.choice(key, "blocks.ffn.activation", GATED, default),
+        "bias": bias,
+    }
+
+
+def equal_blocks(config: Config, attention: dict[str, Any], ffn: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the one entry of ``blocks`` of a model of equal layers."""
+    return [
+        {
+            "repeat": config.whole("num_hidden_layers", "blocks.repeat"),
+            "width": config.whole("hidden_size", "blocks.width"),
+            "attention": attention,
+            "ffn": ffn,
+        }
+    ]
 
 
 def shortest(names: list[str]) -> list[str]:

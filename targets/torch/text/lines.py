@@ -129,8 +129,9 @@ class BodyWriter:
 
     def like(self) -> str:
         """Return the device that new tensors belong on."""
-        for value in self.body.params:
-            if not value.weight or value in self.names:
+        # What is no longer read may have lost its name to another value.
+        for value in (*self.body.params, *self.names):
+            if value in self.names:
                 return f"{self.names[value]}.device"
         raise InternalError(f"the body of '{self.scope.path}' has no tensor to take a device from")
 

@@ -1,0 +1,56 @@
+"""Qwen2 and Qwen2.5: biased queries, keys and values, a window in the later layers where it is switched on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omnic.ir.graph import Recipe
+from omnic.models.checkpoints.config import Config
+from omnic.models.checkpoints.families.common import (
+    attention_keys,
+    base_keys,
+    decoder_table,
+    equal_blocks,
+    gated_ffn,
+    llama_block,
+    windowed,
+)
+from omnic.models.checkpoints.family import Family, Tensors
+from omnic.models.checkpoints.rope import rope_of
+from omnic.spec import Spec
+
+
+def switched_window(config: Config, attention: dict[str, Any]) -> dict[str, Any]:
+    """Return an attention with the window that ``use_sliding_window`` switches on, from a layer on."""
+    layers = config.whole("num_hidden_layers", "blocks.repeat")
+    if not config.flag("use_sliding_window", "blocks.attention.window", False):
+        off = "use_sliding_window is off"
+        config.ignore(off, "sliding_window", "max_window_layers", "layer_types")
+        return attention
+    first = config.whole("max_window_layers", "blocks.attention.pattern", 28)
+    names = ["global" if i < first else "local" for i in range(layers)]
+    return windowed(config, attention, layers, default=4096, names=names)
+
+
+def _describe(config: Config) -> dict[str, Any]:
+    base, attention = base_keys(config), attention_keys(config)
+    attention |= {"bias": "qkv", "rope": rope_of(config, attention["head_dim"], base["context"])}
+    config.only("use_mrope", False, "text has positions of one dim")
+    return base | {"blocks": equal_blocks(config, switched_window(config, attention), gated_ffn(config))}
+
+
+def _weights(spec: Spec, tensors: Tensors) -> dict[str, Recipe]:
+    table = decoder_table(spec)
+    for layer in spec.layers():
+        table |= llama_block(layer, f"blocks.{layer.index}", f"model.layers.{layer.index}")
+    return table
+
+
+FAMILY = Family(
+    model_types=("qwen2",),
+    title="Qwen2, Qwen2.5",
+    describe=_describe,
+    weights=_weights,
+    ignored={"*.rotary_emb.inv_freq": "rope frequencies, which follow from the configuration"},
+    source="arXiv:2407.10671",
+)

@@ -1,0 +1,46 @@
+"""Qwen3: the Llama layout with normed query and key heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omnic.ir.graph import Recipe
+from omnic.models.checkpoints.config import Config
+from omnic.models.checkpoints.families.common import (
+    attention_keys,
+    base_keys,
+    decoder_table,
+    equal_blocks,
+    gated_ffn,
+    llama_block,
+)
+from omnic.models.checkpoints.families.qwen2 import switched_window
+from omnic.models.checkpoints.family import Family, Tensors
+from omnic.models.checkpoints.rope import rope_of
+from omnic.spec import Spec
+
+
+def _describe(config: Config) -> dict[str, Any]:
+    base, attention = base_keys(config), attention_keys(config, head_dim=128)
+    attention |= {
+        "bias": config.flag("attention_bias", "blocks.attention.bias", False),
+        "qk_norm": True,
+        "rope": rope_of(config, attention["head_dim"], base["context"]),
+    }
+    return base | {"blocks": equal_blocks(config, switched_window(config, attention), gated_ffn(config))}
+
+
+def _weights(spec: Spec, tensors: Tensors) -> dict[str, Recipe]:
+    table = decoder_table(spec)
+    for layer in spec.layers():
+        table |= llama_block(layer, f"blocks.{layer.index}", f"model.layers.{layer.index}")
+    return table
+
+
+FAMILY = Family(
+    model_types=("qwen3",),
+    title="Qwen3",
+    describe=_describe,
+    weights=_weights,
+    source="arXiv:2505.09388",
+)
