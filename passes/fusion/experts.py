@@ -8,12 +8,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from omnic.ir.dims import Dim
-from omnic.ir.graph import Node, Recipe, Value
+from omnic.ir.graph import AttrValue, Node, Recipe, Value
 from omnic.ir.op import Array
 from omnic.ir.types import TensorType
 from omnic.passes.fusion.look import Declined, Look, Site
@@ -26,11 +27,14 @@ _MOST = 1024
 
 @dataclass(frozen=True)
 class _Part:
-    """One weight of an expert (or of all): whether it is stored [.., K, N], and which rows of N are meant."""
+    """One weight of an expert (or of all): whether it is stored [.., K, N], and which rows of N are meant.
+
+    ``rows`` are (start, stop, step).
+    """
 
     weight: Value
     across: bool = False
-    rows: tuple[int, int] | None = None
+    rows: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,14 @@ def _recipe(site: Site, part: _Part, axis: int) -> tuple[Recipe, tuple[Dim, ...]
         perm = (*range(len(shape) - 2), len(shape) - 1, len(shape) - 2)
         recipe, shape = Recipe("transpose", {"perm": perm}, (recipe,)), tuple(shape[p] for p in perm)
     if part.rows is not None:
-        start, stop = part.rows
+        start, stop, step = part.rows
+        if step > 1:
+            # Every step-th row: the rows in lots of ``step``, and one of each lot.
+            lots = (*shape[:axis], (stop - start) // step, step, *shape[axis + 1 :])
+            picked = Recipe("slice", {"axis": axis + 1, "start": start, "stop": start + 1},
+                            (Recipe("reshape", {"shape": lots}, (recipe,)),))
+            shape = (*lots[: axis + 1], *lots[axis + 2 :])
+            return Recipe("reshape", {"shape": shape}, (picked,)), shape
         recipe = Recipe("slice", {"axis": axis, "start": start, "stop": stop}, (recipe,))
         shape = (*shape[:axis], stop - start, *shape[axis + 1 :])
     return recipe, shape
@@ -84,7 +95,7 @@ class Experts:
     Attributes:
         x: what they see.
         count: how many there are.
-        kind: the activation.
+        act: the attributes of the activation.
         matrices: up, down, gate, and the biases of the same three.
         shares: values whose numbers are the share of each expert, by ``layout``.
         layout: ``dense`` [E, rows, 1], ``loop`` one [rows, 1] an expert, ``gather`` gates and then indices, k a row.
@@ -93,7 +104,7 @@ class Experts:
 
     x: Value
     count: int
-    kind: str
+    act: Mapping[str, AttrValue]
     matrices: tuple[Matrix | None, ...]
     shares: tuple[Value, ...]
     layout: str
@@ -131,7 +142,7 @@ class _Mlp:
     """One expert's (or all experts') products, as found."""
 
     x: Value
-    kind: str
+    act: Mapping[str, AttrValue]
     parts: tuple[_Part | None, ...]
     picked: Value | None
 
@@ -172,7 +183,7 @@ def _dense(look: Look, node: Node) -> Experts | None:
         count = out.type.shape[0]
         if mlp is None or mlp.picked is not None or not isinstance(count, int):
             continue
-        return Experts(mlp.x, count, mlp.kind, _matrices([mlp], True), (share,), "dense")
+        return Experts(mlp.x, count, mlp.act, _matrices([mlp], True), (share,), "dense")
     return None
 
 
@@ -201,9 +212,9 @@ def _loop(look: Look, node: Node) -> Experts | None:
         return None
     first = mlps[-1]
     for other in mlps:
-        if other.kind != first.kind or not look.same(unshaped(look, other.x), unshaped(look, first.x)):
+        if other.act != first.act or not look.same(unshaped(look, other.x), unshaped(look, first.x)):
             raise Declined("the experts of the sum do not see the same tokens through the same activation", node)
-    return Experts(first.x, len(mlps), first.kind, _matrices(mlps[::-1], False), tuple(shares[::-1]), "loop")
+    return Experts(first.x, len(mlps), first.act, _matrices(mlps[::-1], False), tuple(shares[::-1]), "loop")
 
 
 def _term(look: Look, node: Node) -> tuple[_Mlp, Value, Value] | None:
@@ -236,7 +247,7 @@ def _gather(look: Look, node: Node) -> Experts | None:
     top_k = gates.type.shape[-1]
     if mlp is None or mlp.picked is None or not isinstance(top_k, int):
         return None
-    return Experts(mlp.x, _count(mlp), mlp.kind, _matrices([mlp], True), (gates, mlp.picked), "gather", top_k)
+    return Experts(mlp.x, _count(mlp), mlp.act, _matrices([mlp], True), (gates, mlp.picked), "gather", top_k)
 
 
 def _pairs(look: Look, node: Node) -> Experts | None:
@@ -253,7 +264,7 @@ def _pairs(look: Look, node: Node) -> Experts | None:
         if mlp is None or mlp.picked is None:
             continue
         x = _repeated(look, mlp.x, top_k, node)
-        return Experts(x, _count(mlp), mlp.kind, _matrices([mlp], True), (share, mlp.picked), "gather", top_k)
+        return Experts(x, _count(mlp), mlp.act, _matrices([mlp], True), (share, mlp.picked), "gather", top_k)
     return None
 
 
@@ -325,10 +336,10 @@ def _mlp(look: Look, out: Value, rank: int) -> _Mlp | None:
     if picked is not None and not all(p is not None and look.same(p, picked) for p in picks):
         return None
     parts = (up.matrix, last.matrix, gate and gate.matrix, up.bias, last.bias, gate and gate.bias)
-    return _Mlp(up.x, str(hidden.attrs["kind"]), parts, picked)
+    return _Mlp(up.x, hidden.attrs, parts, picked)
 
 
-def _cut(look: Look, value: Value) -> tuple[Value, tuple[int, int] | None]:
+def _cut(look: Look, value: Value) -> tuple[Value, tuple[int, int, int] | None]:
     """Return the product that a value is part of, and which of its outputs the part is."""
     stripped = unshaped(look, value)
     node = look.is_op(stripped, "split", "slice")
@@ -346,7 +357,15 @@ def _cut(look: Look, value: Value) -> tuple[Value, tuple[int, int] | None]:
         begin = sum(d for d in before if isinstance(d, int))
     if not isinstance(size, int) or begin < 0:
         return value, None
-    return whole, (begin, begin + size)
+    lots = look.is_op(whole, "reshape")
+    source, count = None if lots is None else lots.operands[0], whole.type.shape[-2]
+    step = whole.type.shape[-1]
+    if size == 1 and source is not None and isinstance(count, int) and isinstance(step, int) and step > 1:
+        # Outputs in lots of ``step`` (gate and up next to each other), and one of each lot.
+        if source.type.shape[-1] != count * step or value.type.shape[-1] != count:
+            return value, None
+        return source, (begin, begin + count * step, step)
+    return whole, (begin, begin + size, 1)
 
 
 def _affine(look: Look, value: Value, rank: int) -> _Affine | None:
@@ -393,7 +412,8 @@ def _stored(look: Look, value: Value | None) -> tuple[Value, Value | None] | Non
     weight = look.weight(value)
     if weight is not None:
         return weight, None
-    node = look.is_op(value, "index_select")
+    # Rows of a matrix are an embedding, in the words of an importer.
+    node = look.is_op(value, "index_select", "embedding")
     if node is None or node.operands[0] is None or node.attrs.get("axis", 0) != 0:
         return None
     weight = look.weight(node.operands[0])

@@ -7,22 +7,105 @@ f32 are taken for what they were rounded from.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from omnic.ir.graph import Node, Value
 from omnic.ir.op import Array
-from omnic.ir.ops.composite import ACTIVATIONS, activate
+from omnic.ir.ops.composite import ACTIVATIONS, activate, gated
 from omnic.passes.fusion.look import Declined, Fusion, Look, Plan
 from omnic.passes.fusion.probe import constant, run, walk_back
 
 __all__ = ["FFN"]
 
 _CURVED = frozenset({"sigmoid", "erf", "tanh", "relu", "maximum", "exp"})
+_CUT_OFF = frozenset({"clamp", "minimum", "maximum", "where"})
+_SHIFTS = frozenset({"add", "sub", "cast"})
 _ELEMENTWISE = _CURVED | {"mul", "add", "sub", "div", "neg", "cast"}
 _NODES = 14
 # The grid covers both tails; 1e-7 is what rounding its constants to f32 does to an activation.
 _GRID: Array = np.concatenate([np.linspace(-12.0, 12.0, 481), np.array([-1e-3, 1e-3, -40.0, 40.0])])
 _CLOSE, _EXACT = 1e-7, 1e-12
+# Wide enough that every limit in use shows.
+_WIDE: Array = np.unique(np.concatenate([_GRID, np.array([-1e3, 0.0, 1e3])]))
+
+
+def _changed_gate(look: Look, node: Node) -> Plan | None:
+    """Rule: ``act(min(g, limit)) * (clamp(u, -limit, limit) + beta)`` is ``gated_act``; silu's alpha may be another.
+
+    The numbers are read off the two pieces' values, which are then compared with the composite's.
+    """
+    if not node.result.type.is_float or node.operands[0] is node.operands[1]:
+        return None
+    for left, right in (node.operands, node.operands[::-1]):
+        assert left is not None
+        assert right is not None
+        gates, ups = _pieces(look, left, _ELEMENTWISE | _CUT_OFF), _pieces(look, right, _SHIFTS | _CUT_OFF)
+        # From the farthest: what cuts off belongs to the piece.
+        for gate in reversed(gates):
+            for up in reversed(ups):
+                attrs = _numbers(gate.values, up.values, look.exact)
+                if attrs is not None and gate.x is not up.x and gate.x.type == up.x.type == node.result.type:
+                    return Plan((node.result,), lambda site, gate=gate, up=up, attrs=attrs: (
+                        site.b.op("gated_act", site.current(gate.x), site.current(up.x), hint="inner", **attrs),),
+                        ", ".join(f"{k} {v}" for k, v in attrs.items()))
+    return None
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """An elementwise function of one value, and its values over the grid."""
+
+    x: Value
+    values: Array
+
+
+def _pieces(look: Look, root: Value, through: frozenset[str]) -> list[_Piece]:
+    """Return the readings of ``root`` as an elementwise function, nearest first."""
+    found = [_Piece(root, _WIDE)]
+    for x in walk_back(look, root, lambda n: n.op in through and n.result.type.element == root.type.element,
+                       lambda v: constant(look, v) is not None, _NODES):
+        if x.type != root.type or x.weight:
+            break
+        values = run(look, root, {x: _WIDE}, {})
+        if values.shape == _WIDE.shape:
+            found.append(_Piece(x, values))
+    return found
+
+
+def _numbers(gate: Array, up: Array, exact: bool) -> dict[str, Any] | None:
+    """Return the attributes of ``gated_act`` that two pieces follow; None when they follow none, or a plain one."""
+    low, middle, high = 0, int(np.argmin(np.abs(_WIDE))), len(_WIDE) - 1
+    beta = float(up[middle])
+    limit = float(up[high]) - beta
+    limit = _round(limit) if limit < _WIDE[high] / 2 else None
+    if limit is not None and (limit <= 0 or abs(float(up[low]) - beta + limit) > _CLOSE * limit):
+        return None
+    # Where nothing is cut off yet, gate / g is sigmoid(alpha g).
+    at = int(np.argmin(np.abs(_WIDE - min(1.0, 0.5 * limit if limit else 1.0))))
+    share = float(gate[at]) / float(_WIDE[at])
+    # An alpha of 0 is no activation, but half of its input.
+    alpha = _round(float(np.log(share / (1.0 - share)) / _WIDE[at])) if 0.5 < share < 1.0 else 1.0
+    if limit is None and alpha == 1.0 and beta == 0.0:
+        return None
+    close = _EXACT if exact else _CLOSE
+    bound = np.inf if limit is None else limit
+    if not np.allclose(up, np.clip(_WIDE, -bound, bound) + beta, rtol=close, atol=close):
+        return None
+    for kind in ACTIVATIONS:
+        own = alpha if kind == "silu" else 1.0
+        wanted = gated(np.minimum(_WIDE, bound), np.ones_like(_WIDE), kind, own)
+        if (own, beta, limit) != (1.0, 0.0, None) and np.allclose(gate, wanted, rtol=close, atol=close):
+            return {"kind": kind, "alpha": own, "beta": _round(beta), "limit": limit}
+    return None
+
+
+def _round(number: float) -> float:
+    """Return a number as it was written, before an exporter rounded it to f32."""
+    near = float(f"{number:.6g}")
+    return near if abs(near - number) <= _CLOSE * max(abs(near), 1.0) else number
 
 
 def _activation(look: Look, node: Node) -> Plan | None:
@@ -82,8 +165,9 @@ def _gated(look: Look, node: Node) -> Plan | None:
     return None
 
 
-#: the activation first, then the gate around it
+#: the activation before the gate around it, and before both what has more numbers than a kind
 FFN: tuple[Fusion, ...] = (
+    Fusion("gate-with-limits", frozenset({"mul"}), _changed_gate),
     Fusion("activation", frozenset({"mul", "relu", "maximum", "div"}), _activation),
     Fusion("gate", frozenset({"mul"}), _gated),
 )

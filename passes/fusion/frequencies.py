@@ -32,11 +32,14 @@ class Frequencies:
     factor: float = 1.0
     original_context: int = 0
     attention_factor: float | None = None
+    beta_fast: float = 32.0
+    truncate: bool = True
 
     def attrs(self) -> dict[str, Any]:
         """Return them as attributes."""
         return {"base": self.base, "scaling": self.scaling, "factor": self.factor,
-                "original_context": self.original_context, "attention_factor": self.attention_factor}
+                "original_context": self.original_context, "attention_factor": self.attention_factor,
+                "beta_fast": self.beta_fast, "truncate": self.truncate}
 
     def __str__(self) -> str:
         return f"base {self.base:g}" + (f", {self.scaling} by {self.factor:g}" if self.scaling != "none" else "")
@@ -85,7 +88,7 @@ def _guesses(theta: Array, length: float, context: int) -> Iterator[Frequencies]
 
 
 def _yarns(theta: Array, length: float, context: int) -> Iterator[Frequencies]:
-    """Yield mixtures: the base from the frequencies that yarn keeps, the factor from those it divides."""
+    """Yield mixtures: the base from the frequencies that yarn (or llama3) keeps, the factor from those it divides."""
     dims = 2 * len(theta)
     # The first frequencies are kept and the last ones all divided, so either end gives the base.
     ends = [float(theta[1] / theta[0]) ** (-dims / 2.0), float(theta[-1] / theta[-2]) ** (-dims / 2.0)]
@@ -99,6 +102,9 @@ def _yarns(theta: Array, length: float, context: int) -> Iterator[Frequencies]:
         trained = [context, round(context / factor), *(2**i for i in range(4, 22)), *(3 * 2**i for i in range(4, 20))]
         for original in dict.fromkeys(c for c in trained if c > 0):
             yield Frequencies(base, "yarn", factor, original, gain)
+            yield Frequencies(base, "yarn", factor, original, gain, truncate=False)
+            if abs(length - 1.0) < _CLOSE:
+                yield Frequencies(base, "llama3", factor, original, beta_fast=4.0)
 
 
 def _bases(estimate: float) -> Iterator[float]:

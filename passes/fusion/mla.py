@@ -176,9 +176,9 @@ def _expanded(look: Look, node: Node) -> Plan | None:
         return None
     if product.op == "linear" and product.operands[2] is not None:
         raise Declined("the projection of the latent has a bias", product)
-    latent = product.operands[0]
+    latent = _three(look, product.operands[0]) if product.operands[0].type.rank == 4 else product.operands[0]
     weight = look.weight(product.operands[1])
-    if latent.type.rank != 3 or weight is None or weight.type.rank != 2 or product.attrs.get("ta", False):
+    if latent is None or weight is None or weight.type.rank != 2 or product.attrs.get("ta", False):
         return None
     across = product.op == "matmul" and not product.attrs.get("tb", False)
     nope, depth = parts[0].type.shape[3], v.type.shape[3]

@@ -30,19 +30,20 @@ def _mixture(look: Look, node: Node) -> Plan | None:
         b = site.b
         now = _batched(site, x, tokens)
         indices, gates, logits = b.emit(
-            "router", now, *routing.weights(site), None if routing.bias is None else site.current(routing.bias),
-            hint="route", **routing.attrs)
+            "router", now, *routing.weights(site), hint="route", **routing.attrs)
         weights = found.build(site)
-        y = b.op("moe", now, indices, gates, *weights, kind=found.kind, hint="experts")
+        y = b.op("moe", now, indices, gates, *weights, hint="experts", **found.act)
         made = y if y.type.shape == shape else b.reshape(y, *shape)
         if made.type != node.result.type:
             made = b.op("cast", made, to=node.result.type.element)
         out = [made]
         for value, new in ((routing.indices, indices), (routing.logits, logits)):
-            out.append(new if value.type.shape == new.type.shape else b.reshape(new, *value.type.shape))
+            if value is not None:
+                out.append(new if value.type.shape == new.type.shape else b.reshape(new, *value.type.shape))
         return tuple(out)
 
-    return Plan((node.result, routing.indices, routing.logits), build, f"{found.count} experts, {routing.note}")
+    replaced = tuple(v for v in (node.result, routing.indices, routing.logits) if v is not None)
+    return Plan(replaced, build, f"{found.count} experts, {routing.note}")
 
 
 def _tokens(look: Look, x: Value, node: Node) -> tuple[Value, tuple[Dim, ...]]:

@@ -9,6 +9,7 @@ position 1.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,7 @@ def _find(look: Look, node: Node) -> tuple[_Rotation, set[Value]] | None:
         if not frontier.step(lambda n: n.op in _MOVES):
             break
         x = frontier.single()
-        if x is None or not tables or x.type.shape != node.result.type.shape or x.weight:
+        if x is None or not tables or not _alike(x, node.result) or x.weight:
             continue
         best = x
         break
@@ -129,6 +130,12 @@ def _find(look: Look, node: Node) -> tuple[_Rotation, set[Value]] | None:
             raise Declined(f"{best} is {best.type}, which is no [B, H, T, R] for positions {positions.type}", node)
     tokens = 2 if len(shape) == 4 and 2 in places else places[0]
     return _Rotation(best, positions, tokens, node.result), tables
+
+
+def _alike(x: Value, root: Value) -> bool:
+    """Whether two values have one shape, but for a head dim of 1 that only the second has."""
+    wide, shape = root.type.shape, x.type.shape
+    return shape == wide or (len(wide) == 4 and wide[1] == 1 and shape == (wide[0], *wide[2:]))
 
 
 def _positions(look: Look, tables: set[Value], node: Node) -> Value:
@@ -181,7 +188,8 @@ def _decide(look: Look, node: Node, rotation: _Rotation, tables: set[Value]) -> 
         if rotation.tokens == 1 and x.type.rank == 4:
             turned = b.op("rope", b.op("transpose", now, perm=(0, 2, 1, 3)), where, hint="rot", **attrs)
             return (b.op("transpose", turned, perm=(0, 2, 1, 3)),)
-        return (b.op("rope", now, where, hint="rot", **attrs),)
+        turned, shape = b.op("rope", now, where, hint="rot", **attrs), rotation.root.type.shape
+        return (turned if turned.type.shape == shape else b.reshape(turned, *shape),)
 
     return Plan((rotation.root,), build, f"{dims} dims, {fitted}")
 
@@ -243,6 +251,7 @@ class _Probe:
         if self.crossed:
             entering = given.reshape(*self.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(self.shape)
         found = run(look, self.rotation.root, {self.rotation.x: entering, self.rotation.positions: spots}, self.dims)
+        found = found.reshape(self.shape)
         if self.rotation.tokens == 1 and len(self.shape) == 4:
             return given.swapaxes(1, 2), found.swapaxes(1, 2)
         return given, found
@@ -319,4 +328,35 @@ def _turn(x: Array, positions: Array, attrs: dict[str, Any]) -> Array:
 
 
 
-ROPE: tuple[Fusion, ...] = (Fusion("rope", frozenset({"concat", "add", "reshape"}), _rotate),)
+def _joined(look: Look, node: Node) -> Plan | None:
+    """Rule: two turned halves in a concat with what is not turned are a concat of their own, so that rope is seen."""
+    parts = [v for v in node.operands if v is not None]
+    if len(parts) < 3:
+        return None
+    for at, (left, right) in enumerate(pairwise(parts)):
+        halves = [look.is_op(v, "sub", "add") for v in (left, right)]
+        if left.type != right.type or any(n is None or not _turns(look, n) for n in halves):
+            continue
+
+        def build(site: Site, at: int = at) -> tuple[Value, ...]:
+            now, axis = [site.current(v) for v in parts], node.attrs["axis"]
+            turned = site.b.op("concat", *now[at : at + 2], axis=axis)
+            return (site.b.op("concat", *now[:at], turned, *now[at + 2 :], axis=axis),)
+
+        return Plan((node.result,), build)
+    return None
+
+
+def _turns(look: Look, node: Node) -> bool:
+    """Whether a sum is that of two products with tables."""
+    for value in node.operands:
+        product = look.is_op(value, "mul", "neg")
+        if product is None or not any(_is_table(look, v) for v in product.inputs()):
+            return False
+    return True
+
+
+ROPE: tuple[Fusion, ...] = (
+    Fusion("rope-halves", frozenset({"concat"}), _joined),
+    Fusion("rope", frozenset({"concat", "add", "reshape"}), _rotate),
+)

@@ -7,7 +7,7 @@ with what ``router`` makes of the same logits under each of its rules.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class _Product:
     x: Value
     weight: Value
     across: bool
+    bias: Value | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Routing:
         product: of the tokens and the gate.
         group: of the tokens and the group gate.
         bias: of the selection.
+        gate_bias: of the logits.
         indices: the value that holds the chosen experts.
         attrs: the attributes of ``router``.
     """
@@ -50,6 +52,7 @@ class Routing:
     product: _Product
     group: _Product | None
     bias: Value | None
+    gate_bias: Value | None
     indices: Value
     attrs: dict[str, Any]
 
@@ -59,20 +62,21 @@ class Routing:
         return self.product.x
 
     @property
-    def logits(self) -> Value:
-        """The value that holds the logits."""
-        return self.product.value
+    def logits(self) -> Value | None:
+        """The value that holds the logits; None where the bias is added behind it."""
+        return self.product.value if self.gate_bias is self.product.bias else None
 
     @property
     def note(self) -> str:
         """What a remark says of it."""
         return f"top {self.attrs['top_k']} by {self.attrs['score']}"
 
-    def weights(self, site: Site) -> tuple[Value, Value | None]:
-        """Return the gate and the group gate."""
+    def weights(self, site: Site) -> tuple[Value | None, ...]:
+        """Return the gate, the group gate, the bias of the selection and that of the logits."""
         group = self.group
         return (rows_of(site, self.product.weight, self.product.across),
-                None if group is None else rows_of(site, group.weight, group.across))
+                None if group is None else rows_of(site, group.weight, group.across),
+                *(v and site.current(v) for v in (self.bias, self.gate_bias)))
 
 
 def find_routing(look: Look, experts: Experts, node: Node) -> Routing:
@@ -91,12 +95,22 @@ def find_routing(look: Look, experts: Experts, node: Node) -> Routing:
     others = [p for p in products if p is not logits[0]]
     if len(logits) > 1 or len(others) > 1 or len(vectors) > 1 or len(products) + len(vectors) != len(leaves):
         raise Declined(f"the shares depend on {', '.join(sorted(str(v) for v in leaves))}", node)
-    routing = Routing(logits[0], others[0] if others else None, vectors[0] if vectors else None,
-                      choices[-1].results[1], {})
-    top_k, top_groups = (int(str(c.attrs["k"])) for c in (choices[-1], choices[0]))
-    groups = _groups(look, nodes, experts.count, choices[0] if len(choices) > 1 else None)
-    attrs = _rule(look, experts, routing, top_k, top_groups if len(choices) > 1 else 1, groups, node)
-    return Routing(routing.product, routing.group, routing.bias, routing.indices, attrs)
+    product, added = logits[0], vectors[0] if vectors else None
+    # The choice of groups stands before that of experts; before both may stand the choice of two in each group.
+    by_group = choices[-2] if len(choices) > 1 else None
+    top_k, top_groups = (1 if c is None else int(str(c.attrs["k"])) for c in (choices[-1], by_group))
+    groups = _groups(look, nodes, experts.count, by_group)
+    group = others[0] if others else None
+    if group is not None and group.bias is not None:
+        raise Declined("the group gate has a bias", node)
+    ways = [Routing(product, group, added, product.bias, choices[-1].results[1], {})]
+    if added is not None and product.bias is None:
+        ways.append(replace(ways[0], bias=None, gate_bias=added))
+    for way in ways:
+        attrs = _rule(look, experts, way, top_k, top_groups, groups)
+        if attrs is not None:
+            return replace(way, attrs=attrs)
+    raise Declined(f"no rule of router gives the shares of the {experts.count} experts", node)
 
 
 def _cone(look: Look, roots: tuple[Value, ...]) -> tuple[list[Value], set[Node]]:
@@ -124,10 +138,10 @@ def _product(look: Look, value: Value) -> _Product | None:
     if node is None or node.operands[0] is None or node.operands[1] is None:
         return None
     if node.op == "linear":
-        weight = look.weight(node.operands[1])
-        if weight is None or node.operands[2] is not None:
+        weight, bias = look.weight(node.operands[1]), node.operands[2]
+        if weight is None or (bias is not None and look.weight(bias) is None):
             return None
-        return _Product(value, node.operands[0], weight, False)
+        return _Product(value, node.operands[0], weight, False, bias)
     found = weight_rows(look, node.operands[1], bool(node.attrs.get("tb", False)))
     if found is None or node.attrs.get("ta", False):
         return None
@@ -150,12 +164,13 @@ def _groups(look: Look, nodes: set[Node], count: int, choice: Node | None) -> tu
 
 
 def _rule(look: Look, experts: Experts, routing: Routing, top_k: int, top_groups: int,
-          groups: tuple[int, ...] | None, node: Node) -> dict[str, Any]:
-    """Return the attributes under which ``router`` gives the same shares."""
+          groups: tuple[int, ...] | None) -> dict[str, Any] | None:
+    """Return the attributes under which ``router`` gives the same shares; None when there are none."""
     dims = sizes(look.module.dims, B=2, T=7)
     random = np.random.default_rng(5)
-    logits = random.standard_normal(shape_at(routing.logits.type.shape, dims))
-    given: dict[Value, Array] = {routing.logits: logits}
+    value = routing.product.value
+    logits = random.standard_normal(shape_at(value.type.shape, dims))
+    given: dict[Value, Array] = {value: logits}
     group_logits = bias = None
     if routing.group is not None:
         group_logits = random.standard_normal(shape_at(routing.group.value.type.shape, dims))
@@ -163,8 +178,12 @@ def _rule(look: Look, experts: Experts, routing: Routing, top_k: int, top_groups
     if routing.bias is not None:
         bias = 0.3 * random.standard_normal(shape_at(routing.bias.type.shape, dims))
         given[routing.bias] = bias
+    if routing.gate_bias is not None and routing.logits is None:
+        added = 0.3 * random.standard_normal(shape_at(routing.gate_bias.type.shape, dims))
+        given[routing.gate_bias] = added
+        logits = logits + added.reshape(-1)
     found = experts.table([run(look, v, given, dims) for v in experts.shares])
-    for attrs in _candidates(top_k, top_groups, groups):
+    for attrs in _candidates(top_k, top_groups, groups, routing.group is not None):
         table = _shares(logits, group_logits, bias, attrs, experts.count)
         if table.shape != found.shape:
             break
@@ -172,7 +191,7 @@ def _rule(look: Look, experts: Experts, routing: Routing, top_k: int, top_groups
         if not np.allclose(found, table * scale, rtol=_CLOSE, atol=_CLOSE):
             continue
         return attrs if abs(scale - 1.0) < _CLOSE else {**attrs, "scale": _round(scale)}
-    raise Declined(f"no rule of router gives the shares of the {experts.count} experts", node)
+    return None
 
 
 def _round(scale: float) -> float:
@@ -181,11 +200,16 @@ def _round(scale: float) -> float:
     return near if abs(near - scale) < _CLOSE * near else scale
 
 
-def _candidates(top_k: int, top_groups: int, groups: tuple[int, ...] | None) -> Iterator[dict[str, Any]]:
+def _candidates(top_k: int, top_groups: int, groups: tuple[int, ...] | None, gated: bool) -> Iterator[dict[str, Any]]:
+    rules = ("max",) if groups is None or gated or min(groups) < 2 else ("max", "top2_sum")
     for score in ("softmax", "sigmoid"):
         for renormalise in (True, False):
             attrs: dict[str, Any] = {"top_k": top_k, "score": score, "renormalise": renormalise}
-            yield attrs if groups is None else {**attrs, "groups": groups, "top_groups": top_groups}
+            if groups is None:
+                yield attrs
+                continue
+            for rule in rules:
+                yield {**attrs, "groups": groups, "top_groups": top_groups, "group_score": rule}
 
 
 def _shares(logits: Array, group_logits: Array | None, bias: Array | None, attrs: dict[str, Any], count: int) -> Array:
@@ -198,7 +222,7 @@ def _shares(logits: Array, group_logits: Array | None, bias: Array | None, attrs
         gate, group_gate = np.eye(count, count + few), np.eye(few, count + few, k=count)
     op = find_op("router")
     full = {a.name: a.default for a in op.attrs} | attrs
-    found: Any = op.reference(rows, gate, group_gate, None if bias is None else bias.reshape(-1), **full)
+    found: Any = op.reference(rows, gate, group_gate, None if bias is None else bias.reshape(-1), None, **full)
     out = np.zeros((rows.shape[1], count))
     np.add.at(out, (np.arange(len(out))[:, None], found[0][0]), found[1][0])
     return out

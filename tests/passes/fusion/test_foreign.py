@@ -27,6 +27,9 @@ HEAD = "omnic: 1\nmodel: m\nvocab: {size: 97}\ncontext: 64\nchunk: 16\n"
 GQA = "kind: gqa, heads: 4, kv_heads: 2, head_dim: 12"
 MHA = "kind: mha, heads: 4"
 MLA = "kind: mla, heads: 4, latent: 12, nope_dim: 8, rope_dim: 4, v_dim: 8"
+DEEPSEEK = "kind: mla, heads: 4, latent: 16, nope_dim: 12, rope_dim: 8, v_dim: 12"
+YARN = "rope: {base: 150000, scaling: {kind: yarn, factor: 4, original_context: 32, truncate: false}}"
+LLAMA3 = "rope: {base: 500000, scaling: {kind: llama3, factor: 8, original_context: 32}}"
 SWIGLU = "kind: dense, hidden: 80, activation: swiglu"
 
 
@@ -47,7 +50,7 @@ NOPE = f"{MHA}, rope: null"
 SPECS = {
     "llama": own(GQA, SWIGLU),
     "llama_tied": own(GQA, SWIGLU, "tie: true\n"),
-    "llama3_rope": own(GQA, SWIGLU),
+    "llama3_rope": own(f"{GQA}, {LLAMA3}", SWIGLU),
     "qwen2": own(GQA, SWIGLU),
     "qwen3": own("kind: gqa, heads: 4, kv_heads: 2, head_dim: 16", SWIGLU, "qk_norm: true\n"),
     "gemma2": own(f"{GQA}, window: 4, pattern: [local, global]", dense("geglu"),
@@ -59,13 +62,20 @@ SPECS = {
     "qwen3_moe": own("kind: gqa, heads: 4, kv_heads: 2, head_dim: 16", moe(6, 32), "qk_norm: true\n"),
     "nanogpt": own(MHA, dense("gelu"), LAYER),
     "cached": own("kind: mqa, heads: 4", dense("relu2", 64), width=32),
+    "gpt_oss": own(f"kind: gqa, heads: 4, kv_heads: 2, head_dim: 16, window: 4, pattern: [local, global], {YARN}",
+                   f"{moe(4, 80)}, router_bias: true, activation_alpha: 1.702, activation_beta: 1, activation_limit: 7",
+                   "bias: true\nsinks: true\n"),
+    "deepseek": own(f"{DEEPSEEK}, q_latent: 24", SWIGLU),
+    "deepseek_moe": own(f"{DEEPSEEK}, q_latent: 24", SWIGLU).replace("repeat: 2, ", "") + "  - {width: 48, attention: "
+    f"{{{DEEPSEEK}, q_latent: 24}}, ffn: {{{moe(4, 32)}, shared: 1, groups: [2, 2], group_score: top2_sum, "
+    "score: sigmoid, select_bias: true, gate_scale: 2.5}}\n",
     "mla_naive": own(MLA, dense("swiglu", 64), width=32),
     "mla_absorbed": own(MLA, dense("swiglu", 64), width=32),
 }
 # Positions are a second embedding there, which a spec of ours does not have: it turns its queries and keys instead.
 LEARNED = ("gpt2", "nanogpt")
 # Kept in every run; the others are for the long suite, as each is exported anew where the cache is empty.
-QUICK = ("llama", "mixtral", "mla_absorbed", "gemma2")
+QUICK = ("llama", "mixtral", "mla_absorbed", "gemma2", "gpt_oss", "deepseek_moe")
 
 
 def composites(module: Module) -> Counter[str]:
@@ -139,6 +149,16 @@ def test_what_a_foreign_decoder_says_is_in_the_attributes(exports: Path) -> None
     assert attributes(fused, "attention", "window", "softcap") == [(4, 50.0), (None, 50.0)]
     assert attributes(fused, "lm_head", "softcap") == [(30.0,)]
     assert attributes(fused, "gated_act", "kind") == [("gelu_tanh",)] * 2
+    module, store = import_onnx(exported("gpt_oss", "trace", exports), capacity=64, chunk=16)
+    fused = AttentionFusion().run(module, PassContext(weights=store)).module
+    assert attributes(fused, "moe", "kind", "alpha", "beta", "limit") == [("silu", 1.702, 1.0, 7.0)] * 2
+    names = ("scaling", "factor", "original_context", "truncate")
+    assert attributes(fused, "rope", *names) == [("yarn", 4.0, 32, False)] * 4
+    assert all(n.operands[4] is not None for n in fused.function().nodes if n.op == "router")
+    module, store = import_onnx(exported("deepseek_moe", "trace", exports), capacity=64, chunk=16)
+    fused = AttentionFusion().run(module, PassContext(weights=store)).module
+    assert attributes(fused, "router", "groups", "group_score", "score", "scale") == [
+        ((2, 2), "top2_sum", "sigmoid", 2.5)]
     module, store = import_onnx(exported("mixtral", "trace", exports), capacity=64, chunk=16)
     fused = AttentionFusion().run(module, PassContext(weights=store)).module
     assert attributes(fused, "router", "top_k", "score", "renormalise") == [(2, None, None)] * 2

@@ -134,10 +134,19 @@ def test_activations_and_gates(kind: str) -> None:
     assert result.module.function().nodes[-1].attrs["kind"] == kind
 
 
-def test_quick_gelu_is_none_of_ours() -> None:
-    body = "    %s = mul(%x, %quick) : f32[5]\n    %g = sigmoid(%s) : f32[5]\n    %a = mul(%x, %g) : f32[5]"
-    result = fused(ACT.format(body=body), {"x": np.ones(5), "u": np.ones(5)})
-    assert ops(result.module) == ["mul", "sigmoid", "mul", "mul"]
+QUICK = "    %s = mul(%x, %quick) : f32[5]\n    %g = sigmoid(%s) : f32[5]\n    %a = mul(%x, %g) : f32[5]"
+
+
+def test_quick_gelu_opens_a_gate() -> None:
+    result = fused(ACT.format(body=QUICK), {"x": np.linspace(-2, 2, 5), "u": np.ones(5)})
+    (node,) = result.module.function().nodes
+    assert (node.op, node.attrs["kind"], node.attrs["alpha"]) == ("gated_act", "silu", 1.702)
+
+
+def test_quick_gelu_alone_is_none_of_ours() -> None:
+    alone = ACT.format(body=QUICK).replace("%y = mul(%a, %u)", "%y = add(%a, %u)")
+    result = fused(alone, {"x": np.ones(5), "u": np.ones(5)})
+    assert ops(result.module) == ["mul", "sigmoid", "mul"]
     assert refusals(result) == [
         "activation: the function of %x is none of gelu, gelu_tanh, relu, relu2, silu (/mul.1)"]
 
