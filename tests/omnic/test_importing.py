@@ -170,7 +170,7 @@ def test_missing_extra_and_misshapen_together(checkpoint: Path, tmp_path: Path) 
     numbers = tensors()
     del numbers["model.layers.1.mlp.up_proj.weight"]
     numbers["model.layers.0.self_attn.q_proj.weight"] = np.zeros((24, 18), np.float32)
-    numbers["model.layers.0.self_attn.q_proj.bias"] = np.zeros(18, np.float32)
+    numbers["model.layers.0.self_attn.q_proj.bias"] = np.ones(18, np.float32)
     save_file(numbers, checkpoint / "model.safetensors")
     assert wrong(checkpoint, tmp_path).message == (
         f"{checkpoint}/model.safetensors: tensors do not fit the configuration: "
