@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from omnic.runtime.bundle import Bundle
 from omnic.runtime.session import SessionOptions
 from omnic.targets.base import Phase
-from omnic.targets.onnx.program import METADATA, runtime_options
+from omnic.targets.onnx.program import runtime_options
 from omnic.targets.onnx.session import OnnxSession, Programs
 
 __all__ = ["profile"]
@@ -26,10 +26,10 @@ def profile(bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int)
         options = runtime_options(threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "ort")
-        program = ort.InferenceSession(str(bundle.path / "forward.onnx"), options, providers=["CPUExecutionProvider"])
         programs = Programs(bundle.path, bundle.module, SessionOptions(threads=threads))
-        about = json.loads(program.get_modelmeta().custom_metadata_map[METADATA])
-        programs.use("forward", program, about)
+        file = programs.file("forward", row=True)
+        program = ort.InferenceSession(str(bundle.path / file), options, providers=["CPUExecutionProvider"])
+        programs.use(file, program)
         session = OnnxSession(programs)
         for _ in range(2):
             session.reset(1)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from omnic.errors import BundleError, InputError, nearest
 from omnic.targets.onnx.codes import BUFFER_TYPES
 
-__all__ = ["METADATA", "describe", "run_part", "run_whole", "runtime_options"]
+__all__ = ["METADATA", "describe", "row_program", "run_part", "run_whole", "runtime_options"]
 
 #: key of the program's own description in the file's metadata
 METADATA = "omnic"
@@ -34,6 +34,11 @@ _NUMPY = {
     onnx.DataType.INT8: np.int8,
     onnx.DataType.UINT8: np.uint8,
 }
+
+
+def row_program(function: str) -> str:
+    """Return the name of the file for calls of one row."""
+    return f"{function}.row.onnx"
 
 
 def runtime_options(threads: int) -> ort.SessionOptions:
@@ -78,23 +83,28 @@ def run_whole(
     """Run a program once from empty states and return the values called ``names``."""
     model, about = load_model(folder, function)
     batch = len(np.asarray(inputs[about["inputs"][0]]))
-    states = {
-        name: np.zeros(
-            [batch if d == "B" else int(d) for d in state["shape"]],
-            BUFFER_TYPES[state["dtype"]],
-        )
-        for name, state in about["states"].items()
-    }
     wanted = {p: inputs[p] for p in about["inputs"] if p in inputs}
-    return _run(folder, model, about, {**wanted, **states}, names, threads)
+    return _run(folder, model, about, {**wanted, **_empty(about, batch)}, names, threads)
 
 
 def run_part(
     folder: Path, function: str, inputs: Mapping[str, NDArray[Any]], names: Sequence[str], threads: int = 1
 ) -> dict[str, NDArray[Any]]:
-    """Run only what lies between the values ``inputs`` and the values ``names``; only its weights are read."""
+    """Run only what lies between the values ``inputs`` and the values ``names``; only its weights are read.
+
+    States that are not among the inputs are empty.
+    """
     model, about = load_model(folder, function)
-    return _run(folder, model, about, inputs, names, threads)
+    batch = next((len(a) for a in inputs.values() if np.ndim(a)), 1)
+    return _run(folder, model, about, {**_empty(about, batch), **inputs}, names, threads)
+
+
+def _empty(about: Mapping[str, Any], batch: int) -> dict[str, NDArray[Any]]:
+    """Return the buffers of empty states by name."""
+    return {
+        name: np.zeros([batch if d == "B" else int(d) for d in state["shape"]], BUFFER_TYPES[state["dtype"]])
+        for name, state in about["states"].items()
+    }
 
 
 def _run(

@@ -8,8 +8,9 @@ arrays and runs.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ from omnic.runtime.mtp_session import MtpSession, mtp_functions
 from omnic.runtime.session import Call, Ints, Outputs, SessionBase, SessionInfo, SessionOptions
 from omnic.targets.onnx.codes import BUFFER_TYPES, buffers
 from omnic.targets.onnx.packed import packed_program
-from omnic.targets.onnx.program import METADATA, runtime_options
+from omnic.targets.onnx.program import METADATA, row_program, runtime_options
 
 if TYPE_CHECKING:
     from omnic.runtime.bundle import Bundle
@@ -62,6 +63,9 @@ def load(bundle: Bundle, options: SessionOptions) -> OnnxSession:
 class Programs:
     """The programs of a bundle; each is opened when it is first used and shared by every fork.
 
+    A function may have a program for every call and one for calls of a single row.  Both pack the weights for
+    themselves, so a session of one row opens the second alone, and a session of several rows the first alone.
+
     Args:
         folder: of the bundle.
         module: its IR.
@@ -79,19 +83,24 @@ class Programs:
             )
         self._open: dict[str, tuple[ort.InferenceSession, dict[str, Any]]] = {}
 
-    def use(self, function: str, session: ort.InferenceSession, about: dict[str, Any]) -> None:
-        """Take ``session`` for a function instead of opening the program."""
-        self._open[function] = session, about
+    def use(self, file: str, session: ort.InferenceSession) -> None:
+        """Take ``session`` for a program instead of opening its file."""
+        self._open[file] = session, json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
 
-    def get(self, function: str) -> tuple[ort.InferenceSession, dict[str, Any]]:
+    def file(self, function: str, row: bool = False) -> str:
+        """Return the file for calls of a function: that of one row where it is asked for and there is one."""
+        alone = row_program(function)
+        return alone if row and (self.folder / alone).is_file() else f"{function}.onnx"
+
+    def get(self, function: str, row: bool = False) -> tuple[ort.InferenceSession, dict[str, Any]]:
         """Return the ONNX Runtime session of a function and what the program says about itself."""
-        if function not in self._open:
-            path = self.folder / f"{function}.onnx"
+        file = self.file(function, row)
+        if file not in self._open:
+            path = self.folder / file
             if not path.is_file():
                 raise InputError(f"this bundle has no program '{function}'", "the model has no such block")
-            session = open_program(packed_program(self.folder, function) or path, self.threads)
-            self._open[function] = session, json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
-        return self._open[function]
+            self.use(file, open_program(packed_program(self.folder, path.stem) or path, self.threads))
+        return self._open[file]
 
 
 def open_program(path: Path, threads: int) -> ort.InferenceSession:
@@ -120,9 +129,9 @@ def open_program(path: Path, threads: int) -> ort.InferenceSession:
 
 @dataclass(frozen=True)
 class _Step:
-    """What calls of one shape share: bound inputs to write into, and bound results to read."""
+    """What calls of one shape share: how to run, bound inputs to write into, and bound results to read."""
 
-    binding: ort.IOBinding
+    run: Callable[[], None]
     inputs: Mapping[str, npt.NDArray[Any]]
     outputs: Mapping[str, npt.NDArray[np.float32]]
     positions: int
@@ -156,7 +165,7 @@ class OnnxSession(MtpSession):
         """Keep these buffers as the states; what was bound before is dropped."""
         self._states = states
         self._values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in states.items()}
-        self._steps: dict[tuple[str, int, int, int], _Step] = {}
+        self._steps: dict[tuple[str, int, int, int, bool], _Step] = {}
 
     def _fork(self) -> OnnxSession:
         other = OnnxSession.__new__(OnnxSession)
@@ -193,7 +202,7 @@ class OnnxSession(MtpSession):
 
     def _next(self, tokens: npt.NDArray[Any]) -> Outputs | None:
         """Append one valid token to the only row; None where the general way must look at it."""
-        step = self._steps.get(("forward", 1, 1, 1))
+        step = self._steps.get(("forward", 1, 1, 1, True))
         if step is None or len(self._start) != 1 or tokens.dtype.kind not in "iu":
             return None
         token, at = int(tokens[0, 0]), int(self._start[0])
@@ -204,7 +213,7 @@ class OnnxSession(MtpSession):
         if "parents" in step.inputs:
             step.inputs["parents"].flat[0] = -1
         self._written[0] = max(int(self._written[0]), at + 1)
-        self.programs.get("forward")[0].run_with_iobinding(step.binding)
+        step.run()
         self._start = np.array([at + 1])
         found = step.outputs
         return Outputs(found["logits"], found.get("hidden"), found.get("mtp"), found.get("verifier"))
@@ -217,19 +226,29 @@ class OnnxSession(MtpSession):
     # -- running a program ---------------------------------------------------------------------------------
     def _call(self, function: str, inputs: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.float32]]:
         """Run a program on its states; tokens beyond the longest row's ``length`` are not computed."""
-        inputs = {n: inputs[n] for n in self.programs.get(function)[1]["inputs"]}
         batch, count = inputs["positions"].shape
         longest = int(inputs["length"].max())
-        limit = self.programs.get(function)[1]["positions"]
+        row = batch == 1 and longest > 0 and self._counted(inputs["positions"][0, :longest])
+        about = self.programs.get(function, row)[1]
+        inputs = {n: inputs[n] for n in about["inputs"]}
+        limit = about["positions"]
         if limit is not None and int(inputs["positions"].max()) >= limit:
             self._check_positions(inputs, limit)
         if longest < count:
             inputs = self._cut(inputs, max(longest, 1))
-        step = self._step(function, batch, inputs["positions"].shape[1], inputs["rows"].shape[1])
+        shape = batch, inputs["positions"].shape[1], inputs["rows"].shape[1]
+        step = self._step(function, *shape, row=row)
         for name, array in step.inputs.items():
             array[...] = inputs[name]
-        self.programs.get(function)[0].run_with_iobinding(step.binding)
+        step.run()
         return dict(step.outputs) if longest >= count else _padded(step.outputs, count)
+
+    def _counted(self, positions: Ints) -> bool:
+        """Whether the program of one row takes these positions [T].
+
+        A call that fills every slot looks to the fused operator like a first prompt, whose positions it counts itself.
+        """
+        return len(positions) < self._info.capacity or bool((np.diff(positions) == 1).all())
 
     def _cut(self, inputs: dict[str, npt.NDArray[Any]], longest: int) -> dict[str, npt.NDArray[Any]]:
         cut = {n: a[:, :longest] if n not in ("start", "length", "rows") else a for n, a in inputs.items()}
@@ -244,11 +263,11 @@ class OnnxSession(MtpSession):
                 "compile with a larger context",
             )
 
-    def _step(self, function: str, batch: int, count: int, rows: int) -> _Step:
-        key = (function, batch, count, rows)
+    def _step(self, function: str, batch: int, count: int, rows: int, row: bool) -> _Step:
+        key = (function, batch, count, rows, row)
         if key in self._steps:
             return self._steps[key]
-        session, about = self.programs.get(function)
+        session, about = self.programs.get(function, row)
         sizes = {"B": batch, "T": count, "R": rows}
         binding = session.io_binding()
         inputs: dict[str, npt.NDArray[Any]] = {}
@@ -271,7 +290,8 @@ class OnnxSession(MtpSession):
             owned.append(ort.OrtValue.ortvalue_from_numpy(outputs[result["name"]]))
             binding.bind_ortvalue_output(result["value"], owned[-1])
         limit = about["positions"]
-        step = _Step(binding, inputs, outputs, self._info.capacity if limit is None else limit, tuple(owned))
+        run = partial(session.run_with_iobinding, binding)
+        step = _Step(run, inputs, outputs, self._info.capacity if limit is None else limit, tuple(owned))
         if sum(a.nbytes for a in outputs.values()) <= KEPT_BYTES:
             if len(self._steps) >= KEPT_SHAPES:
                 self._steps.pop(next(iter(self._steps)))
@@ -286,7 +306,7 @@ class OnnxSession(MtpSession):
 
     def _move(self, source: Ints, target: Ints) -> None:
         row, pair = np.nonzero((source >= 0) & (target >= 0))
-        for name in self.programs.get("forward")[1]["states"]:
+        for name in self.programs.get("forward", len(self._start) == 1)[1]["states"]:
             slots = np.moveaxis(self._states[name], -2, 1)
             capacity = slots.shape[1]
             slots[row, target[row, pair] % capacity] = slots[row, source[row, pair] % capacity]

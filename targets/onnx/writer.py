@@ -72,12 +72,15 @@ class GraphWriter:
         module: the module it belongs to.
         function: the function.
         profile: ``fused`` or ``plain``.
+        row: whether the program is for calls of one row whose tokens are all valid.
         memo: values shared by several nodes (masks, tables), by a key of the lowering's choice.
         nodes: name of an ONNX node -> the IR ops it stands for.
     """
 
-    def __init__(self, module: Module, function: Function, tensors: TensorTable, profile: str) -> None:
-        self.module, self.function, self.tensors, self.profile = module, function, tensors, profile
+    def __init__(
+        self, module: Module, function: Function, tensors: TensorTable, profile: str, row: bool = False
+    ) -> None:
+        self.module, self.function, self.tensors, self.profile, self.row = module, function, tensors, profile, row
         domains = OPSETS if profile == "fused" else {"": OPSETS[""]}
         self.graph = onnx.Graph([], [], nodes=[], opset_imports=dict(domains), name=function.name)
         self.memo: dict[Any, Any] = {}
@@ -150,6 +153,16 @@ class GraphWriter:
         """Names of the IR values that exist in the graph, in order of definition."""
         return tuple(v.name for v in self.function.values() if v in self._values)
 
+    def prune(self) -> None:
+        """Drop the nodes of the graph that nothing reads."""
+        kept = set(self.graph.outputs)
+        for node in reversed(list(self.graph)):
+            if not any(v in kept or v.uses() for v in node.outputs):
+                self.graph.remove(node, safe=True)
+        read = {v for n in self.graph.all_nodes() for v in n.inputs}
+        for name in [n for n, v in self.graph.initializers.items() if v not in read and v not in kept]:
+            del self.graph.initializers[name]
+
     # -- constants and weights ----------------------------------------------------------------------
     def const(self, numbers: Any, dtype: Any = None) -> onnx.Value:
         """Return a small constant, made once."""
@@ -187,7 +200,8 @@ class GraphWriter:
         if isinstance(value.type.element, Storage):
             return self.decoded(value)
         shape = weight_shape(self.module.weights[value.name])
-        return self.tensor(Layout(f"@{value.name}", shape, (Piece(value.name, shape),)))
+        whole = "" if value.type.is_float else str(value.type.element)
+        return self.tensor(Layout(f"@{value.name}", shape, (Piece(value.name, shape, type=whole),)))
 
     def transposed(self, *values: Value) -> onnx.Value:
         """Return weights [N_i, K] as one matrix [K, sum of N_i], or a stack of matrices, each turned."""

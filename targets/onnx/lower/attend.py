@@ -206,6 +206,20 @@ def latents(w: GraphWriter, node: Node, latent: onnx.Value, turned: onnx.Value, 
 
 
 # -- GroupQueryAttention --------------------------------------------------------------------------------
+def _row_call(w: GraphWriter, cached: Cached) -> tuple[onnx.Value, onnx.Value]:
+    """(i32[1] index of the last token, i32: tokens at most) of a call of one row whose tokens are all valid.
+
+    The operator wants a total only to tell a first prompt from later calls; the capacity always says later.
+    """
+    slots, tokens = slots_of(_operand(cached.writes[0], 0)), cached.node.result.type.shape[2]
+    key = ("last", cached.start, tokens, slots)
+    if key not in w.memo:
+        before = w.op("Sub", w.dim(tokens), w.ints(1))
+        last = w.op("Cast", w.op("Add", w.need(cached.start), before), to=onnx.DataType.INT32)
+        w.memo[key] = last, w.const(np.array(slots, np.int32), np.int32)
+    return w.memo[key]
+
+
 def _fits(w: GraphWriter, cached: Cached) -> tuple[onnx.Value, onnx.Value, onnx.Value]:
     """(bool: the fused operator can take this call, i32[B] index of the last token, i32: tokens at most)."""
     q_index = _operand(cached.node, 3)
@@ -255,9 +269,7 @@ def fused_attention(w: GraphWriter, fused: Fused) -> None:
     """Lower projections, norms, rotation, cache writes and attention as one operator, its general form beside it."""
     cached = fused.cached
     heads, kv_heads, size = _sizes(fused)
-    fits, last, total = _fits(w, cached)
     states = [_operand(c, 0) for c in cached.writes]
-    mask, count, places = _general(w, cached, fits, cached.node.result.type.shape[2])
     packed: onnx.Value | None = None
     parts: list[onnx.Value] = []
     if fused.linears is not None:
@@ -279,10 +291,13 @@ def fused_attention(w: GraphWriter, fused: Fused) -> None:
     if isinstance(element, Storage):
         how["kv_cache_bit_width"] = element.bits
 
-    def by_group() -> Sequence[onnx.Value]:
+    def by_group(last: onnx.Value, total: onnx.Value) -> Sequence[onnx.Value]:
         attrs = attrs_of(cached.node)
-        inputs = [packed, None, None] if packed is not None else parts
+        inputs, scale = [packed, None, None] if packed is not None else parts, float(attrs["scale"])
         sinks = w.get(cached.node.operands[5])
+        if w.row and _by_rows(w, cached, heads):
+            inputs, scale = _scaled(w, inputs, scale, (heads * size, kv_heads * size)), 1.0
+            sinks = w.const(np.full(heads, NO_SINK, np.float32)) if sinks is None else sinks
         return w.emit(
             "GroupQueryAttention",
             *inputs,
@@ -298,7 +313,7 @@ def fused_attention(w: GraphWriter, fused: Fused) -> None:
             domain=MICROSOFT,
             num_heads=heads,
             kv_num_heads=kv_heads,
-            scale=float(attrs["scale"]),
+            scale=scale,
             do_rotary=int(turn is not None),
             rotary_interleaved=int(turn is not None and bool(attrs_of(turn)["interleaved"])),
             local_window_size=int(attrs["window"]) or -1,
@@ -306,7 +321,7 @@ def fused_attention(w: GraphWriter, fused: Fused) -> None:
             **how,
         )
 
-    def in_general() -> Sequence[onnx.Value]:
+    def in_general(mask: onnx.Value, count: onnx.Value, places: Places) -> Sequence[onnx.Value]:
         q, k, v = parts or _unpacked(w, packed, heads, kv_heads, size)
         q, k, v = (
             w.op("Transpose", w.op("Reshape", x, w.ints(0, 0, n, size)), perm=[0, 2, 1, 3])
@@ -326,17 +341,54 @@ def fused_attention(w: GraphWriter, fused: Fused) -> None:
         mixed = attend(w, cached.node, q, seen[0], seen[1], mask, cached.node.operands[5])
         return [w.op("Reshape", w.op("Transpose", mixed, perm=[0, 2, 1, 3]), w.ints(0, 0, heads * size)), *after]
 
+    if w.row:
+        merged, *after = by_group(*_row_call(w, cached))
+        _bind(w, fused, merged, after)
+        return
+    fits, last, total = _fits(w, cached)
+    mask, count, places = _general(w, cached, fits, cached.node.result.type.shape[2])
     kind = onnx.TensorType(onnx.DataType.FLOAT)
     stored = kind
     if isinstance(element, Storage):
         stored = onnx.TensorType(onnx.DataType.INT8 if element.bits == 8 else onnx.DataType.UINT8)
-    merged, *after = w.branch(fits, [kind, stored, stored], by_group, in_general)
+    merged, *after = w.branch(
+        fits, [kind, stored, stored], lambda: by_group(last, total), lambda: in_general(mask, count, places)
+    )
+    _bind(w, fused, merged, after)
+
+
+def _bind(w: GraphWriter, fused: Fused, merged: onnx.Value, states: Sequence[onnx.Value]) -> None:
+    """Say what the operator's results stand for."""
     w.bind(fused.merge[1].result, merged)
-    for node, found in zip(cached.writes, after, strict=True):
-        if isinstance(element, Storage):
+    for node, found in zip(fused.cached.writes, states, strict=True):
+        if isinstance(node.result.type.element, Storage):
             w.bind_state(node.result, {"": found})
         else:
             w.bind(node.result, found)
+
+
+def _by_rows(w: GraphWriter, cached: Cached, heads: int) -> bool:
+    """Whether the operator is to keep all scores of a call, which its kernels for AVX multiply.
+
+    Without sinks it computes tile by tile, where a single token is a loop of SSE; sinks that add nothing keep it off
+    that.  Tiles stay where the scores would be large, where a window lets most slots be skipped, and for codes.
+    """
+    state = _operand(cached.writes[0], 0)
+    scores = 4 * heads * w.module.dims["T"].high * slots_of(state)
+    plain = not isinstance(state.type.element, Storage)
+    return plain and not int(attrs_of(cached.node)["window"]) and scores <= SCORE_BYTES
+
+
+def _scaled(
+    w: GraphWriter, inputs: Sequence[onnx.Value | None], scale: float, sizes: tuple[int, int]
+) -> list[onnx.Value | None]:
+    """Queries times the scale of the logits, so that the operator's own is 1: its product of one row is faster then."""
+    first, *rest = inputs
+    queries, others = sizes
+    factors = np.full(queries, scale, np.float32)
+    if rest == [None, None]:
+        factors = np.concatenate([factors, np.ones(2 * others, np.float32)])
+    return [w.op("Mul", first, w.const(factors)), *rest]
 
 
 def _channel_scales(w: GraphWriter, fused: Fused, heads: int, size: int) -> tuple[onnx.Value, onnx.Value] | None:

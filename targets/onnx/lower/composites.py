@@ -155,6 +155,8 @@ def rope_inputs(w: GraphWriter, node: Node) -> tuple[onnx.Value, onnx.Value, onn
         )
     cos, sin = w.memo[key]
     positions = node.operands[1]
+    if w.row:
+        return cos, sin, w.need(positions)
     place = ("positions", positions)
     if place not in w.memo:
         w.memo[place] = w.op("Clip", w.need(positions), w.const(np.array(0)), w.const(np.array(limit - 1)))
@@ -183,13 +185,30 @@ def _rope(w: GraphWriter, node: Node) -> None:
     w.bind(node.result, rotate(w, w.need(x), node, 1 if x.type.rank == 3 else None))
 
 
-def _lm_head(w: GraphWriter, node: Node) -> None:
-    """Only the wanted rows; the operators read the weight as it lies, so a tied table is stored once."""
+def _row_logits(w: GraphWriter, node: Node, act: str) -> onnx.Value:
+    """Logits of the wanted rows of the only row of a batch."""
+    x, weight, rows, _ = node.operands
+    assert weight is not None
+    assert rows is not None
+    vocab, width = (int(str(d)) for d in weight.type.shape)
+    key = ("rows", x, rows)
+    if key not in w.memo:
+        flat = w.op("Reshape", w.need(x), w.ints(-1, width))
+        w.memo[key] = w.op("Gather", flat, w.need(rows), axis=0)
+    if stored_form(w, weight) is not None:
+        return _biased(w, node, product(w, w.memo[key], (weight,), act))
+    flat = w.op("Reshape", w.memo[key], w.ints(-1, width))
+    return w.op("Reshape", w.op("Gemm", flat, w.need(weight), w.get(node.operands[3]), transB=1), w.ints(1, -1, vocab))
+
+
+def _biased(w: GraphWriter, node: Node, y: onnx.Value) -> onnx.Value:
+    return y if node.operands[3] is None else w.op("Add", y, w.need(node.operands[3]))
+
+
+def _every_logits(w: GraphWriter, node: Node, act: str) -> onnx.Value:
     x, weight, rows, bias = node.operands
     assert weight is not None
-    act = attrs_of(node)["act"]
     vocab, width = weight.type.shape
-    cap = float(attrs_of(node)["softcap"])
     wanted = w.need(x)
     if rows is not None:
         key = ("rows", x, rows)
@@ -201,11 +220,17 @@ def _lm_head(w: GraphWriter, node: Node) -> None:
         w.memo[flat] = w.op("Reshape", wanted, w.ints(-1, int(str(width))))
     shape = w.op("Concat", w.op("Shape", wanted, start=0, end=2), w.ints(int(str(vocab))), axis=0)
     if stored_form(w, weight) is not None:
-        y = product(w, w.memo[flat], (weight,), act)
-        y = y if bias is None else w.op("Add", y, w.need(bias))
+        y = _biased(w, node, product(w, w.memo[flat], (weight,), act))
     else:
         y = w.op("Gemm", w.memo[flat], w.need(weight), w.get(bias), transB=1)
-    y = w.op("Reshape", y, shape)
+    return w.op("Reshape", y, shape)
+
+
+def _lm_head(w: GraphWriter, node: Node) -> None:
+    """Only the wanted rows; the operators read the weight as it lies, so a tied table is stored once."""
+    rows, act = node.operands[2], attrs_of(node)["act"]
+    cap = float(attrs_of(node)["softcap"])
+    y = _row_logits(w, node, act) if w.row and rows is not None else _every_logits(w, node, act)
     if cap:
         scale = w.const(np.float32(cap))
         y = w.op("Mul", w.op("Tanh", w.op("Div", y, scale)), scale)

@@ -200,9 +200,9 @@ def test_the_choice_of_blocks(type: str, width: int, bits: int, block: int, acti
 def test_prepacked_programs_compute_the_same(text: str, tmp_path: Path) -> None:
     module, weights = stored(*model(text, 3.0), "i4<g32>")
     made = emitted(module, weights, tmp_path, "fused", prepacked=True)
-    assert (tmp_path / "forward.packed.onnx").is_file()
-    size = (tmp_path / "forward.packed.bin").stat().st_size
-    assert made.interface["copies"] == {"forward.packed.bin": size}
+    assert (tmp_path / "forward.row.packed.onnx").is_file()
+    size = (tmp_path / "forward.row.packed.bin").stat().st_size
+    assert made.interface["copies"] == {"forward.row.packed.bin": size}
     assert f"prepacked: {size:,} bytes more on disk, of which a session maps what it uses" in made.remarks
     agrees(made.module, weights, tmp_path)
     codes_come_back(made.module, weights, tmp_path)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from omnic.errors import BundleError, InputError
+from omnic.ir.dims import DimRange
 from omnic.ir.graph import Module
-from omnic.ir.reference import ReferenceSession
+from omnic.ir.numeric import CLASSES, compare
+from omnic.ir.reference import Interpreter, ReferenceSession
 from omnic.ir.weights import WeightStore
 from omnic.runtime.session import Session, SessionOptions
 from omnic.targets.onnx.session import OnnxSession, Programs
@@ -172,17 +176,64 @@ def test_a_limit_below_the_weights_is_refused(gqa: Made) -> None:
 
 def test_a_truncated_program_is_a_bundle_error(gqa: Made, tmp_path: Path) -> None:
     module, _, out = gqa
-    for name in ("forward.onnx", "weights.bin"):
+    for name in ("forward.onnx", "forward.row.onnx", "weights.bin"):
         (tmp_path / name).write_bytes((out / name).read_bytes())
     data = (tmp_path / "weights.bin").read_bytes()
     (tmp_path / "weights.bin").write_bytes(data[: len(data) // 2])
-    with pytest.raises(BundleError, match=r"forward.onnx: ONNX Runtime .* refuses it"):
+    with pytest.raises(BundleError, match=r"forward.row.onnx: ONNX Runtime .* refuses it"):
         session_of(module, tmp_path).forward(IDS[:1, :2])
     (tmp_path / "weights.bin").write_bytes(data)
-    text = (tmp_path / "forward.onnx").read_bytes()
-    (tmp_path / "forward.onnx").write_bytes(text[: len(text) // 2])
-    with pytest.raises(BundleError, match=r"forward.onnx: ONNX Runtime .* refuses it"):
+    text = (tmp_path / "forward.row.onnx").read_bytes()
+    (tmp_path / "forward.row.onnx").write_bytes(text[: len(text) // 2])
+    with pytest.raises(BundleError, match=r"forward.row.onnx: ONNX Runtime .* refuses it"):
         session_of(module, tmp_path).forward(IDS[:1, :2])
+
+
+def test_a_session_opens_one_program_of_two(gqa: Made) -> None:
+    module, _, out = gqa
+    alone = session_of(module, out)
+    alone.forward(IDS[:1, :5])
+    alone.forward(IDS[:1, 5:6])
+    assert list(alone.programs._open) == ["forward.row.onnx"]
+    several = session_of(module, out)
+    several.reset(2)
+    several.forward(IDS[:2, :5], length=[5, 2])
+    several.forward(IDS[:2, 5:6])
+    assert list(several.programs._open) == ["forward.onnx"]
+
+
+def test_a_call_without_tokens_changes_nothing(gqa: Made) -> None:
+    module, _, out = gqa
+    session = session_of(module, out)
+    session.forward(IDS[:1, :5])
+    before = {name: array.copy() for name, array in session.states.items()}
+    session.forward(IDS[:1, :1], length=[0])
+    assert all(np.array_equal(before[name], array) for name, array in session.states.items())
+
+
+def test_a_call_that_fills_every_slot(gqa: Made) -> None:
+    """Its positions may count on from elsewhere, or not count at all."""
+    module, weights, out = gqa
+    capacity = session_of(module, out).info.capacity
+    chunk = module.dims["T"].high
+    every = DimRange(1, capacity)
+    wide = replace(module, dims={**module.dims, "T": every, "R": every})
+    assert chunk < capacity
+    ids = np.random.default_rng(3).integers(0, 96, (1, capacity))
+    with tempfile.TemporaryDirectory() as folder:
+        emitted(wide, weights, Path(folder), "fused")
+        for positions in (np.arange(capacity), np.r_[np.arange(5), np.arange(3, capacity - 2)]):
+            inputs = {
+                "tokens": ids,
+                "positions": positions[None],
+                "start": np.zeros(1, int),
+                "length": np.full(1, capacity),
+                "rows": np.arange(capacity)[None],
+            }
+            wanted = Interpreter(wide, weights).run(inputs)["logits"][0]
+            found = session_of(wide, Path(folder)).forward(ids, positions=positions[None]).logits[0]
+            assert compare("logits", np.array(found), wanted, CLASSES["f32"]).ok
+
 
 
 def test_calls_of_many_shapes_keep_few_buffers(gqa: Made) -> None:
