@@ -33,12 +33,12 @@ from omnic.ir.op import Array
 from omnic.ir.packing import QTensor
 from omnic.ir.types import Storage
 
-__all__ = ["CODECS", "TYPE_NAMES", "Codec", "encode_q4_0", "encode_q8_0"]
+__all__ = ["CODECS", "TYPE_NAMES", "Codec", "encode_q4_0", "encode_q8_0", "pack_q4_0", "pack_q5_0", "pack_q8_0"]
 
 TYPE_NAMES: Mapping[int, str] = dict(enumerate(
-    ("F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
-     "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32", "I64",
-     "F64", "IQ1_M", "BF16", "Q4_0_4_4", "Q4_0_4_8", "Q4_0_8_8", "TQ1_0", "TQ2_0", "IQ4_NL_4_4", "IQ4_NL_4_8",
+    ("F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
+     "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32",
+     "I64", "F64", "IQ1_M", "BF16", "Q4_0_4_4", "Q4_0_4_8", "Q4_0_8_8", "TQ1_0", "TQ2_0", "IQ4_NL_4_4", "IQ4_NL_4_8",
      "IQ4_NL_8_8", "MXFP4", "NVFP4"))
 )  # fmt: skip
 
@@ -74,14 +74,16 @@ class Codec:
 
     def numbers(self, rows: Array) -> Array:
         """Return the numbers of u8[rows, bytes of a row]."""
-        blocks = rows.reshape(-1, self.bytes)
-        return self.decode(blocks).reshape(rows.shape[0], -1)
+        numbers = self.decode(rows.reshape(-1, self.bytes))
+        return numbers.reshape(rows.shape[0], rows.shape[1] // self.bytes * self.values)
 
     def packed(self, rows: Array) -> QTensor:
         """Return u8[rows, bytes of a row] as codes and scales of ``storage``."""
         assert self.storage is not None and self.codes is not None
         codes, scales = self.codes(rows.reshape(-1, self.bytes))
-        return QTensor(codes.reshape(rows.shape[0], -1), scales.reshape(rows.shape[0], -1), None, self.storage)
+        blocks = rows.shape[1] // self.bytes
+        scales = scales.reshape(rows.shape[0], blocks * (self.values // self.storage.group))
+        return QTensor(codes.reshape(rows.shape[0], blocks * self.values), scales, None, self.storage)
 
 
 def _f16(blocks: Array, at: int) -> Array:
@@ -193,6 +195,15 @@ def pack_q4_0(q: QTensor) -> Array:
     nibbles = (q.codes.reshape(-1, 32) + 8).astype(np.uint8)
     packed = nibbles[:, :16] | nibbles[:, 16:] << np.uint8(4)
     return np.concatenate([_scale_bytes(q), packed], axis=-1).reshape(rows, -1)
+
+
+def pack_q5_0(q: QTensor) -> Array:
+    """Return ``i5<g32>`` [rows, K] as blocks: u8[rows, bytes of a row]."""
+    rows = q.codes.shape[0]
+    codes = (q.codes.reshape(-1, 32) + 16).astype(np.uint8)
+    high = np.packbits(codes >> np.uint8(4), axis=-1, bitorder="little")
+    low = codes & np.uint8(15)
+    return np.concatenate([_scale_bytes(q), high, low[:, :16] | low[:, 16:] << np.uint8(4)], axis=-1).reshape(rows, -1)
 
 
 def _scale_bytes(q: QTensor) -> Array:
