@@ -182,7 +182,8 @@ class Evaluator:
             return self._concat(recipe, box)
         if kind == "stack":
             low, high = box[0]
-            return np.stack([self.numbers(i, box[1:]) for i in recipe.inputs[low:high]])
+            parts = [self.numbers(i, box[1:]) for i in recipe.inputs[low:max(high, low + 1)]]
+            return np.stack(parts)[: high - low]
         if kind == "slice":
             axis, _, _, step = cut(recipe)
             part = self.numbers(recipe.inputs[0], (*box[:axis], _before(recipe, box[axis]), *box[axis + 1 :]))
@@ -245,6 +246,8 @@ class Evaluator:
             if first < last:
                 parts.append(self.numbers(inner, (*box[:axis], (first - base, last - base), *box[axis + 1 :])))
             base += size
+        if not parts:  # an empty part is asked for when only the dtype is wanted
+            parts.append(self.numbers(recipe.inputs[0], (*box[:axis], (0, 0), *box[axis + 1 :])))
         return np.concatenate(parts, axis=axis)
 
     def _reshaped(self, recipe: Recipe, box: Box) -> Array:
@@ -338,7 +341,8 @@ class Evaluator:
     def _checked(self, found: QTensor, type: Storage, shape: tuple[int, ...], leaf: Recipe) -> QTensor:
         name, origin = self.leaf_name(leaf), "" if self.source is None else f" of {self.source.description}"
         if found.type != type or found.shape != shape:
-            raise BundleError(f"tensors '{name}*'{origin} are {found.type} {list(found.shape)}, not {type} {list(shape)}")
+            raise BundleError(f"tensors '{name}*'{origin} are {found.type} {list(found.shape)}, not {type} "
+                              f"{list(shape)}")
         rows = found.scale if found.row is None else found.row
         if not (np.isfinite(found.scale).all() and np.isfinite(rows).all()) or _no_number(found):
             raise BundleError(f"tensor '{name}.scale'{origin} holds NaN or infinite scales")

@@ -105,7 +105,8 @@ def _metadata(spec: Spec, arch: Architecture) -> tuple[dict[str, Any], list[floa
         if arch.shared:
             found[key + "expert_shared_feed_forward_length"] = ffn.shared * ffn.shared_hidden
     if arch.square and attention.heads * attention.head_dim != spec.width:
-        raise InputError(f"blocks.attention.head_dim {attention.head_dim}: {attention.heads} heads of width {spec.width}")
+        what = f"blocks.attention.head_dim {attention.head_dim}"
+        raise InputError(f"{what} (it would be width / heads, {spec.width} / {attention.heads})")
     if attention.rope is None:
         return found, None
     rope, factors = rope_keys(arch.name, attention.rope)
