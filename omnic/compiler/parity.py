@@ -67,7 +67,8 @@ def measure_parity(
     else:
         from omnic.compiler.parts import parity_of_parts
 
-        cases = parity_of_parts(bundle, origin, threads, progress)
+        folder = None if weights.results is None else weights.results.folder
+        cases = parity_of_parts(bundle, origin, folder, progress)
         reference = "f64, the first and last layer of each kind and the heads, on captured inputs"
     return record(target.name, kind, reference, bundle.manifest.model_sha256, cases)
 

@@ -5,12 +5,17 @@ weights made and dropped layer by layer, and keeps what crosses the borders of t
 checked: the first and the last layer of each kind, and every head.  Then each of these parts of the saved
 program runs on the captured inputs.  All of it happens in a child process, so that the compiler's own
 memory is not counted twice, and within a time box.
+
+A state of codes is judged by what attention makes of it: a code on the other side of a rounding is no error, so codes
+are not compared one by one.  There are tokens enough that attention reads some from the codes and not from a ring of
+recent ones.  Where a class counts only choices, what attention gives must be near the reference's too: of a part's
+result it is a small share.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +26,13 @@ from numpy.typing import NDArray
 from omnic.compiler.progress import Progress
 from omnic.compiler.sample import sample_tokens
 from omnic.compiler.weight_files import weight_source
-from omnic.errors import BundleError, InputError, InternalError, OmnicError
+from omnic.errors import BundleError, InputError, OmnicError
 from omnic.ir.graph import Function, Module, Node, Value
 from omnic.ir.numeric import Case, NumericClass, compare, find_class
+from omnic.ir.packing import QTensor
 from omnic.ir.reference import Interpreter
-from omnic.ir.weights import WeightStore
+from omnic.ir.types import Storage
+from omnic.ir.weights import ResultStore, WeightStore
 from omnic.runtime.bundle import Bundle, open_bundle
 from omnic.targets import get_target
 
@@ -81,14 +88,14 @@ def chosen_parts(parts: Sequence[Part]) -> tuple[Part, ...]:
 
 
 def parity_of_parts(
-    bundle: Bundle, origin: Mapping[str, Any], threads: int | None, progress: Progress
+    bundle: Bundle, origin: Mapping[str, Any], results: Path | None, progress: Progress
 ) -> tuple[Case, ...]:
     """Check an unfinished bundle in a child process.
 
     Args:
         bundle: opened with ``unfinished``.
         origin: ``path`` or ``seed`` of its weights.
-        threads: of the child; None = all cores.
+        results: folder of what calibrating passes found.
         progress: told of each part.
 
     Raises:
@@ -97,7 +104,7 @@ def parity_of_parts(
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(theirs, str(bundle.path), dict(origin), threads), daemon=True)
+    child = context.Process(target=_child, args=(theirs, str(bundle.path), dict(origin), results), daemon=True)
     child.start()
     theirs.close()
     try:
@@ -125,10 +132,13 @@ def parity_of_parts(
         ours.close()
 
 
-def _child(pipe: Any, folder: str, origin: dict[str, Any], threads: int | None) -> None:
+def _child(pipe: Any, folder: str, origin: dict[str, Any], results: Path | None) -> None:
     try:
-        cases = _check(
-            open_bundle(folder, unfinished=True), origin, lambda what, share: pipe.send(("progress", (what, share)))
+        cases = check_parts(
+            open_bundle(folder, unfinished=True),
+            origin,
+            results,
+            lambda what, share: pipe.send(("progress", (what, share))),
         )
     except OmnicError as error:
         pipe.send(("error", error))
@@ -138,48 +148,82 @@ def _child(pipe: Any, folder: str, origin: dict[str, Any], threads: int | None) 
         pipe.close()
 
 
-def _check(bundle: Bundle, origin: Mapping[str, Any], progress: Progress) -> tuple[Case, ...]:
+def check_parts(
+    bundle: Bundle, origin: Mapping[str, Any], results: Path | None, progress: Progress
+) -> tuple[Case, ...]:
     module, target = bundle.module, get_target(bundle.manifest.target)
-    store = (
-        WeightStore.loaded(module, weight_source(Path(origin["path"])))
-        if "path" in origin
-        else WeightStore.random(module, int(origin["seed"]))
-    )
+    kept = None if results is None else ResultStore(results)
+    if "path" in origin:
+        # The compile has checked the file; here it may hold what passes have merged or left out.
+        store = WeightStore(module, weight_source(Path(origin["path"])), results=kept)
+    else:
+        store = WeightStore(module, seed=int(origin["seed"]), results=kept)
     kind = find_class(bundle.manifest.numeric_class)
     cases: list[Case] = []
     for name in (n for n in ("forward", "mtp") if n in module.functions):
         function = module.function(name)
         chosen = chosen_parts(parts_of(function))
         inputs = _inputs(module, function)
-        crossing = _stream(module, store, function, inputs, chosen, progress)
         shown = set(target.preserved(bundle.path, name))
+        attended = {part: attended_values(part, shown) for part in chosen}
+        more = {v for values in attended.values() for v in values}
+        crossing = _stream(module, store, function, inputs, chosen, more, progress)
         for done, part in enumerate(chosen):
             progress(f"parity: {name} {part.name}", done / len(chosen))
-            given = {v.name: crossing[v] for v in part.inputs}
-            names = [v.name for v in part.outputs if v.name in shown and v.type.is_float]
+            given = {v.name: crossing[v] for v in part.inputs if v in crossing}
+            codes = {v for n in part.nodes for v in n.results if _is_state(n) and isinstance(v.type.element, Storage)}
+            names = [v.name for v in part.outputs if v.name in shown and v.type.is_float and v not in codes]
+            names += [v.name for v in attended[part] if v.name not in names]
             found = target.capture_part(bundle.path, given, names, name)
             cases.extend(_cases(name, part, found, crossing, kind))
+            cases.extend(_near(name, part, v, found, crossing, kind) for v in attended[part] if kind.bound is None)
     return tuple(cases)
+
+
+def attended_values(part: Part, shown: Container[str]) -> tuple[Value, ...]:
+    """Return what the attentions of a part give, as far as the program shows it: as it is, transposed or reshaped."""
+    found: list[Value] = []
+    for node in part.nodes:
+        if node.op not in ("attention", "block_attention", "mla"):
+            continue
+        value: Value | None = node.result
+        while value is not None and value.name not in shown:
+            users = [n for n in part.nodes if any(v is value for v in n.inputs())]
+            moved = len(users) == 1 and users[0].op in ("transpose", "reshape")
+            value = users[0].result if moved else None
+        found += [] if value is None else [value]
+    return tuple(found)
+
+
+def _is_state(node: Node) -> bool:
+    return node.op in ("cache_write", "cache_move", "cache_close")
+
+
+def tokens_of(module: Module) -> int:
+    """Return how many tokens are looked at: some beyond those that a query reads from a ring of recent ones."""
+    recent = max((s.window for s in module.states.values() if s.role == "recent"), default=0)
+    return min(TOKENS + recent, module.dims["T"].high)
 
 
 def _inputs(module: Module, function: Function) -> dict[str, NDArray[Any]]:
     """A few tokens from empty states; hidden states (of an MTP block) are drawn from seed 0."""
-    steps = np.arange(TOKENS)[None]
+    count = tokens_of(module)
+    steps = np.arange(count)[None]
     vocab = int(str(module.meta["vocab"]))
-    ids, _ = sample_tokens(vocab, TOKENS + 1, None)
+    ids, _ = sample_tokens(vocab, count + 1, None)
     known: dict[str, NDArray[Any]] = {
         "tokens": ids[None, :-1],
         "next_tokens": ids[None, 1:],
         "positions": steps,
         "start": np.zeros(1, np.int64),
-        "length": np.full(1, TOKENS),
+        "length": np.full(1, count),
         "rows": steps,
     }
     hidden = function.param("hidden")
     if hidden is not None:
         width = hidden.type.shape[-1]
         assert isinstance(width, int)
-        known["hidden"] = np.random.default_rng(0).standard_normal((1, TOKENS, width))
+        known["hidden"] = np.random.default_rng(0).standard_normal((1, count, width))
     return {p.value.name: known[p.value.name] for p in function.params if p.state is None}
 
 
@@ -189,38 +233,37 @@ def _stream(
     function: Function,
     inputs: Mapping[str, NDArray[Any]],
     parts: Sequence[Part],
+    more: Collection[Value],
     progress: Progress,
 ) -> dict[Value, NDArray[Any]]:
-    """Evaluate ``function`` and keep the values that cross the borders of ``parts``."""
+    """Evaluate ``function`` and keep the values that cross the borders of ``parts``, and ``more``."""
     interpreter = Interpreter(module, store, cache_bytes=0)
-    wanted = {v for part in parts for v in (*part.inputs, *part.outputs)}
+    wanted = {*more, *(v for part in parts for v in (*part.inputs, *part.outputs))}
     kept: dict[Value, NDArray[Any]] = {}
     at = {node.name: index for index, node in enumerate(function.nodes)}
 
     def keep(node: Node, results: tuple[Any, ...]) -> None:
         progress(f"parity: reference of {function.name}", at[node.name] / len(at))
         for value, result in zip(node.results, results, strict=True):
-            if value in wanted:
+            if value in wanted and not isinstance(result, QTensor):
                 kept[value] = np.asarray(result)
 
     interpreter.run(inputs, function.name, trace=keep)
     empty = empty_states_of(module, function)
     for param in function.params:
-        kept[param.value] = empty[param.state] if param.state else np.asarray(inputs[param.value.name])
+        if param.state is None:
+            kept[param.value] = np.asarray(inputs[param.value.name])
+        elif param.state in empty:
+            kept[param.value] = empty[param.state]
     return kept
 
 
 def empty_states_of(module: Module, function: Function) -> dict[str, NDArray[Any]]:
-    """Return the states of one row before the first token, by name."""
+    """Return the states of one row before the first token, by name; a program makes those of codes itself."""
     from omnic.ir.reference import empty_states
 
     states = empty_states(module, 1, np.float64, function.name)
-    found: dict[str, NDArray[Any]] = {}
-    for name, numbers in states.items():
-        if not isinstance(numbers, np.ndarray):
-            raise InternalError(f"state {name} is quantised; its parts are checked packed")
-        found[name] = numbers
-    return found
+    return {name: numbers for name, numbers in states.items() if isinstance(numbers, np.ndarray)}
 
 
 def _cases(
@@ -237,6 +280,25 @@ def _cases(
         for value in part.outputs
         if value.name in found
     ]
+
+
+def _near(
+    function: str,
+    part: Part,
+    value: Value,
+    found: Mapping[str, NDArray[Any]],
+    wanted: Mapping[Value, NDArray[Any]],
+    kind: NumericClass,
+) -> Case:
+    """Judge what attention gives by the rms of its error over the rms of the reference's."""
+    one, other = (np.asarray(x, np.float64) for x in (found[value.name], wanted[value]))
+    rms, worst = float(np.sqrt((other**2).mean())), float(np.abs(one - other).max())
+    off = float(np.sqrt(((one - other) ** 2).mean()))
+    ratio = off / rms if rms > 0 else (0.0 if off == 0 else np.inf)
+    ok = bool(np.isfinite(one).all()) and ratio <= kind.error
+    problem = "" if ok else f"rms of the error over rms is {ratio:.1e}, that of {kind.name} is {kind.error:.0e}"
+    name = f"{function} {part.name}: {value.name}, of attention"
+    return Case(name, worst, rms, ratio, 0, int(np.prod(one.shape[:-1])), 0.0, kind.error, ok, problem)
 
 
 def _filled(found: NDArray[Any], wanted: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
