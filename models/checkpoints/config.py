@@ -81,12 +81,20 @@ class Config:
         self._log: list[Effect] = [] if _log is None else _log
         self._read: set[str] = set()
         self._inner: list[Config] = []
+        self._assumed: dict[str, Any] = {}
         #: tokens the states shall hold, None for the trained length
         self.capacity: int | None = None
 
     def has(self, key: str) -> bool:
         """Whether the key is there and not null."""
-        return self._values.get(key) is not None
+        return self._value(key) is not None
+
+    def assume(self, **values: Any) -> None:
+        """Take these values for keys that the file does not have: the family's defaults."""
+        self._assumed |= values
+
+    def _value(self, key: str) -> Any:
+        return self._values[key] if key in self._values else self._assumed.get(key)
 
     def given(self, key: str) -> bool:
         """Whether the key is there, be it null."""
@@ -100,7 +108,7 @@ class Config:
             InputError: there is none, and no default.
         """
         self._read.add(key)
-        value = self._values.get(key)
+        value = self._value(key)
         if value is None:
             if default is _UNSET:
                 raise InputError(
@@ -109,7 +117,7 @@ class Config:
             if key in self._values or default is not None:
                 self._log.append(Effect(self._prefix + key, value, effect, key in self._values))
             return default
-        self._log.append(Effect(self._prefix + key, value, effect, True))
+        self._log.append(Effect(self._prefix + key, value, effect, key in self._values))
         return value
 
     def whole(self, key: str, effect: str, default: Any = _UNSET) -> int:

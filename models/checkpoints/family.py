@@ -24,7 +24,8 @@ __all__ = ["ENTRY_POINT_GROUP", "Family", "Tensors", "families", "family_of"]
 ENTRY_POINT_GROUP = "omnic.families"
 
 #: the modules of omnic's own families, in the order of the documentation
-_OURS = ("gpt2", "gpt_neox", "llama", "granite", "qwen2", "qwen3")
+_OURS = ("gpt2", "gpt_neox", "llama", "granite", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2",
+         "starcoder2", "smollm3", "nanochat")
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ def _fill(model: torch.nn.Module, random: np.random.Generator) -> None:
         for name, parameter in model.named_parameters():
             shape = tuple(parameter.shape)
             if len(shape) == 1:
-                drawn = parameter.numpy() + 0.3 * random.standard_normal(shape)
+                # In steps that leave Gemma's 1 + weight exact in f32.
+                drawn = parameter.numpy() + np.round(0.3 * random.standard_normal(shape) * 4096) / 4096
             elif name.endswith("bias") or name.endswith("bias_"):
                 drawn = 0.3 * random.standard_normal(shape)
             else:
