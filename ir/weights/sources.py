@@ -68,7 +68,7 @@ class TypedSource(Source, Protocol):
 
 @runtime_checkable
 class CodeSource(Source, Protocol):
-    """A source that gives tensors of a storage type as codes in one go, which reading part by part would unpack anew."""
+    """A source that gives codes and scales in one go: read by their names, each would be unpacked anew."""
 
     def quantised(self, name: str, rows: tuple[int, int]) -> QTensor:
         """Return rows of a tensor of a storage type."""

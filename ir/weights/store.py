@@ -15,11 +15,11 @@ from omnic.ir import packing
 from omnic.ir.graph import Module, Recipe, Weight
 from omnic.ir.op import Array
 from omnic.ir.packing import QTensor
-from omnic.ir.rewrite import retype_weights
 from omnic.ir.types import Storage, TensorType
+from omnic.ir.weights.companions import with_stored_types
 from omnic.ir.weights.recipes import INITIALISERS, SLICE_BYTES, Evaluator, leaves, whole
 from omnic.ir.weights.results import ResultStore
-from omnic.ir.weights.sources import ArraySource, SafetensorsSource, Source, TypedSource, code_rows
+from omnic.ir.weights.sources import ArraySource, SafetensorsSource, Source, code_rows
 
 __all__ = ["WeightStore", "part_layout", "saved"]
 
@@ -58,7 +58,8 @@ class WeightStore:
     def loaded(cls, module: Module, source: Source, results: ResultStore | None = None) -> WeightStore:
         """Return a store over ``source``, checked as :meth:`load` does.
 
-        Where the source says which type a weight has, the store's module has it.
+        Where the source says which type a weight has, or holds a companion of one, the store's module has them
+        (:mod:`omnic.ir.weights.companions`).
         """
         store = cls(with_stored_types(module, source), source, results=results)
         store.check()
@@ -298,19 +299,6 @@ def saved(module: Module) -> Module:
         for name, weight in module.weights.items()
     }
     return replace(module, weights=weights)
-
-
-def with_stored_types(module: Module, source: Source) -> Module:
-    """Return ``module`` with the types that ``source`` says its weights have."""
-    if not isinstance(source, TypedSource):
-        return module
-    found: dict[str, tuple[TensorType, Recipe]] = {}
-    for name, weight in module.weights.items():
-        if weight.recipe.kind in INITIALISERS:
-            typed = source.typed(str(weight.recipe.args.get("name", name)))
-            if typed is not None:
-                found[name] = (weight.type.with_element(typed.element), weight.recipe)
-    return retype_weights(module, found) if found else module
 
 
 def fixed_shape(type: TensorType) -> tuple[int, ...]:

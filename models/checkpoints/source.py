@@ -12,15 +12,17 @@ from omnic.errors import BundleError, InternalError
 from omnic.ir import packing
 from omnic.ir.graph import Module, Recipe
 from omnic.ir.op import Array
+from omnic.ir.packing import QTensor
 from omnic.ir.types import DType, Storage, TensorType
-from omnic.ir.weights.recipes import Evaluator, leaves
+from omnic.ir.weights.companions import COMPANIONS
+from omnic.ir.weights.recipes import SLICE_BYTES, Evaluator, leaves, whole
 from omnic.ir.weights.sources import Box, Source, TypedSource
 from omnic.ir.weights.store import fixed_shape
 
-__all__ = ["CheckpointSource", "check_tensors", "float_types", "names_of"]
+__all__ = ["CheckpointSource", "check_copies", "check_tensors", "float_types", "names_of"]
 
 _SHOWN = 12
-_SUFFIXES = (".scale", ".zero", ".row")
+_SUFFIXES = (".scale", ".zero", ".row", *COMPANIONS)
 
 
 class CheckpointSource:
@@ -49,13 +51,19 @@ class CheckpointSource:
             self._types[name] = type
             for suffix in packing.layout(element, fixed_shape(type)):
                 self._parts[name + suffix] = (name, suffix)
+        self._beside = {
+            name + ending: made
+            for name in self._types
+            for ending in COMPANIONS
+            if (made := _companion(source, table[name], ending)) is not None
+        }
 
     def _evaluator(self, name: str) -> Evaluator:
         return Evaluator(name, (), self.source, None, None)
 
     def names(self) -> tuple[str, ...]:
-        """Return the names of the weights, and of the parts of those that are codes."""
-        return tuple(self._parts)
+        """Return the names of the weights, of the parts of those that are codes, and of their companions."""
+        return (*self._parts, *self._beside)
 
     def typed(self, name: str) -> TensorType | None:
         """Return the type of a weight that the checkpoint holds as codes, or in a wider type than ``dtype``."""
@@ -63,6 +71,8 @@ class CheckpointSource:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a weight, or of a part of one that is codes."""
+        if name in self._beside:
+            return self._evaluator(name).shape(self._beside[name])
         weight, suffix = self._parts[name]
         type = self._types.get(weight)
         if type is not None:
@@ -71,13 +81,54 @@ class CheckpointSource:
 
     def read(self, name: str, box: Box) -> Array:
         """Return a part of a weight: f32 for any float type, or packed codes."""
+        if name in self._beside:
+            return self._evaluator(name).numbers(self._beside[name], box)
         weight, suffix = self._parts[name]
-        type = self._types.get(weight)
-        if type is None:
+        if weight not in self._types:
             return self._evaluator(weight).numbers(self.table[weight], box)
-        found = self._evaluator(weight).quantised(self.table[weight], cast(Storage, type.element), box[0])
-        part = packing.packed_parts(found)[suffix]
+        part = packing.packed_parts(self.quantised(weight, box[0]))[suffix]
         return part[(slice(None), *(slice(a, b) for a, b in box[1:]))]
+
+    def quantised(self, name: str, rows: tuple[int, int]) -> QTensor:
+        """Return rows of a weight that the checkpoint holds as codes."""
+        element = cast(Storage, self._types[name].element)
+        return self._evaluator(name).quantised(self.table[name], element, rows)
+
+
+def _companion(source: Source, recipe: Recipe, ending: str) -> Recipe | None:
+    """Return the recipe of what lies beside the tensors of a weight under ``ending``, None where nothing does.
+
+    Raises:
+        BundleError: the weight is not joined and cut by rows alone, or its columns lie in several orders.
+    """
+    have = set(source.names())
+    names = names_of(recipe)
+    with_it = [n for n in names if n + ending in have]
+    if not with_it:
+        return None
+
+    def beside(inner: Recipe) -> Recipe | None:
+        if inner.kind == "load":
+            name = str(inner.args["name"]) + ending
+            return Recipe("load", {"name": name}) if name in have else None
+        inputs = tuple(beside(i) for i in inner.inputs)
+        made = tuple(i for i in inputs if i is not None)
+        if len(made) < len(inputs) or inner.kind not in ("slice", "concat") or inner.args.get("axis") != 0:
+            return None
+        if ending == ".order":
+            each = [np.asarray(source.read(n + ending, whole(source.shape(n + ending)))) for n in names]
+            return made[0] if all(np.array_equal(each[0], other) for other in each) else None
+        return Recipe(inner.kind, inner.args, made)
+
+    found = beside(recipe)
+    if found is None:
+        what = "inputs in an order" if ending == ".order" else "offsets"
+        raise BundleError(
+            f"{source.description}: {with_it[0]} is quantised with {what} of its own, and joined with others into one "
+            "weight",
+            "fetch the checkpoint that is not quantised, or one quantised without it (GPTQ: desc_act=False)",
+        )
+    return found
 
 
 def float_types(source: Source, recipe: Recipe) -> set[np.dtype[np.generic]]:
@@ -146,6 +197,7 @@ def check_tensors(module: Module, source: Source, table: Mapping[str, Recipe], i
         n
         for n in source.names()
         if n not in used and n not in parts and not any(fnmatchcase(n, pattern) for pattern in ignored)
+        if not _idle_bias(source, n)
     ]
     groups = (
         ("missing", list(missing)),
@@ -158,6 +210,48 @@ def check_tensors(module: Module, source: Source, table: Mapping[str, Recipe], i
             f"{source.description}: tensors do not fit the configuration: " + "; ".join(lines),
             "the files are of another model than config.json, or incomplete",
         )
+
+
+def _idle_bias(source: Source, name: str) -> bool:
+    """Whether a tensor is a bias of zeros, which quantisers write for products that have none."""
+    shape = source.shape(name)
+    return name.endswith(".bias") and len(shape) == 1 and not np.asarray(source.read(name, whole(shape))).any()
+
+
+def check_copies(source: Source, copies: Mapping[str, str]) -> None:
+    """Compare tensors that a checkpoint holds twice, part by part.
+
+    Args:
+        source: the checkpoint.
+        copies: the copy and what it is one of.
+
+    Raises:
+        BundleError: one is no copy: the model would need both.
+    """
+    for copy, main in copies.items():
+        for suffix in ("", *_SUFFIXES):
+            one, other = (name + suffix for name in (copy, main))
+            if not (one in source.names() or other in source.names()):
+                continue
+            if not _equal(source, one, other):
+                raise BundleError(
+                    f"{source.description}: {copy} is not the same as {main}, and the model has one for both",
+                    "set num_nextn_predict_layers to 0 in config.json to leave the block for further tokens out",
+                )
+
+
+def _equal(source: Source, one: str, other: str) -> bool:
+    """Whether two tensors are of the same type, shape and bytes."""
+    if not {one, other} <= set(source.names()) or source.shape(one) != source.shape(other):
+        return False
+    shape = source.shape(one)
+    step = max(1, SLICE_BYTES // 4 // max(1, 4 * _size(shape[1:])))
+    for start in range(0, shape[0], step):
+        box = ((start, min(start + step, shape[0])), *((0, d) for d in shape[1:]))
+        a, b = source.read(one, box), source.read(other, box)
+        if a.dtype != b.dtype or a.tobytes() != b.tobytes():
+            return False
+    return True
 
 
 def _shape(source: Source, name: str) -> tuple[object, ...]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from omnic.errors import BundleError, InternalError
 from omnic.ir import packing
 from omnic.ir.packing import QTensor
-from omnic.ir.types import Storage, parse_element
+from omnic.ir.types import DType, Storage, parse_element
 from omnic.ir.weights import WeightStore
 from omnic.targets.onnx.blocks import (
     DTYPES,
@@ -58,7 +58,7 @@ class Piece:
         offset: where it begins along ``axis``.
         stride: distance of its entries along ``axis``; 2 interleaves two weights.
         part: which part of a storage-typed weight, "" for the numbers of a plain one.
-        type: its storage type as text, "" for a plain one.
+        type: its storage type as text, or the type of whole numbers; "" for f32.
     """
 
     weight: str
@@ -70,6 +70,12 @@ class Piece:
     stride: int = 1
     part: str = ""
     type: str = ""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of its numbers in the data file."""
+        found = parse_element(self.type) if self.type and not self.part else None
+        return found.numpy if isinstance(found, DType) else np.dtype(DTYPES[self.part])
 
     @property
     def storage(self) -> Storage:
@@ -122,7 +128,7 @@ class Layout:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of its numbers in the data file."""
-        return np.dtype(DTYPES[self.pieces[0].part if self.pieces else ""])
+        return self.pieces[0].dtype if self.pieces else np.dtype(np.float32)
 
     @property
     def bytes(self) -> int:
@@ -249,7 +255,7 @@ def _codes(piece: Piece, weights: WeightStore) -> Iterator[tuple[int, QTensor]]:
 
 def _place(file: IO[bytes], base: int, shape: tuple[int, ...], piece: Piece, at: int, part: Array) -> None:
     """Write the rows ``at``.. of a piece: runs of bytes that lie together in the tensor."""
-    part = np.asarray(part, DTYPES[piece.part])
+    part = np.asarray(part, piece.dtype)
     if piece.swap:
         part = np.swapaxes(part, -1, -2)
     part = np.ascontiguousarray(part)
@@ -298,8 +304,7 @@ class ProgramSource:
                 piece = Piece(**{**entry, "shape": tuple(entry["shape"])})
                 key = f"{piece.weight}:{piece.part}" if piece.part else piece.weight
                 self._at.setdefault(key, []).append((piece, int(tensor["at"]), shape))
-                size = np.dtype(DTYPES[piece.part]).itemsize
-                end = max(end, int(tensor["at"]) + size * int(np.prod(shape, dtype=np.int64)))
+                end = max(end, int(tensor["at"]) + piece.dtype.itemsize * int(np.prod(shape, dtype=np.int64)))
         self._stored = {p.weight: p for entries in self._at.values() for p, _, _ in entries if p.part}
         if os.path.getsize(self.path) < end:
             raise BundleError(
@@ -373,7 +378,7 @@ class ProgramSource:
         return found
 
     def _view(self, piece: Piece, at: int, shape: tuple[int, ...]) -> Array:
-        tensor = np.memmap(self.path, DTYPES[piece.part], "r", at, shape)
+        tensor = np.memmap(self.path, piece.dtype, "r", at, shape)
         part = tensor[piece.region(len(shape))]
         return np.swapaxes(part, -1, -2) if piece.swap else part
 

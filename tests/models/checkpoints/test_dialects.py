@@ -1,0 +1,164 @@
+"""Quantised checkpoints: codes are the file's codes, numbers the method's own, and every backend runs them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from omnic.compiler.importing import import_checkpoint
+from omnic.compiler.pipeline import CompileRequest, compile_spec
+from omnic.ir import packing
+from omnic.ir.reference import ReferenceSession
+from omnic.ir.weights import WeightStore
+from omnic.models.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from omnic.spec import load_spec
+from tests.models.checkpoints import quantised as made
+
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
+BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+AO = {"quant_method": "torchao", "quant_type": {"default": {"_type": "IntxWeightOnlyConfig"}}}
+
+
+def _about(kind: str, **data: Any) -> Callable[[str], dict[str, str]]:
+    entry = {
+        "_type": kind,
+        "_data": {"block_size": [1, 32], **data},
+        "_tensor_data_names": ["qdata", "scale", "zero_point"],
+    }
+    return lambda stem: {f"{stem}.weight": json.dumps(entry)}
+
+
+#: name -> (quantization_config, method, metadata, type of q, type of down)
+METHODS: Mapping[str, tuple[dict[str, Any], Any, Any, str, str]] = {
+    "gptq-sym": (GPTQ, made.gptq(), None, "i4<g32>", "i4<g32>"),
+    "gptq-asym": (GPTQ | {"sym": False}, made.gptq(sym=False), None, "i4<g32, asym>", "i4<g32, asym>"),
+    "gptq-v2": (
+        GPTQ | {"sym": False, "checkpoint_format": "gptq_v2"},
+        made.gptq(sym=False, v2=True),
+        None,
+        "i4<g32, asym>",
+        "i4<g32, asym>",
+    ),
+    "gptq-8-bit": (GPTQ | {"bits": 8, "sym": False}, made.gptq(8, sym=False), None, "i8<g32, asym>", "i8<g32, asym>"),
+    "gptq-2-bit": (GPTQ | {"bits": 2, "sym": False}, made.gptq(2, sym=False), None, "i2<g32, asym>", "i2<g32, asym>"),
+    "gptq-whole-rows": (GPTQ | {"group_size": -1}, made.gptq(group=-1), None, "i4<row>", "i4<row>"),
+    "gptq-act-order": (
+        GPTQ | {"desc_act": True, "sym": False},
+        made.gptq(sym=False, act_order=True),
+        None,
+        "i4<g32, asym>",
+        "i4<g32, asym>",
+    ),
+    "awq": (AWQ, made.awq(), None, "i4<g32, asym>", "i4<g32, asym>"),
+    "nf4": (BNB, made.bnb_nf4(), None, "nf4<row, f32>", "nf4<g32, f32>"),
+    "nf4-double": (
+        BNB | {"bnb_4bit_use_double_quant": True},
+        made.bnb_nf4(32, double=True),
+        None,
+        "nf4<g32, f32>",
+        "nf4<g32, f32>",
+    ),
+    "nf4-in-bf16": (BNB, made.bnb_nf4(storage=ml_dtypes.bfloat16), None, "nf4<row, f32>", "nf4<g32, f32>"),
+    "int8": (BNB | {"load_in_4bit": False, "load_in_8bit": True}, made.bnb_int8, None, "i8<row, f32>", "i8<row, f32>"),
+    "torchao-int4": (AO, made.torchao_int4, _about("Int4Tensor"), "i4<g32, f32>", "i4<g32, f32>"),
+    "torchao-intx": (
+        AO,
+        made.torchao_intx(),
+        _about("IntxUnpackedToInt8Tensor", target_dtype={"_data": "int4"}),
+        "i4<g32, f32>",
+        "i4<g32, f32>",
+    ),
+    "torchao-intx-asym": (
+        AO,
+        made.torchao_intx(asym=True),
+        _about("IntxUnpackedToInt8Tensor", target_dtype={"_data": "int4"}),
+        "i4<g32, asym, f32>",
+        "i4<g32, asym, f32>",
+    ),
+    "torchao-int8": (AO, made.torchao_intx(8), _about("Int8Tensor"), "i8<g32, f32>", "i8<g32, f32>"),
+}
+
+
+def _opened(name: str, folder: Path) -> tuple[Checkpoint, WeightStore, dict[str, Any]]:
+    about, method, metadata, *_ = METHODS[name]
+    numbers = made.write(folder, about, method, metadata)
+    checkpoint = open_checkpoint(folder, name="quantised")
+    return checkpoint, WeightStore.loaded(checkpoint.module, checkpoint.source), numbers
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_numbers_are_those_of_the_methods_own_formula(name: str, tmp_path: Path) -> None:
+    checkpoint, store, numbers = _opened(name, tmp_path)
+    assert not checkpoint.unread
+    have = set(store.module.weights)
+    for layer in range(made.LAYERS):
+        for module, ours in made.PRODUCTS.items():
+            weight = f"blocks.{layer}.{ours}"
+            found = packing.decode(store.quantised(weight), np.float64)
+            if f"{weight}.offset" in have:
+                found = found + np.repeat(store.array(f"{weight}.offset").astype(np.float64), 32, axis=1)
+            if f"{weight}.order" in have:
+                turned = np.empty_like(found)
+                turned[:, store.array(f"{weight}.order")] = found
+                found = turned
+            np.testing.assert_array_equal(found, numbers[f"model.layers.{layer}.{module}.weight"])
+    np.testing.assert_array_equal(store.array("embed"), numbers["model.embed_tokens.weight"])
+    assert str(store.module.weights["blocks.0.attn.q"].type.element) == METHODS[name][3]
+    assert str(store.module.weights["blocks.0.ffn.down"].type.element) == METHODS[name][4]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_rows_are_read_alone_as_they_are_among_all(name: str, tmp_path: Path) -> None:
+    _, store, _ = _opened(name, tmp_path)
+    whole = store.parts("blocks.1.attn.k")
+    for start, stop in ((0, 1), (3, 14), (31, 32)):
+        for suffix, part in store.parts("blocks.1.attn.k", (start, stop)).items():
+            np.testing.assert_array_equal(part, whole[suffix][start:stop])
+    source = store.source
+    assert source is not None
+    for suffix, part in whole.items():
+        box = tuple((0, d) for d in part.shape)
+        np.testing.assert_array_equal(source.read(f"blocks.1.attn.k{suffix}", box), part)
+
+
+def test_codes_are_the_codes_of_the_file(tmp_path: Path) -> None:
+    _, store, _ = _opened("gptq-asym", tmp_path)
+    words = load_file(tmp_path / "model.safetensors")["model.layers.0.self_attn.q_proj.qweight"].view(np.uint32)
+    found = store.quantised("blocks.0.attn.q").codes
+    for inputs, row in ((0, 0), (13, 5), (63, 63)):
+        assert found[row, inputs] + 8 == words[inputs // 8, row] >> np.uint32(4 * (inputs % 8)) & np.uint32(15)
+
+
+def _logits(folder: Path) -> Any:
+    checkpoint = open_checkpoint(folder, name="model")
+    store = WeightStore.loaded(checkpoint.module, checkpoint.source)
+    session = ReferenceSession(store.module, store, batch=2)
+    tokens = np.random.default_rng(3).integers(0, made.VOCAB, (2, 9))
+    return session.forward(tokens).logits
+
+
+@pytest.mark.parametrize("name", ["gptq-act-order", "torchao-int4", "nf4"])
+def test_logits_are_those_of_the_unquantised_model_of_these_numbers(name: str, tmp_path: Path) -> None:
+    _, _, numbers = _opened(name, tmp_path / "quantised")
+    made.plain(tmp_path / "plain", numbers)
+    np.testing.assert_allclose(_logits(tmp_path / "quantised"), _logits(tmp_path / "plain"), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["torch", "onnx"])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_backend_runs_them_in_class(name: str, target: str, tmp_path: Path) -> None:
+    _opened(name, tmp_path / "checkpoint")
+    import_checkpoint(tmp_path / "checkpoint", tmp_path / "model")
+    spec = load_spec(tmp_path / "model" / "spec.yaml")
+    bundle = compile_spec(CompileRequest(spec, target, tmp_path / "bundle", threads=1))
+    parity = bundle.json("parity.json")
+    assert parity["summary"]["ok"], parity
