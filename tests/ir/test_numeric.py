@@ -11,6 +11,7 @@ from omnic.errors import InputError
 from omnic.ir.numeric import (
     CLASSES,
     compare,
+    held_to_f32,
     find_class,
     kl_divergence,
     logit_rms,
@@ -180,3 +181,22 @@ def test_a_few_positions_may_lie_in_the_tail() -> None:
     far = x.copy()
     far[5, 7] += 2e-3 * rms
     assert not compare("forward", far, x, F32).ok
+
+
+def test_where_f32_itself_misses_the_bound_a_program_is_held_against_it() -> None:
+    random = np.random.default_rng(4)
+    x = random.standard_normal((300, 50))
+    rms, noise = logit_rms(x), np.zeros_like(x)
+    noise[:9, 3] = 1.0
+    own = x + 1.2e-4 * rms * noise
+    as_good, worse, fine = x + 2e-4 * rms * noise[::-1], x + 6e-4 * rms * noise, x.copy()
+    case = compare("prefill", as_good, x, F32)
+    held = held_to_f32(case, as_good, x, own, F32)
+    assert not case.ok and held.ok and held.ambiguous == 9
+    assert held.name == "prefill (f32 itself errs by 1.2e-04)" and held.ratio == case.ratio
+    # The reference's f32 run is fine, or the program's errors are larger, more, or change the choice: still wrong.
+    assert not held_to_f32(case, as_good, x, fine, F32).ok
+    assert not held_to_f32(compare("p", worse, x, F32), worse, x, own, F32).ok
+    many = x + 1.2e-4 * rms * (noise + noise[::-1] + np.roll(noise, 20, axis=0))
+    assert not held_to_f32(compare("p", many, x, F32), many, x, own, F32).ok
+    assert held_to_f32(compare("p", x, x, F32), x, x, own, F32).name == "p"
