@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from omnic.errors import BundleError
+from omnic.errors import BundleError, InputError
 from omnic.runtime.files import PARTIAL, sha256_file
 from omnic.runtime.manifest import SCHEMA_VERSION, Manifest, checksum
 
@@ -77,10 +77,21 @@ class Bundle:
 
     @cached_property
     def spec(self) -> Spec:
-        """The spec it was compiled from."""
+        """The spec it was compiled from.
+
+        Raises:
+            InputError: it was compiled from an imported module.
+        """
         from omnic.spec import parse_spec
 
+        if not self.from_spec:
+            raise InputError(f"{self.path} was compiled from an imported module, so it has no spec")
         return parse_spec(self.manifest.spec.text, self.manifest.spec.file)
+
+    @property
+    def from_spec(self) -> bool:
+        """Whether there is a spec: an imported module has none."""
+        return not self.manifest.spec.file.endswith(".ir")
 
     @cached_property
     def module(self) -> Module:

@@ -32,7 +32,8 @@ def finish(module: ModuleBuilder, c: Converter, rows: Value, capacity: int) -> M
     function = _with_capacity(function, capacity)
     used = set(function.weights())
     weights = {n: w for n, w in built.weights.items() if n in used}
-    return replace(built, weights=weights).with_function(function)
+    meta = {"vocab": next(r for r in function.results if r.name == "logits").value.type.shape[-1], **built.meta}
+    return replace(built, weights=weights, meta=cast("dict[str, AttrValue]", meta)).with_function(function)
 
 
 # -- rows ---------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from omnic.compiler.imported import Imported
 from omnic.errors import InputError
 from omnic.passes.context import Calibration
 from omnic.runtime.tokenizer import Tokenizer
@@ -31,7 +32,11 @@ _SAVED = ".safetensors"
 
 
 def calibration_windows(
-    spec: Spec, tokenizer: Tokenizer | None, source: Path | None = None, windows: int = WINDOWS, length: int = LENGTH
+    spec: Spec | Imported,
+    tokenizer: Tokenizer | None,
+    source: Path | None = None,
+    windows: int = WINDOWS,
+    length: int = LENGTH,
 ) -> Calibration:
     """Return calibration text for the model of ``spec``.
 
@@ -112,7 +117,7 @@ def save_calibration(calibration: Calibration, path: Path | str, tokenizer: Toke
     save_file({"tokens": np.ascontiguousarray(calibration.tokens, np.int64)}, str(path), metadata=about)
 
 
-def load_calibration(path: Path, spec: Spec, tokenizer: Tokenizer | None) -> Calibration:
+def load_calibration(path: Path, spec: Spec | Imported, tokenizer: Tokenizer | None) -> Calibration:
     """Read windows that :func:`save_calibration` wrote.
 
     Raises:

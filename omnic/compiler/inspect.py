@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from omnic.compiler.imported import Imported
 from omnic.compiler.lowering import Listed, Lowered, listed_passes
 from omnic.errors import InputError, nearest
 from omnic.ir.graph import Module
@@ -32,7 +33,7 @@ class Inspector:
         InputError: one of them is not in the list of passes.
     """
 
-    def __init__(self, spec: Spec, print_after: str | None, stop_after: str | None, why: str | None) -> None:
+    def __init__(self, spec: Spec | Imported, print_after: str | None, stop_after: str | None, why: str | None) -> None:
         self.listed = listed_passes(spec)
         self.print_after, self.stop_after = print_after, stop_after
         self._seen = 0

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from omnic.compiler.calibration import LENGTH, WINDOWS, calibration_windows
+from omnic.compiler.imported import Imported
 from omnic.compiler.progress import Progress, silent
 from omnic.errors import Diagnostic, DiagnosticError, InputError, Span
 from omnic.ir.caps import Caps
@@ -106,7 +107,7 @@ def results_folder() -> Path:
     return cache_folder / "omnic" / "results"
 
 
-def listed_passes(spec: Spec) -> tuple[Listed, ...]:
+def listed_passes(spec: Spec | Imported) -> tuple[Listed, ...]:
     """Return the passes of ``spec``'s list, pipelines replaced by their passes.
 
     Raises:
@@ -129,7 +130,7 @@ def listed_passes(spec: Spec) -> tuple[Listed, ...]:
     return tuple(found)
 
 
-def _span(spec: Spec, index: int, name: str, option: str | None) -> Span | None:
+def _span(spec: Spec | Imported, index: int, name: str, option: str | None) -> Span | None:
     node = spec.tree.find(("passes", index))
     if node is None:
         return None
@@ -148,7 +149,7 @@ def _executor(module: Module, weights: WeightStore) -> Executor:
 
 
 def pass_context(
-    spec: Spec,
+    spec: Spec | Imported,
     weights: WeightStore,
     weights_key: str,
     tokenizer: Tokenizer | None,

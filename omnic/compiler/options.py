@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from omnic.errors import InputError
@@ -13,7 +14,8 @@ from omnic.runtime.files import human_bytes
 from omnic.spec import Spec, with_values
 from omnic.spec.tree import Node, Text, read_scalar
 
-__all__ = ["key_values", "with_budget", "with_passes"]
+__all__ = ["key_values", "pass_node", "with_budget", "with_passes"]
+
 
 def key_values(items: Sequence[str]) -> dict[str, Any]:
     """Return ``KEY=VALUE`` texts as a mapping; values are read as YAML scalars.
@@ -72,13 +74,13 @@ def with_passes(spec: Spec, passes: Sequence[str], replace: bool = False) -> Spe
         return spec
     written = None if replace else spec.tree.find(("passes",))
     own = written.value if written is not None and isinstance(written.value, list) else []
-    return with_values(spec, {"passes": [*own, *(_pass_node(text, spec) for text in passes)]}, "--pass")
+    return with_values(spec, {"passes": [*own, *(pass_node(text, spec.folder) for text in passes)]}, "--pass")
 
 
-def _pass_node(text: str, spec: Spec) -> Node:
+def pass_node(text: str, folder: Path | None = None) -> Node:
     """Return the entry of a spec's list that ``text`` stands for, placed in the text itself."""
     name, options = split_call(text)
-    source = Text("--pass", text, folder=spec.folder)
+    source = Text("--pass", text, folder=folder)
     key = source.at(text.index(name), len(name))
     if not options:
         return Node(name, key, None, source)

@@ -14,6 +14,7 @@ from typing import Any
 
 from omnic import __version__
 from omnic.compiler.fidelity import measure_fidelity
+from omnic.compiler.imported import MODULE, Imported, check_states
 from omnic.compiler.lowering import (
     CalibrationSource,
     Listed,
@@ -63,7 +64,7 @@ class CompileRequest:
     """What to compile and how.
 
     Attributes:
-        spec: the model.
+        spec: the model; an imported one has no spec, but weights of its own.
         target: name of the target.
         out: the bundle's folder; default ``build/<model>-<target>``.
         weights: a safetensors file; default the one the spec names.
@@ -77,7 +78,7 @@ class CompileRequest:
         watch: shown the module after each pass; stops the passes by False (then nothing is compiled).
     """
 
-    spec: Spec
+    spec: Spec | Imported
     target: str
     out: Path | None = None
     weights: Path | None = None
@@ -91,9 +92,20 @@ class CompileRequest:
     watch: Watch | None = None
 
 
-def default_out(spec: Spec, target: str) -> Path:
+def default_out(spec: Spec | Imported, target: str) -> Path:
     """Return ``build/<model>-<target>`` in the current folder."""
     return Path("build") / f"{spec.model}-{target}"
+
+
+def _opened(request: CompileRequest, results: ResultStore) -> tuple[Module, WeightStore, dict[str, Any]]:
+    """Return the front module, with the types its weights have, its weights, and where they come from."""
+    spec = request.spec
+    if isinstance(spec, Spec):
+        weights, origin = open_weights(build(spec), spec, request.weights, request.seed, results)
+        return weights.module, weights, origin
+    if request.weights is not None or request.seed is not None:
+        raise InputError(f"{spec.file} has weights of its own", "leave out --weights and --seed")
+    return spec.module, spec.weights, spec.origin()
 
 
 def _check_still_runs(lowered: Lowered) -> None:
@@ -147,10 +159,8 @@ def compile_spec(request: CompileRequest, progress: Progress = silent) -> Bundle
     out = request.out or default_out(spec, request.target)
     progress("build", 0.0)
     passes = listed_passes(spec)
-    front = build(spec)
     results = ResultStore(request.results or results_folder())
-    weights, origin = open_weights(front, spec, request.weights, request.seed, results)
-    front = weights.module  # with the types that the file says its weights have
+    front, weights, origin = _opened(request, results)
     tokenizer = _tokenizer(spec)
     key = _key(request, options, origin, passes, tokenizer)
     if not request.force and (there := finished_bundle(out, key)):
@@ -161,6 +171,7 @@ def compile_spec(request: CompileRequest, progress: Progress = silent) -> Bundle
     )
     lowered = lower(front, passes, context, request.watch)
     _check_still_runs(lowered)
+    check_states(lowered.lossy)
     weights = weights.with_module(lowered.lossy)
     with BundleWriter(out, force=request.force, key=key) as writer:
         need = sum(w.type.bytes() for w in lowered.lossy.weights.values())
@@ -208,13 +219,12 @@ def lower_spec(request: CompileRequest, progress: Progress = silent) -> Lowered:
     spec = request.spec
     passes = listed_passes(spec)
     caps = get_target(request.target).caps
-    front = build(spec)
     results = ResultStore(request.results or results_folder())
     tokenizer = _tokenizer(spec)
-    if request.weights is None and request.seed is None and spec.resolve("weights") is None:
-        return lower(front, passes, PassContext(results=results, caps=caps, progress=progress), request.watch)
-    weights, origin = open_weights(front, spec, request.weights, request.seed, results)
-    front = weights.module
+    named = request.weights is not None or request.seed is not None
+    if isinstance(spec, Spec) and not named and spec.resolve("weights") is None:
+        return lower(build(spec), passes, PassContext(results=results, caps=caps, progress=progress), request.watch)
+    front, weights, origin = _opened(request, results)
     context = pass_context(spec, weights, _origin_key(origin), tokenizer, results, request.calibration, caps, progress)
     return lower(front, passes, context, request.watch)
 
@@ -240,7 +250,7 @@ def _key(
     """Return the hash of everything a bundle depends on."""
     parts: dict[str, Any] = {
         "omnic": __version__,
-        "spec": to_yaml(request.spec),
+        "spec": _text_of(request.spec).text,
         "target": request.target,
         "options": dict(options),
         "weights": origin.get("sha256", origin),
@@ -259,7 +269,13 @@ def _origin_key(origin: Mapping[str, Any]) -> str:
     return str(origin.get("sha256") or f"seed {origin['seed']}")
 
 
-def _tokenizer(spec: Spec) -> Tokenizer | None:
+def _text_of(spec: Spec | Imported) -> SpecText:
+    if isinstance(spec, Spec):
+        return SpecText(file="spec.yaml", text=to_yaml(spec))
+    return SpecText(file=MODULE, text=spec.text())
+
+
+def _tokenizer(spec: Spec | Imported) -> Tokenizer | None:
     path = spec.resolve("tokenizer")
     if path is None:
         return None
@@ -275,7 +291,7 @@ def _tokenizer(spec: Spec) -> Tokenizer | None:
 
 
 def _manifest(
-    spec: Spec,
+    spec: Spec | Imported,
     target: Target,
     options: Mapping[str, Any],
     lowered: Lowered,
@@ -308,7 +324,7 @@ def _manifest(
         model=spec.model,
         target=target.name,
         profile=str(options.get("profile", "")),
-        spec=SpecText(file="spec.yaml", text=to_yaml(spec)),
+        spec=_text_of(spec),
         executable=Executable(
             kind=emitted.kind,
             entry=next(iter(emitted.programs.values())),

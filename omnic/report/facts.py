@@ -85,7 +85,11 @@ def gather(bundle: Bundle) -> Facts:
 
 def _layers(bundle: Bundle, module: Module) -> tuple[LayerRow, ...]:
     rows: dict[str, LayerRow] = {}
-    for layer in bundle.spec.layers():
+    if not bundle.from_spec:
+        # An imported module does not say what its layers are, but its weights are named after them.
+        found = {int(m.group(1)) for name in module.weights if (m := _LAYER.match(name))}
+        rows = {str(n): LayerRow(str(n), "attention", "feed-forward") for n in sorted(found)}
+    for layer in bundle.spec.layers() if bundle.from_spec else ():
         rows[str(layer.index)] = LayerRow(
             str(layer.index), _attention_words(layer.attention), _ffn_words(layer.ffn), experts=_experts(layer.ffn)
         )

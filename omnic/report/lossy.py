@@ -10,6 +10,7 @@ from typing import Any
 
 from omnic.ir.dims import evaluate
 from omnic.ir.graph import Module, Weight
+from omnic.ir.text import parse_module
 from omnic.ir.types import Storage, TensorType
 from omnic.models import build
 from omnic.report.precision import Cell, precision_picture
@@ -75,7 +76,7 @@ class Lossy:
 def lossy_facts(bundle: Bundle, profile: Mapping[str, Any] | None) -> Lossy:
     """Return what the lossy passes of ``bundle`` did; ``profile`` is its ``profile.json``."""
     passes = tuple(p for p in bundle.manifest.passes if p.stage == "lossy")
-    module, front = bundle.module, build(bundle.spec)
+    module, front = bundle.module, front_of(bundle)
     weights = _rows(
         {n: w.type for n, w in front.weights.items()},
         {n: w.type for n, w in module.weights.items()},
@@ -88,7 +89,22 @@ def lossy_facts(bundle: Bundle, profile: Mapping[str, Any] | None) -> Lossy:
     )
     predicted = sum(s.bytes_after for s in states)
     measured = (profile or {}).get("state_bytes")
-    return Lossy(passes, weights, states, bundle.spec.capacity, predicted, measured)
+    return Lossy(passes, weights, states, _capacity(bundle), predicted, measured)
+
+
+def front_of(bundle: Bundle) -> Module:
+    """Return the module that the bundle was compiled from: its spec's, or the imported one."""
+    if bundle.from_spec:
+        return build(bundle.spec)
+    return parse_module(bundle.manifest.spec.text, bundle.manifest.spec.file)
+
+
+def _capacity(bundle: Bundle) -> int:
+    if bundle.from_spec:
+        return bundle.spec.capacity
+    known = bundle.module.meta.get("capacity", bundle.module.dims["T"].high)
+    assert isinstance(known, int)
+    return known
 
 
 def _rows(

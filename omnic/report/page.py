@@ -224,4 +224,5 @@ def _files(facts: Facts) -> str:
 
 
 def _spec(facts: Facts) -> str:
-    return f"<h2>Spec</h2><pre>{escape(facts.bundle.manifest.spec.text)}</pre>"
+    title = "Spec" if facts.bundle.from_spec else "Imported module"
+    return f"<h2>{title}</h2><pre>{escape(facts.bundle.manifest.spec.text)}</pre>"

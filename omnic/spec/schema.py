@@ -198,8 +198,8 @@ class Spec(Record):
     heads: HeadsModel = Field(default=HeadsModel(), description="heads beside the main one")
     passes: Passes = Field(
         default="auto",
-        description="what changes the module before a target takes it, in order: a list of NAME or {NAME: options}; auto: "
-        "no pass, so weights and states stay as they are stored (a target still finds its own fusions)",
+        description="what changes the module before a target takes it, in order: a list of NAME or {NAME: options}; "
+        "auto: no pass, so weights and states stay as they are stored (a target still finds its own fusions)",
     )
     targets: dict[ModelName, Options] = Field(default={}, description="devices to compile for, each with its options")
 

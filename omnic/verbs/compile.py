@@ -1,16 +1,24 @@
-"""``omnic compile SPEC --target T[,T]``: a spec becomes a proven bundle for each target."""
+"""``omnic compile SPEC --target T[,T]``: a spec, or an imported decoder, becomes a proven bundle for each target."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omnic.compiler.imported import Imported
+    from omnic.spec import Spec
 
 NAME = "compile"
-HELP = "compile a spec for one or more targets, with measured parity"
+HELP = "compile a spec or an imported decoder for one or more targets, with measured parity"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("spec", metavar="SPEC", help="a spec file or the name of a preset")
+    parser.add_argument(
+        "spec", metavar="SPEC",
+        help="a spec file, the name of a preset, an exported decoder (.onnx), or the folder omnic import wrote for one",
+    )
     parser.add_argument(
         "--target", required=True, metavar="T[,T]", help="targets, separated by commas (see: omnic list targets)"
     )
@@ -34,7 +42,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="run this pass (or pipeline) after those of the spec's list; may be repeated (see: omnic list passes)",
     )
     parser.add_argument(
-        "--replace-passes", action="store_true", help="leave out the spec's own list: run only those of --pass"
+        "--replace-passes",
+        action="store_true",
+        help="leave out the spec's own list (of an imported decoder: attention-fusion): run only those of --pass",
     )
     parser.add_argument(
         "--why", metavar="NAME", help="say what this pass did and where it nearly applied: the rule, why not, the node"
@@ -83,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
+    from omnic.compiler.imported import is_imported, open_imported
     from omnic.compiler.inspect import Inspector, print_why, why
     from omnic.compiler.lowering import CalibrationSource
     from omnic.compiler.options import key_values, with_budget, with_passes
@@ -101,7 +112,13 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--threads must be 1 or more, not {args.threads}", "leave it out to use every core")
     if args.calibration_windows < 1:
         raise InputError(f"--calibration-windows must be 1 or more, not {args.calibration_windows}")
-    spec = with_passes(with_budget(load_spec(args.spec), args.budget), args.passes, args.replace_passes)
+    spec: Spec | Imported
+    if is_imported(args.spec):
+        if args.budget is not None:
+            raise InputError(f"--budget is for specs, and {args.spec} is an imported decoder", "leave it out")
+        spec = open_imported(args.spec, args.passes, args.replace_passes)
+    else:
+        spec = with_passes(with_budget(load_spec(args.spec), args.budget), args.passes, args.replace_passes)
     inspector = Inspector(spec, args.print_after, args.stop_after, args.why)
     summaries: list[dict[str, object]] = []
     for target in targets:

@@ -69,6 +69,19 @@ def _two_transposes(look: Look, node: Node) -> Plan | None:
     return Plan((node.result,), lambda site: (site.b.op("transpose", site.current(x), perm=perm),))
 
 
+def _turned_parts(look: Look, node: Node) -> Plan | None:
+    """Rule: parts that are transposed alike, joined and transposed again, are joined first."""
+    moved = [look.is_op(v, "transpose") for v in node.operands]
+    turned = [n for n in moved if n is not None]
+    if len(turned) != len(moved) or len({_perm(n) for n in turned}) != 1:
+        return None
+    if any(reader.op != "transpose" for reader in look.readers(node.result)) or node.result in look.uses.returned:
+        return None
+    perm, axis = _perm(turned[0]), int(str(node.attrs["axis"])) % node.result.type.rank
+    return Plan((node.result,), lambda site: (site.b.op(
+        "transpose", site.b.op("concat", *(site.current(_first(n)) for n in turned), axis=perm[axis]), perm=perm),))
+
+
 def _apart(look: Look, node: Node) -> Plan | None:
     """Rule: what was joined and is cut at the same places was never joined."""
     joined = look.is_op(_first(node), "concat")
@@ -218,6 +231,7 @@ TIDY: tuple[Fusion, ...] = (
     Fusion("tidy-constant", _FOLDABLE, _fold),
     Fusion("tidy-idle", frozenset({"cast", "reshape", "broadcast", "transpose", "slice", "concat"}), _same_value),
     Fusion("tidy-reshape", frozenset({"reshape"}), _two_reshapes),
+    Fusion("tidy-concat", frozenset({"concat"}), _turned_parts),
     Fusion("tidy-transpose", frozenset({"transpose"}), _two_transposes),
     Fusion("tidy-slices", frozenset({"slice"}), _slices),
     Fusion("tidy-split", frozenset({"split"}), _apart),
