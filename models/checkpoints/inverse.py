@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import cast
 
 from omnic.errors import InputError
@@ -14,16 +15,28 @@ __all__ = ["inverse"]
 Shape = tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """What lies at ``start:stop:step`` of a dim."""
+
+    axis: int
+    start: int
+    stop: int
+    step: int
+    value: Recipe
+    shape: Shape
+
+
 class _Inversion:
     """What is known of the published tensors so far.
 
     ``found`` holds whole tensors; ``pieces`` the parts of a tensor (or of something made of one) by the recipe they
-    were cut from: axis, start, stop, what lies there, and its shape.
+    were cut from.
     """
 
     def __init__(self) -> None:
         self.found: dict[str, Recipe] = {}
-        self.pieces: dict[str, tuple[Recipe, list[tuple[int, int, int, Recipe, Shape]]]] = {}
+        self.pieces: dict[str, tuple[Recipe, list[_Piece]]] = {}
 
     def push(self, recipe: Recipe, value: Recipe, shape: Shape) -> None:
         """Take note that ``recipe`` makes ``value`` of ``shape``, and follow it to the tensors it is made of."""
@@ -48,10 +61,10 @@ class _Inversion:
                 stop = start + _size(part, axis, shape[axis] - start if part is recipe.inputs[-1] else None)
                 self.push(part, rows(value, start, stop, axis), (*shape[:axis], stop - start, *shape[axis + 1 :]))
                 start = stop
-        elif kind == "slice" and "step" not in args:
+        elif kind == "slice":
             axis, start, stop = (int(cast(int, args[k])) for k in ("axis", "start", "stop"))
-            inner = recipe.inputs[0]
-            self.pieces.setdefault(repr(inner), (inner, []))[1].append((axis, start, stop, value, shape))
+            inner, step = recipe.inputs[0], int(cast(int, args.get("step", 1)))
+            self.pieces.setdefault(repr(inner), (inner, []))[1].append(_Piece(axis, start, stop, step, value, shape))
         else:
             raise InputError(f"omnic cannot write weights of this family: no way back from '{kind}'")
 
@@ -59,14 +72,27 @@ class _Inversion:
         """Put the pieces of tensors together until none is left."""
         while self.pieces:
             _, (inner, parts) = self.pieces.popitem()
-            parts.sort(key=lambda p: p[1])
-            axis, at = parts[0][0], 0
-            for where, start, stop, _, _ in parts:
-                if where != axis or start != at:
-                    raise InputError(f"omnic cannot write weights of this family: {_leaf(inner)} is not covered")
-                at = stop
-            shape = parts[0][4]
-            self.push(inner, concat(*(p[3] for p in parts), axis=axis), (*shape[:axis], at, *shape[axis + 1 :]))
+            value, shape = _together(sorted(parts, key=lambda p: p.start), inner)
+            self.push(inner, value, shape)
+
+
+def _together(parts: list[_Piece], inner: Recipe) -> tuple[Recipe, Shape]:
+    """Return what neighbouring pieces, or pieces that take turns, are parts of, and its shape."""
+    first = parts[0]
+    axis, shape = first.axis, first.shape
+    before, after = shape[:axis], shape[axis + 1 :]
+    every = [(axis, i, first.step) for i in range(first.step)]
+    turns = first.step > 1 and [(p.axis, p.start, p.step) for p in parts] == every
+    if turns:
+        apart = (reshape(p.value, *before, shape[axis], 1, *after) for p in parts)
+        whole = (*before, shape[axis] * len(parts), *after)
+        return reshape(concat(*apart, axis=axis + 1), *whole), whole
+    at = 0
+    for part in parts:
+        if (part.axis, part.start, part.step) != (axis, at, 1):
+            raise InputError(f"omnic cannot write weights of this family: {_leaf(inner)} is not covered")
+        at = part.stop
+    return concat(*(p.value for p in parts), axis=axis), (*before, at, *after)
 
 
 def inverse(table: Mapping[str, Recipe], shapes: Mapping[str, Shape]) -> dict[str, Recipe]:

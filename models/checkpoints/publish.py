@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +93,8 @@ def _differences(ours: Any, theirs: Any, path: str) -> Iterator[str]:
                 if (rest := line.partition("]")[2]) not in seen:  # equal layers differ alike
                     seen.add(rest)
                     yield line
+    elif isinstance(ours, float) and isinstance(theirs, float) and math.isclose(ours, theirs, rel_tol=1e-12):
+        return  # a number that a configuration has as another one's root or inverse
     elif ours != theirs:
         yield f"{path} {json.dumps(ours)} (it would be {json.dumps(theirs)})"
 

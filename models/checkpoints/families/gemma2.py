@@ -54,18 +54,14 @@ def gemma_ffn(config: Config) -> dict[str, Any]:
 
 def _describe(config: Config) -> dict[str, Any]:
     # The older files leave out what is the default of the class.
-    config.assume(
-        num_key_value_heads=4, attn_logit_softcapping=50.0, final_logit_softcapping=30.0, sliding_window=4096
-    )
+    config.assume(num_key_value_heads=4, attn_logit_softcapping=50.0, final_logit_softcapping=30.0, sliding_window=4096)
     base, attention = gemma_base(config), gemma_attention(config)
     attention["rope"] = rope_of(config, attention["head_dim"], base["context"])
     cap = config.number("attn_logit_softcapping", "blocks.attention.softcap", None)
     attention |= {} if cap is None else {"softcap": cap}
     layers = config.whole("num_hidden_layers", "blocks.repeat")
     names = ["global" if i % 2 else "local" for i in range(layers)]
-    return base | {
-        "blocks": equal_blocks(config, windowed(config, attention, layers, names=names), gemma_ffn(config))
-    }
+    return base | {"blocks": equal_blocks(config, windowed(config, attention, layers, names=names), gemma_ffn(config))}
 
 
 def gemma_weights(spec: Spec, prefix: str, head: str) -> dict[str, Recipe]:
@@ -96,18 +92,27 @@ def _weights(spec: Spec, tensors: Tensors) -> dict[str, Recipe]:
     return gemma_weights(spec, "model.", "lm_head.weight")
 
 
+def _whole(scale: float) -> int:
+    """Return the dims whose root the scale is one over; the configuration has a whole number."""
+    return round(scale**-2)
+
+
 def gemma_published(spec: Spec, model_type: str, architecture: str) -> dict[str, Any]:
     """Return the configuration of a Gemma 2 or 3."""
     layer = spec.layers()[0]
     dense = publish_ffn(layer)
-    return publish_base(spec, model_type, architecture) | publish_windows(spec) | {
-        "intermediate_size": dense["intermediate_size"],
-        "hidden_activation": dense["hidden_act"],
-        "attention_bias": bool(layer.attention.bias),
-        "query_pre_attn_scalar": None if layer.attention.scale is None else layer.attention.scale**-2,
-        "attn_logit_softcapping": layer.attention.softcap,
-        "final_logit_softcapping": spec.softcap.logits,
-    }
+    return (
+        publish_base(spec, model_type, architecture)
+        | publish_windows(spec)
+        | {
+            "intermediate_size": dense["intermediate_size"],
+            "hidden_activation": dense["hidden_act"],
+            "attention_bias": bool(layer.attention.bias),
+            "query_pre_attn_scalar": _whole(layer.attention.scale or layer.attention.head_dim**-0.5),
+            "attn_logit_softcapping": layer.attention.softcap,
+            "final_logit_softcapping": spec.softcap.logits,
+        }
+    )
 
 
 def _publish(spec: Spec) -> dict[str, Any]:

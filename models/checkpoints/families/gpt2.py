@@ -7,6 +7,7 @@ from typing import Any
 from omnic.ir.graph import Recipe
 from omnic.models.checkpoints.config import Config
 from omnic.models.checkpoints.families.common import PLAIN, block_groups
+from omnic.models.checkpoints.families.publishing import DTYPES, publish_plain_ffn
 from omnic.models.checkpoints.family import Family, Tensors
 from omnic.models.checkpoints.tensors import load, rows, transpose
 from omnic.spec import Spec
@@ -50,7 +51,7 @@ def _scales(config: Config, head_dim: int, layers: int) -> list[dict[str, float]
 
 
 def _weights(spec: Spec, tensors: Tensors) -> dict[str, Recipe]:
-    prefix = "transformer." if "transformer.wte.weight" in tensors else ""
+    prefix = "" if "wte.weight" in tensors else "transformer."
     table = {"embed": load(f"{prefix}wte.weight"), "positions": load(f"{prefix}wpe.weight")}
     table |= _norm("final_norm", f"{prefix}ln_f")
     if not spec.tie:
@@ -76,11 +77,32 @@ def _linear(ours: str, theirs: str) -> dict[str, Recipe]:
     return {ours: transpose(load(f"{theirs}.weight")), f"{ours}_bias": load(f"{theirs}.bias")}
 
 
+def _publish(spec: Spec) -> dict[str, Any]:
+    layer = spec.layers()[0]
+    dense = publish_plain_ffn(layer)
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": spec.vocab.size,
+        "n_positions": spec.context,
+        "n_embd": spec.width,
+        "n_layer": len(spec.layers()),
+        "n_head": layer.attention.heads,
+        "n_inner": dense["intermediate_size"],
+        "activation_function": dense["hidden_act"],
+        "layer_norm_epsilon": layer.norm.eps,
+        "tie_word_embeddings": spec.tie,
+        "scale_attn_weights": layer.attention.scale != 1.0,
+        "dtype": DTYPES[spec.dtype],
+    }
+
+
 FAMILY = Family(
     model_types=("gpt2",),
     title="GPT-2",
     describe=_describe,
     weights=_weights,
+    publish=_publish,
     ignored={"*.attn.bias": "the causal mask", "*.attn.masked_bias": "the causal mask"},
     source="Radford et al., Language Models are Unsupervised Multitask Learners, 2019",
 )

@@ -7,6 +7,7 @@ from typing import Any
 from omnic.ir.graph import Recipe
 from omnic.models.checkpoints.config import Config
 from omnic.models.checkpoints.families.common import PLAIN, equal_blocks
+from omnic.models.checkpoints.families.publishing import publish_base, publish_plain_ffn
 from omnic.models.checkpoints.family import Family, Tensors
 from omnic.models.checkpoints.rope import rope_of
 from omnic.models.checkpoints.tensors import load, reshape, rows
@@ -69,7 +70,7 @@ def _heads(layer: Layer, ours: str, theirs: str) -> dict[str, Recipe]:
         weight = reshape(load(f"{theirs}.weight"), heads, 3, size, width)
         table[f"{ours}.{name}"] = reshape(rows(weight, place, place + 1, axis=1), heads * size, width)
         if layer.attention.bias:
-            bias = reshape(load(f"{theirs}.bias"), heads, 3, size)
+            bias = reshape(load(f"{theirs}.bias", 3 * heads * size), heads, 3, size)
             table[f"{ours}.{name}_bias"] = reshape(rows(bias, place, place + 1, axis=1), heads * size)
     return table
 
@@ -78,11 +79,21 @@ def _with_bias(ours: str, theirs: str) -> dict[str, Recipe]:
     return {ours: load(f"{theirs}.weight"), f"{ours}_bias": load(f"{theirs}.bias")}
 
 
+def _publish(spec: Spec) -> dict[str, Any]:
+    layer = spec.layers()[0]
+    return publish_base(spec, "gpt_neox", "GPTNeoXForCausalLM") | publish_plain_ffn(layer) | {
+        "layer_norm_eps": layer.norm.eps,
+        "attention_bias": bool(layer.attention.bias),
+        "use_parallel_residual": layer.norm.place == "parallel",
+    }
+
+
 FAMILY = Family(
     model_types=("gpt_neox",),
     title="GPT-NeoX, Pythia",
     describe=_describe,
     weights=_weights,
+    publish=_publish,
     ignored={
         "*.attention.bias": "the causal mask",
         "*.attention.masked_bias": "the causal mask",

@@ -14,6 +14,7 @@ from omnic.models.checkpoints.families.common import (
     gated_ffn,
     llama_block,
 )
+from omnic.models.checkpoints.families.publishing import publish_base, publish_ffn, publish_multipliers
 from omnic.models.checkpoints.family import Family, Tensors
 from omnic.models.checkpoints.rope import rope_of
 from omnic.spec import Spec
@@ -46,10 +47,17 @@ def _weights(spec: Spec, tensors: Tensors) -> dict[str, Recipe]:
     return table
 
 
+def _publish(spec: Spec) -> dict[str, Any]:
+    layer = spec.layers()[0]
+    bias = {"attention_bias": bool(layer.attention.bias), "mlp_bias": layer.ffn.bias}
+    return publish_base(spec, "granite", "GraniteForCausalLM") | publish_ffn(layer) | publish_multipliers(spec) | bias
+
+
 FAMILY = Family(
     model_types=("granite",),
     title="Granite 3",
     describe=_describe,
     weights=_weights,
+    publish=_publish,
     source="transformers, models/granite; Granite 3.0 Language Models, IBM, 2024",
 )

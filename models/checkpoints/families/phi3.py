@@ -61,7 +61,7 @@ def _publish(spec: Spec) -> dict[str, Any]:
     window = {"sliding_window": publish_windows(spec)["sliding_window"]}
     rope = layer.attention.rope
     scaled = {"original_max_position_embeddings": rope.scaling.original_context} if rope and rope.scaling else {}
-    return publish_base(spec, "phi3", "Phi3ForCausalLM") | publish_ffn(layer) | window | scaled
+    return publish_base(spec, "phi3", "Phi3ForCausalLM") | publish_ffn(layer) | window | scaled | {"pad_token_id": None}
 
 
 FAMILY = Family(

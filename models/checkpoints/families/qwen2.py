@@ -15,6 +15,7 @@ from omnic.models.checkpoints.families.common import (
     llama_block,
     windowed,
 )
+from omnic.models.checkpoints.families.publishing import publish_base, publish_ffn, publish_switched_windows
 from omnic.models.checkpoints.family import Family, Tensors
 from omnic.models.checkpoints.rope import rope_of
 from omnic.spec import Spec
@@ -46,11 +47,17 @@ def _weights(spec: Spec, tensors: Tensors) -> dict[str, Recipe]:
     return table
 
 
+def _publish(spec: Spec) -> dict[str, Any]:
+    layer = spec.layers()[0]
+    return publish_base(spec, "qwen2", "Qwen2ForCausalLM") | publish_ffn(layer) | publish_switched_windows(spec)
+
+
 FAMILY = Family(
     model_types=("qwen2",),
     title="Qwen2, Qwen2.5",
     describe=_describe,
     weights=_weights,
+    publish=_publish,
     ignored={"*.rotary_emb.inv_freq": "rope frequencies, which follow from the configuration"},
     source="arXiv:2407.10671",
 )

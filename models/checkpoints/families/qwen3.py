@@ -14,6 +14,7 @@ from omnic.models.checkpoints.families.common import (
     gated_ffn,
     llama_block,
 )
+from omnic.models.checkpoints.families.publishing import publish_base, publish_ffn, publish_switched_windows
 from omnic.models.checkpoints.families.qwen2 import switched_window
 from omnic.models.checkpoints.family import Family, Tensors
 from omnic.models.checkpoints.rope import rope_of
@@ -37,10 +38,17 @@ def _weights(spec: Spec, tensors: Tensors) -> dict[str, Recipe]:
     return table
 
 
+def _publish(spec: Spec) -> dict[str, Any]:
+    layer = spec.layers()[0]
+    bias = {"attention_bias": bool(layer.attention.bias)}
+    return publish_base(spec, "qwen3", "Qwen3ForCausalLM") | publish_ffn(layer) | publish_switched_windows(spec) | bias
+
+
 FAMILY = Family(
     model_types=("qwen3",),
     title="Qwen3",
     describe=_describe,
     weights=_weights,
+    publish=_publish,
     source="arXiv:2505.09388",
 )
