@@ -13,13 +13,13 @@ import numpy as np
 
 from omnic.errors import BundleError
 from omnic.ir.graph import Module
-from omnic.ir.types import DType
+from omnic.ir.types import DType, Storage
 from omnic.ir.weights import SafetensorsSource
 from omnic.ir.weights.sources import Source, TypedSource
 from omnic.models.checkpoints.config import Effect, read_config
 from omnic.models.checkpoints.dialects import quantised_source
 from omnic.models.checkpoints.family import Family, Tensors, family_of
-from omnic.models.checkpoints.source import CheckpointSource, check_tensors
+from omnic.models.checkpoints.source import CheckpointSource, check_copies, check_tensors
 from omnic.models.decoder import build
 from omnic.spec import Spec, parse_spec
 
@@ -86,7 +86,9 @@ def open_checkpoint(folder: Path, *, context: int | None = None, name: str | Non
     family = family_of(config)
     quantisation = config.section("quantization_config")
     tensors = quantised_source(SafetensorsSource(_weight_files(folder)), quantisation, config.origin)
-    shapes = Tensors({n: _shape(tensors, n) for n in tensors.names()})
+    names = tensors.names()
+    shapes = Tensors({n: _shape(tensors, n) for n in names}, frozenset(n for n in names if _coded(tensors, n)))
+    config.tensors = shapes.shapes
     dtype = _dtype(tensors)
     described = dict(family.describe(config))
     capacity = min(context or CAPACITY, described["context"])
@@ -95,9 +97,17 @@ def open_checkpoint(folder: Path, *, context: int | None = None, name: str | Non
     spec = parse_spec(json.dumps(data), str(folder / "model.yaml"), syntax="yaml")
     module = build(spec)
     table = family.weights(spec, shapes)
-    check_tensors(module, tensors, table, family.ignored or {})
+    copies = family.copies(spec, shapes) if family.copies else {}
+    left_out = family.left_out(spec, shapes) if family.left_out else {}
+    check_tensors(module, tensors, table, {**(family.ignored or {}), **left_out, **copies})
+    check_copies(tensors, copies)
     source = CheckpointSource(tensors, table, dtype, str(folder))
     return Checkpoint(folder, family, spec, module, source, config.effects())
+
+
+def _coded(source: Source, name: str) -> bool:
+    known = source.typed(name) if isinstance(source, TypedSource) else None
+    return known is not None and isinstance(known.element, Storage)
 
 
 def _shape(source: Source, name: str) -> tuple[int, ...]:

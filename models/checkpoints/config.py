@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -80,10 +80,12 @@ class Config:
         self._values, self.origin, self._prefix = values, origin, prefix
         self._log: list[Effect] = [] if _log is None else _log
         self._read: set[str] = set()
-        self._inner: list[Config] = []
+        self._inner: dict[str, Config] = {}
         self._assumed: dict[str, Any] = {}
         #: tokens the states shall hold, None for the trained length
         self.capacity: int | None = None
+        #: names of the checkpoint's tensors, None where only the configuration is at hand
+        self.tensors: Collection[str] | None = None
 
     def has(self, key: str) -> bool:
         """Whether the key is there and not null."""
@@ -195,13 +197,15 @@ class Config:
     def section(self, key: str) -> Config | None:
         """Return the keys of an inner mapping, None where it is missing or null."""
         self._read.add(key)
+        if key in self._inner:
+            return self._inner[key]
         value = self._values.get(key)
         if value is None:
             return None
         if not isinstance(value, dict):
             raise self._kind(key, value, "a mapping")
         inner = Config(cast("dict[str, Any]", value), self.origin, f"{self._prefix}{key}.", self._log)
-        self._inner.append(inner)
+        self._inner[key] = inner
         return inner
 
     def _kind(self, key: str, value: Any, wanted: str) -> InputError:
@@ -211,7 +215,7 @@ class Config:
     def unread(self) -> tuple[str, ...]:
         """Return the keys that nothing read and that are not known to have no effect."""
         own = [self._prefix + k for k in self._values if k not in self._read and k not in _NO_EFFECT]
-        return (*own, *(key for inner in self._inner for key in inner.unread()))
+        return (*own, *(key for inner in self._inner.values() for key in inner.unread()))
 
     def effects(self) -> tuple[Effect, ...]:
         """Return what every key did, unread ones last."""

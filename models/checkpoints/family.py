@@ -25,7 +25,8 @@ ENTRY_POINT_GROUP = "omnic.families"
 
 #: the modules of omnic's own families, in the order of the documentation
 _OURS = ("gpt2", "gpt_neox", "llama", "granite", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2",
-         "starcoder2", "smollm3", "nanochat")
+         "starcoder2", "smollm3", "nanochat", "mixtral", "qwen2_moe", "qwen3_moe",
+         "granitemoe", "gpt_oss", "deepseek_v2", "deepseek_v3", "glm4_moe")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Tensors:
     """The tensors of a checkpoint as a family's table sees them: names and shapes, no numbers."""
 
     shapes: Mapping[str, tuple[int, ...]]
+    coded: frozenset[str] = frozenset()
+    """Those that the files hold quantised, as codes."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
@@ -52,6 +55,8 @@ class Family:
         describe: reads the configuration and returns the spec as plain data (without ``weights`` and ``tokenizer``).
         weights: the recipe of every weight of the spec's model over the checkpoint's tensors, by omnic's names.
         ignored: patterns (``fnmatch``) of tensors without meaning, such as saved rope frequencies, and why.
+        copies: tensors that a checkpoint may hold twice, and which tensor each must equal, for the model has one.
+        left_out: patterns of tensors that this model has no use for, and why.
         source: where the architecture is described.
         publish: the configuration of a spec, the way back; what it cannot say is found by reading it again.  None:
             omnic does not write this family.
@@ -62,6 +67,8 @@ class Family:
     describe: Callable[[Config], Mapping[str, Any]]
     weights: Callable[[Spec, Tensors], Mapping[str, Recipe]]
     ignored: Mapping[str, str] | None = None
+    copies: Callable[[Spec, Tensors], Mapping[str, str]] | None = None
+    left_out: Callable[[Spec, Tensors], Mapping[str, str]] | None = None
     source: str = ""
     publish: Callable[[Spec], Mapping[str, Any]] | None = None
 

@@ -8,7 +8,7 @@ from typing import Any
 from omnic.errors import InputError
 from omnic.models.checkpoints.config import Config
 
-__all__ = ["rope_of"]
+__all__ = ["attention_scale", "rope_of"]
 
 _PLACE = "blocks.attention.rope"
 
@@ -107,6 +107,26 @@ def _scaling(config: Config, section: Config, context: int, dims: int) -> dict[s
 def magnitude(factor: float, mscale: float | None = 1.0) -> float:
     """Return YaRN's temperature 0.1 m ln(s) + 1 (arXiv:2309.00071, as DeepSeek-V2's code generalises it)."""
     return 1.0 if factor <= 1 or mscale is None else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def attention_scale(config: Config, size: int) -> float | None:
+    """Return the scale of the scores of heads of ``size`` dims, None where DeepSeek's ``mscale_all_dim`` keeps it plain.
+
+    A temperature m of YaRN multiplies queries and keys, so their product by m squared; ``mscale_all_dim`` does so for
+    the dims that do not rotate too.
+    """
+    section = config.section("rope_parameters") or config.section("rope_scaling")
+    if section is None:
+        return None
+    named = next((key for key in ("rope_type", "type") if section.has(key)), None)
+    if named is None or section.raw(named, f"{_PLACE}.scaling.kind") == "default":
+        section.ignore("of a scaling, and there is none", "mscale", "mscale_all_dim")
+        return None
+    share = section.number("mscale_all_dim", "blocks.attention.scale", None)
+    if not share:
+        return None
+    factor = section.number("factor", f"{_PLACE}.scaling.factor")
+    return magnitude(factor, share) ** 2 / math.sqrt(size)
 
 
 def _longrope(config: Config, section: Config, context: int, original: int) -> dict[str, Any]:
