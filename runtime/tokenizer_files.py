@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 __all__ = ["TokenizerFacts", "TokenizerFiles", "backend_of", "copy_tokenizer", "read_templates",
-           "read_tokenizer_files"]
+           "read_tokenizer_files", "write_tokenizer"]
 
 TOKENIZER = "tokenizer.json"
 CONFIG, GENERATION, TEMPLATE = "tokenizer_config.json", "generation_config.json", "chat_template.jinja"
@@ -142,12 +142,21 @@ def copy_tokenizer(folder: Path, out: Path, vocab: int | None = None) -> Tokeniz
         raise InputError(f"{folder} has its tokenizer as {other}; omnic reads {TOKENIZER}",
                          f"make one beside it (needs transformers, sentencepiece and protobuf): {command}")
     files = read_tokenizer_files(folder, vocab)
-    contents = files.contents()
+    return write_tokenizer(files.contents(), out, files.notes)
+
+
+def write_tokenizer(contents: Mapping[str, str], out: Path, notes: tuple[str, ...] = ()) -> TokenizerFacts:
+    """Write the files of a tokenizer into the existing folder ``out`` and return what they say.
+
+    Raises:
+        BundleError: they are no tokenizer.
+    """
     for name, text in contents.items():
         (out / name).parent.mkdir(exist_ok=True)
         write_atomic(out / name, text.encode())
-    return TokenizerFacts(size_of(files.text), files.bos, files.stops, tuple(files.templates), tuple(contents),
-                          files.notes)
+    files = read_tokenizer_files(out)
+    backend_of(files.text, str(out / TOKENIZER))
+    return TokenizerFacts(size_of(files.text), files.bos, files.stops, tuple(files.templates), tuple(contents), notes)
 
 
 def backend_of(text: str, origin: str) -> Backend:

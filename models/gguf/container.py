@@ -109,7 +109,9 @@ class _Cursor:
 
     def value(self, kind: int, what: str, depth: int = 0) -> Any:
         if kind in SCALARS:
-            return self.number(SCALARS[kind], what)
+            found = self.number(SCALARS[kind], what)
+            # The shortest decimal that is this f32: 1e-06, not 9.999999974752427e-07.
+            return float(str(np.float32(found))) if SCALARS[kind] == "f" else found
         if kind == STRING:
             return self.text(what)
         if kind != ARRAY or depth > 2:

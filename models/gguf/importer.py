@@ -17,11 +17,12 @@ from omnic.models.checkpoints.family import Family, Tensors
 from omnic.models.checkpoints.source import CheckpointSource, check_tensors
 from omnic.models.decoder import build
 from omnic.models.gguf.architectures import IGNORED, ROPE_FACTORS, Architecture, architecture_of, describe, table
-from omnic.models.gguf.container import GgufFile, read_gguf
+from omnic.models.gguf.container import MAGIC, GgufFile, read_gguf
 from omnic.models.gguf.source import PlainSource, gguf_source
+from omnic.models.gguf.vocabulary import used_tokens
 from omnic.spec import parse_spec
 
-__all__ = ["open_gguf"]
+__all__ = ["is_gguf", "open_gguf"]
 
 _LONG = 16
 # First word of the keys general.* that say nothing of what a model computes.
@@ -30,6 +31,16 @@ _NAMES = frozenset((
     "quantized_by", "tags", "languages", "datasets", "type", "file_type", "quantization_version", "alignment", "doi",
     "parameter_count", "repo_url", "uuid", "source", "base_model", "dataset", "sampling",
 ))  # fmt: skip
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether ``path`` is a file with the name, or the first bytes, of a GGUF file."""
+    if path.suffix == ".gguf" and not path.is_dir():
+        return True
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == MAGIC
 
 
 def open_gguf(path: Path, *, context: int | None = None, name: str | None = None) -> Checkpoint:
@@ -55,7 +66,7 @@ def open_gguf(path: Path, *, context: int | None = None, name: str | None = None
     capacity = min(config.capacity, described["context"])
     dtype = _dtype(file)
     data: dict[str, Any] = {"model": name or _name(path), **{key: described.pop(key) for key in ("vocab", "context")}}
-    if (tokens := _tokens(file)) is not None and tokens < data["vocab"]["size"]:
+    if 0 < (tokens := used_tokens(file.metadata)) < data["vocab"]["size"]:
         data["vocab"]["used"] = tokens
     data |= {"budget": {"context": capacity}, "dtype": dtype.value, **described}
     spec = parse_spec(json.dumps(data), str(path.with_suffix(".yaml")), syntax="yaml")
@@ -109,11 +120,6 @@ def _dtype(file: GgufFile) -> DType:
             sizes[entry.codec.name] += entry.rows * entry.shape[-1]
     plain = {"F16": DType.F16, "BF16": DType.BF16}
     return plain.get(sizes.most_common(1)[0][0], DType.F32) if sizes else DType.F32
-
-
-def _tokens(file: GgufFile) -> int | None:
-    tokens = file.metadata.get("tokenizer.ggml.tokens")
-    return len(tokens) if isinstance(tokens, list) else None
 
 
 def _name(path: Path) -> str:

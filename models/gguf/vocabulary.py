@@ -17,7 +17,8 @@ from typing import Any
 from omnic.errors import BundleError, InputError
 from omnic.models.gguf.splits import SPLITS, pre_tokenizer
 
-__all__ = ["BYTE", "CONTROL", "NORMAL", "UNKNOWN", "UNUSED", "USER", "merges_of", "tokenizer_files"]
+__all__ = ["BYTE", "CONTROL", "NORMAL", "UNKNOWN", "UNUSED", "USER", "merges_of", "tokenizer_files",
+           "used_tokens"]
 
 # tokenizer.ggml.token_type
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
@@ -43,6 +44,8 @@ def tokenizer_files(metadata: Mapping[str, Any], path: Path) -> dict[str, str]:
         raise InputError(f"{path}: omnic does not read a vocabulary of the kind '{model}'", _WITHOUT)
     tokens = _list(metadata, "tokens", str, path)
     types = _list(metadata, "token_type", int, path, len(tokens), [NORMAL] * len(tokens))
+    used = used_tokens(metadata)
+    tokens, types = tokens[:used], types[:used]
     named = _named(metadata, tokens, path)
     types = [_type(kind, i, named) for i, kind in enumerate(types)]
     if len(set(tokens)) != len(tokens):
@@ -61,6 +64,18 @@ def tokenizer_files(metadata: Mapping[str, Any], path: Path) -> dict[str, str]:
     ids = {"bos_token_id": named.get("bos_token"), "eos_token_id": stops}
     found["generation_config.json"] = _json({key: value for key, value in ids.items() if value not in (None, [])})
     return found | _templates(metadata)
+
+
+def used_tokens(metadata: Mapping[str, Any]) -> int:
+    """Return the number of tokens without the fillers at the end (``[PADn]``, unused); 0 for none."""
+    tokens, types = metadata.get(PREFIX + "tokens"), metadata.get(PREFIX + "token_type")
+    if not isinstance(tokens, list):
+        return 0
+    count = len(tokens)
+    if isinstance(types, list) and len(types) == count:
+        while count and types[count - 1] == UNUSED and tokens[count - 1] == f"[PAD{count - 1}]":
+            count -= 1
+    return count
 
 
 def _templates(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -153,7 +168,10 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str], types: Seque
 
 def _pieces(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int],
             path: Path) -> tuple[dict[str, Any], bool]:
-    scores = [float(score) for score in _list(metadata, "scores", (int, float), path, len(tokens))]  # type: ignore[arg-type]
+    scores = _list(metadata, "scores", float, path)
+    if len(scores) < len(tokens):
+        raise BundleError(f"{path}: {PREFIX}scores has {len(scores)} entries for {len(tokens)} tokens",
+                          "convert the model again")
     joined = {token: scores[i] for i, token in enumerate(tokens) if types[i] not in (BYTE, CONTROL, UNKNOWN)}
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     steps = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"},

@@ -30,7 +30,7 @@ from omnic.runtime.tokenizer import Tokenizer
 from omnic.spec import Spec
 from omnic.spec.load import with_values
 
-__all__ = ["SHARD_BYTES", "ExportReport", "export_hf"]
+__all__ = ["SHARD_BYTES", "ExportReport", "export_hf", "export_store"]
 
 SHARD_BYTES = 5_000_000_000
 """Most bytes of one weight file, as transformers writes them."""
@@ -109,7 +109,7 @@ def export_hf(
         spec = with_values(spec, {"heads": {"mtp": None, "verifier": False}}, "--without-heads")
     module = build(spec)
     published = publish(spec, module, family)
-    store = _store(module, spec, weights, seed, whole=heads)
+    store = export_store(module, spec, weights, seed, whole=heads)
     coded = [n for n, w in store.module.weights.items() if isinstance(w.type.element, Storage)]
     if coded:
         raise InputError(f"{len(coded)} weights are codes, such as {coded[0]}", "export the weights they were made of")
@@ -128,7 +128,7 @@ def export_hf(
     return ExportReport(out, published.family.title, (*files, SUMS), store.module.parameters())
 
 
-def _store(module: Module, spec: Spec, weights: Path | None, seed: int | None, whole: bool) -> WeightStore:
+def export_store(module: Module, spec: Spec, weights: Path | None, seed: int | None, whole: bool) -> WeightStore:
     """Return the numbers of ``module``; unless ``whole``, tensors of what was left out of it may lie beside them."""
     if whole or seed is not None:
         return open_weights(module, spec, weights, seed)[0]

@@ -1,7 +1,7 @@
 """Weight files: opening whatever ``weights:`` names, and writing a module's weights.
 
 ``weights:`` may name a safetensors file or a folder of shards under omnic's names, or a published checkpoint
-(a folder with ``config.json``), whose tensors are then read through its family's table.
+(a folder with ``config.json``) or a GGUF file, whose tensors are then read through its family's table.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from omnic.ir.weights import SafetensorsSource, WeightStore
 from omnic.ir.weights.sources import TYPES_KEY, Source
 from omnic.ir.weights.store import part_layout
 from omnic.models.checkpoints.checkpoint import is_checkpoint, open_checkpoint
+from omnic.models.gguf.importer import is_gguf, open_gguf
 from omnic.runtime.files import disk_errors, sha256_file
 
 __all__ = ["fingerprint", "weight_source", "write_weights"]
@@ -32,6 +33,8 @@ def weight_source(path: Path) -> Source:
         BundleError: missing, damaged or truncated files, or tensors that do not fit the checkpoint's configuration.
         InputError: a checkpoint of a family that omnic does not know.
     """
+    if is_gguf(path):
+        return open_gguf(path).source
     return open_checkpoint(path).source if is_checkpoint(path) else SafetensorsSource(path)
 
 

@@ -1,7 +1,7 @@
 """``omnic import PATH -o DIR``: a model that someone else made becomes one omnic works on.
 
-A published checkpoint (a folder with ``config.json``) becomes a spec, weights and tokenizer; a decoder that another
-tool exported to ONNX becomes a module and its weights.
+A published checkpoint (a folder with ``config.json``, or a GGUF file) becomes a spec, weights and tokenizer; a decoder
+that another tool exported to ONNX becomes a module and its weights.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from omnic.ir.weights import WeightStore
 
 NAME = "import"
-HELP = "import a published checkpoint, or a decoder exported to ONNX"
+HELP = "import a published checkpoint, a GGUF file, or a decoder exported to ONNX"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("path", metavar="PATH", help="a checkpoint's folder, or an .onnx file")
+    parser.add_argument("path", metavar="PATH", help="a checkpoint's folder, a .gguf or an .onnx file")
     parser.add_argument("-o", "--out", metavar="DIR", help="the folder to write (default models/NAME)")
     parser.add_argument(
         "--context", "--capacity", type=int, metavar="N",
@@ -30,6 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--name", metavar="NAME", help="of the model (default: the name of the folder or file)")
     parser.add_argument("--link", action="store_true", help="leave a checkpoint's weights where they are")
+    parser.add_argument("--without-tokenizer", action="store_true", help="leave out the tokenizer")
     parser.add_argument("--explain", action="store_true", help="print what every key of the configuration did")
     parser.add_argument(
         "--chunk", type=int, default=512, metavar="N", help="ONNX: most tokens of one call (default 512)"
@@ -62,8 +63,9 @@ def _checkpoint(args: argparse.Namespace, path: Path, out: Path) -> int:
 
     with Bar(f"import {path.name}") as bar:
         report = import_checkpoint(
-            path, out, link=args.link, context=args.context, name=args.name, force=args.force, progress=bar
-        )
+            path, out, link=args.link, context=args.context, name=args.name, force=args.force,
+            tokenizer=not args.without_tokenizer, progress=bar,
+        )  # fmt: skip
     if args.json:
         print(json.dumps(_plain(report), indent=2))
         return 0
@@ -125,13 +127,14 @@ def _show(report: ImportReport, explain: bool) -> None:
     print(f"  spec       {report.spec}")
     print(f"  weights    {report.weights}")
     if report.tokenizer is None:
-        print("  tokenizer  none in the checkpoint: the model takes and gives token ids")
+        print("  tokenizer  none: the model takes and gives token ids")
     else:
         print(f"  tokenizer  {', '.join(report.tokenizer.files)}")
         for note in report.tokenizer.notes:
             print(f"             {note}")
     for key in report.unread:
-        print(f"warning: omnic does not know the key '{key}' of config.json: it may change the model", file=sys.stderr)
+        print(f"warning: omnic does not know the key '{key}' of {report.configuration}: it may change the model",
+              file=sys.stderr)
     print(f"next: omnic compile {report.spec} --target onnx")
 
 
