@@ -294,11 +294,16 @@ def saved(module: Module) -> Module:
     How the numbers came to be (merged, quantised, a stored result) no longer matters to who reads that file.
     """
     weights = {
-        name: weight if weight.recipe.kind in INITIALISERS and "name" not in weight.recipe.args
-        else replace(weight, recipe=Recipe("load", {"name": name}))
+        name: weight if _stands_for_itself(weight) else replace(weight, recipe=Recipe("load", {"name": name}))
         for name, weight in module.weights.items()
     }
     return replace(module, weights=weights)
+
+
+def _stands_for_itself(weight: Weight) -> bool:
+    """Whether a weight of plain numbers is read by its own name already."""
+    plain = not isinstance(weight.type.element, Storage)
+    return plain and weight.recipe.kind in INITIALISERS and "name" not in weight.recipe.args
 
 
 def fixed_shape(type: TensorType) -> tuple[int, ...]:

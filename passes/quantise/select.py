@@ -14,6 +14,7 @@ from omnic.ir.caps import Caps
 from omnic.ir.graph import Module, Weight
 from omnic.ir.rewrite import Remark
 from omnic.ir.types import DType, Storage, TensorType
+from omnic.ir.weights.companions import companion_of
 from omnic.ir.weights.store import fixed_shape
 
 __all__ = ["GROUPS", "Chosen", "Role", "Wanted", "choose", "roles"]
@@ -88,6 +89,7 @@ def choose(module: Module, wanted: Wanted, caps: Caps | None) -> tuple[dict[str,
     """Return the weights to quantise in the module's order, and what there is to say about groups and refusals."""
     chosen: dict[str, Chosen] = {}
     remarks: list[Remark] = []
+    already: list[str] = []
     use = roles(module)
     by_role: Mapping[Role, Storage | DType | None] = {
         "linear": wanted.body, "expert": wanted.body, "embedding": wanted.embedding, "head": wanted.head,
@@ -95,13 +97,20 @@ def choose(module: Module, wanted: Wanted, caps: Caps | None) -> tuple[dict[str,
     }
     for name, weight in module.weights.items():
         element = by_role[use[name]] if name in use else None
-        if element is None or not isinstance(weight.type.element, DType) or not weight.type.is_float:
+        if element is None or not weight.type.is_float or companion_of(name) in module.weights:
+            continue
+        if not isinstance(weight.type.element, DType):
+            already.append(name)
             continue
         fitted, said = (element, None) if isinstance(element, DType) else fit_group(weight, element, caps)
         if said is not None:
             remarks.append(Remark("int4-packing", f"@{name}: {said}", name))
         if fitted is not None:
             chosen[name] = Chosen(weight, use[name], fitted)
+    if already:
+        kinds = ", ".join(sorted({str(module.weights[name].type.element) for name in already}))
+        said = f"{len(already)} weights stay {kinds}: they are quantised already, and rounding twice loses twice"
+        remarks.append(Remark("int4-packing", said, already[0]))
     return chosen, remarks
 
 

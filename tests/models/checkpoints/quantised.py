@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 __all__ = [
+    "CONFIG",
     "FP4",
     "NF4",
     "LAYERS",
