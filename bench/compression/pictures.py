@@ -24,13 +24,14 @@ STYLES: dict[str, tuple[str, str]] = {
     "mixed": ("#009e73", "diamond"),
     "ternary": ("#d55e00", "triangle"),
     "per token": ("#8c8c8c", "circle"),
-    "K per channel": ("#0072b2", "circle"),
+    "newest in f16": ("#56b4e9", "circle"),
+    "per channel": ("#0072b2", "circle"),
     "static": ("#e69f00", "diamond"),
     "latent": ("#009e73", "triangle"),
     "mixed bits": ("#cc79a7", "diamond"),
 }
 #: families whose points are joined from left to right
-JOINED = ("llama.cpp", "GPTQ", "mixed")
+JOINED = ("llama.cpp", "GPTQ", "mixed", "newest in f16")
 
 
 @dataclass(frozen=True)
