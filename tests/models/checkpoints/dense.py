@@ -95,7 +95,7 @@ QWEN2 = (
         use_sliding_window=True, sliding_window=11, max_window_layers=1, num_hidden_layers=3, head_dim=20,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6}), whole=True),
     Example("qwen2", "window switched off, tied", plain(head_dim=16, sliding_window=11, tie_word_embeddings=True)),
-    Example("qwen2", "older yarn", plain(head_dim=16, rope_parameters=YARN, max_position_embeddings=64), older=True,
+    Example("qwen2", "older yarn", plain(head_dim=16, rope_parameters=YARN, max_position_embeddings=128), older=True,
             drop=("layer_types",)),
     Example("qwen2", "layer types", plain(
         use_sliding_window=True, sliding_window=7, num_hidden_layers=3,
