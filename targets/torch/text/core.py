@@ -5,9 +5,13 @@ A lowering takes a pen and a step and returns the expression of its result (a tu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
 
 from omnic.errors import InputError
 from omnic.ir.dims import Dim
@@ -16,7 +20,7 @@ from omnic.ir.ops.composite import GATE_ATTRS
 from omnic.ir.types import DType, ElementType
 from omnic.targets.torch.text.steps import Step
 
-__all__ = ["CORE", "Code", "Lowering", "Pen", "TORCH_DTYPES", "call", "gate_numbers", "torch_dtype"]
+__all__ = ["CORE", "Code", "Lowering", "Pen", "TORCH_DTYPES", "call", "gate_numbers", "literal", "torch_dtype"]
 
 TORCH_DTYPES = {
     DType.F32: "torch.float32",
@@ -110,17 +114,30 @@ def _method(name: str) -> Lowering:
     return lambda pen, step: call(f"{pen.atom(step.operands[0])}.{name}")
 
 
+def literal(value: Any, kind: DType) -> str:
+    """Return a number as Python writes it; torch refuses one that its type cannot hold, and Python knows no inf."""
+    if kind == DType.BOOL:
+        return repr(bool(value))
+    if not kind.is_float:
+        return repr(int(value))
+    number = float(value)
+    # Beyond what the type holds, rounding decides between its largest number and infinity.
+    if abs(number) > float(ml_dtypes.finfo(kind.numpy).max):
+        number = float(np.float64(number).astype(kind.numpy))
+    return repr(number) if math.isfinite(number) else f'float("{number}")'
+
+
 def _constant(pen: Pen, step: Step) -> Code:
     values: tuple[Any, ...] = step.attrs["values"]
     kind: DType = step.attrs["type"]
-    whole = [bool(v) if kind == DType.BOOL else float(v) if kind.is_float else int(v) for v in values]
+    whole = [literal(v, kind) for v in values]
     shape = step.results[0].type.shape
     options = f"dtype={torch_dtype(kind)}, device={pen.like()}"
     if not shape:
-        return Code(f"torch.tensor({whole[0]!r}, {options})")
+        return Code(f"torch.tensor({whole[0]}, {options})")
     if len(whole) == 1:
-        return Code(f"torch.full(({pen.dims(shape)},), {whole[0]!r}, {options})")
-    flat = Code(f"torch.tensor({whole!r}, {options})")
+        return Code(f"torch.full(({pen.dims(shape)},), {whole[0]}, {options})")
+    flat = Code(f"torch.tensor([{', '.join(whole)}], {options})")
     return flat if len(shape) == 1 else Code(f"{flat.text}.reshape({pen.dims(shape)})")
 
 

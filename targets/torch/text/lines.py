@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from omnic.errors import InternalError
 from omnic.ir.dims import Atom, Dim, Expr, symbols
 from omnic.ir.graph import Value
-from omnic.targets.torch.text.core import Code
+from omnic.targets.torch.text.core import Code, literal
 from omnic.targets.torch.text.scopes import Body, Call, Entry, Scope
 from omnic.targets.torch.text.steps import ROUTER_LISTS, Step
 
@@ -208,7 +208,7 @@ class BodyWriter:
     def _entry(self, entry: Entry, at: int) -> None:
         if isinstance(entry, Step) and self._is_literal(entry):
             value, kind = entry.attrs["values"][0], entry.results[0].type.dtype
-            self.literals[entry.results[0]] = repr(float(value) if kind.is_float else int(value))
+            self.literals[entry.results[0]] = literal(value, kind)
             return
         self.used_pending = False
         code = self._expression(entry)
