@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,24 @@ from omnic.errors import CheckFailed
 from omnic.training.checkpoint import Checkpoint, save_checkpoint
 from omnic.training.config import TrainConfig
 from omnic.training.data import Tokens
-from omnic.training.optim import Optimizer
 from omnic.training.probe import Step
 from omnic.training.progress import Progress
 from omnic.training.run_folder import RunFolder
 from omnic.training.schedule import Schedule
 
 __all__ = ["Clock", "Phase", "PhaseState", "StopRequest"]
+
+
+class Updates(Protocol):
+    """What updates the parameters after each step."""
+
+    def step(self, scale: float) -> None:
+        """Update with the rates multiplied by ``scale`` and clear the gradients."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return every tensor a resumed run needs."""
+        ...
 
 
 class Clock:
@@ -138,7 +149,7 @@ class Phase:
     name: str
     model: nn.Module
     step: Step
-    optimizer: Optimizer
+    optimizer: Updates
     tokens: Tokens
     config: TrainConfig
     seed: int

@@ -1,36 +1,95 @@
 """Training a finished model to be good in few bits: its weights rounded in every step, its own output as the teacher.
 
-Rounding is the packing's own (:mod:`omnic.ir.packing`), put between each weight and its reader by ``fake_quant``, so
-the weights that come out, rounded to nearest by ``int4-packing``, are the model that was trained.
+What is trained are codes and scales (:mod:`omnic.training.coded`), and what is written are codes and scales: a compile
+of the file keeps them.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional as F
+from safetensors.torch import save as save_tensors
+from torch import Tensor
 
-from omnic.errors import InputError
-from omnic.ir.packing import QTensor, decode
-from omnic.ir.types import ElementType, Storage
+from omnic.errors import BundleError, InputError
+from omnic.ir.graph import Module
+from omnic.ir.packing import QTensor, packed_parts, quantise
+from omnic.ir.types import ElementType, Storage, TensorType
 from omnic.ir.weights import WeightStore
+from omnic.ir.weights.sources import TYPES_KEY
 from omnic.models import build
-from omnic.passes.quantise.fake import with_fake_quant
 from omnic.spec import Spec
-from omnic.targets.torch.training import load_training_module
-from omnic.training.config import TrainConfig
+from omnic.training.coded import check_trainable
 from omnic.training.data import Tokens
-from omnic.training.module import export_weights
-from omnic.training.optim import Optimizer
+from omnic.training.files import replace_file
+from omnic.training.module import stored_weights
+from omnic.training.student import TABLES, Distillation, Student
 
-__all__ = ["Quantised", "latents", "train_quantised"]
+__all__ = ["QatConfig", "Quantised", "export_codes", "starting_codes", "train_quantised"]
+
+
+@dataclass(frozen=True)
+class QatConfig:
+    """The recipe of a training in few bits.
+
+    Found on ``tiny`` in ternary, at budgets of half a minute to two minutes of processor time, by the divergence on
+    training text; what each value is worth stands in ``docs/training.md``.
+
+    Attributes:
+        corpus: as in :class:`omnic.training.config.TrainConfig`.
+        sequence: tokens of a window.
+        batch: windows of a step: many small steps, since a code needs many to change.
+        rate: peak rate of the numbers, in units of their group's scale, which is also that between two codes.
+        factor_rate: peak rate of the scales, relative.
+        norm_rate: peak rate of norms and other vectors.
+        betas: Adam's decay rates.
+        warmup: steps of the linear rise; then the rates fall to 0 along a line.
+        trunk_share: share of the training, from its start, whose loss is the divergence's second-order form on what
+            goes into the head, without the head's products (:class:`omnic.training.student.Distillation`).
+        checkpoint_seconds: wall time between checkpoints of a run.
+    """
+
+    corpus: str = "stdlib"
+    sequence: int = 256
+    batch: int = 2
+    rate: float = 1.5e-3
+    factor_rate: float = 1e-3
+    norm_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup: int = 10
+    trunk_share: float = 0.6
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Refuse values no training can use."""
+        for name in ("sequence", "batch", "warmup"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("rate", "factor_rate", "norm_rate", "checkpoint_seconds"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be positive, not {getattr(self, name)}")
+        if not 0 <= self.trunk_share <= 1:
+            raise InputError(f"trunk_share is a share between 0 and 1, not {self.trunk_share}")
+        if not all(0 <= b < 1 for b in self.betas):
+            raise InputError(f"betas are from 0 to below 1, not {', '.join(map(str, self.betas))}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> QatConfig:
+        """Build a recipe from :meth:`to_dict`'s values."""
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**given)
 
 
 @dataclass(frozen=True)
@@ -39,55 +98,67 @@ class Quantised:
 
     Attributes:
         steps: updates.
-        cpu_seconds: processor seconds of the steps.
-        first: divergence from the teacher in the first step, nats a token.
-        last: mean of the last ten steps.
+        cpu_seconds: processor seconds of the steps, the teacher's among them.
+        last: mean loss of the last ten steps, nats a token.
     """
 
     steps: int
     cpu_seconds: float
-    first: float
     last: float
+
+
+def starting_codes(front: Module, store: WeightStore, elements: Mapping[str, ElementType],
+                   start: Mapping[str, QTensor] | None = None) -> dict[str, QTensor]:
+    """Return the codes that a training begins with, of every weight of ``forward`` that is trained.
+
+    Those are the matrices that have a storage type in ``elements`` and are no table, no head and not read along two
+    dims (a type with one scale a head): ``start``'s codes, or those of round to nearest.
+
+    Raises:
+        InputError: nothing is left to train, or a type that cannot be trained.
+    """
+    found: dict[str, QTensor] = {}
+    for name in front.function().weights():
+        element = elements.get(name)
+        if not isinstance(element, Storage) or element.group == -1 or name in TABLES:
+            continue
+        check_trainable(name, element, int(str(front.weights[name].type.shape[-1])))
+        given = (start or {}).get(name)
+        found[name] = given if given is not None else quantise(store.array(name), element)
+    if not found:
+        raise InputError(f"no matrix of @{front.name} is stored in few bits, so there is nothing to train",
+                         "name a storage type, such as t2<g64>")
+    return found
 
 
 def train_quantised(
     spec: Spec,
-    elements: dict[str, ElementType],
+    elements: Mapping[str, ElementType],
     tokens: Tokens,
     out: Path,
     *,
     weights: Path | None = None,
     start: Mapping[str, QTensor] | None = None,
     cpu_seconds: float = 120.0,
-    muon_rate: float = 6e-3,
-    adam_rate: float = 1e-3,
+    config: QatConfig = QatConfig(),
     seed: int = 0,
-    batch: int = 8,
-    length: int = 256,
     progress: Callable[[float, float], None] | None = None,
 ) -> Quantised:
     """Train the weights of ``spec`` so that they lose little in the storage types ``elements``.
 
-    The loss is KL(the model as it was || the rounded model), temperature 1: self-distillation, so that the model is
-    neither trained further nor taken elsewhere.  Gradients pass the rounding straight through (arXiv:1308.3432).
-    Weights that ``elements`` does not name and the MTP block stay as they are, except norms.  The rate falls to 0
-    along a cosine of the processor time, which is the budget.  The file holds the weights in the spec's dtype; packing
-    rounds those, where the steps rounded f32 numbers.  A type with one scale a head is left out of the training.
+    The rates fall to 0 with the processor time, which is the budget: that of all threads, the teacher's share in it.
 
     Args:
         spec: the model; its tokenizer made ``tokens``.
-        elements: storage type of each weight by name.
+        elements: storage type of each weight by name; tables and heads are rounded and not trained.
         tokens: the corpus.
-        out: the weight file to write, in the spec's dtype.
+        out: the weight file to write (:func:`export_codes`).
         weights: of the model; default the file that the spec names.
         start: codes to begin with, such as those of GPTQ: their divergence is a fraction of that of rounding.
         cpu_seconds: processor seconds of all threads that the steps may take.
-        muon_rate: peak rate of the matrices.
-        adam_rate: peak rate of the norms.
+        config: the recipe.
         seed: of the order of the text.
-        batch: windows of a step.
-        length: tokens of a window.
-        progress: called with the share of the budget and the divergence of each step.
+        progress: called with the share of the budget and the loss of each step.
 
     Raises:
         InputError: no weights, a type that cannot be trained, or the loss is no longer finite.
@@ -97,62 +168,95 @@ def train_quantised(
         raise InputError(f"{spec.model} has no weights to start from", "train it first")
     front = build(spec)
     store = WeightStore.load(front, source)
-    elements = {name: e for name, e in elements.items() if not (isinstance(e, Storage) and e.group == -1)}
-    teacher = load_training_module(front, store).eval()
-    student = load_training_module(with_fake_quant(front, elements), store)
-    trained = {n: p for n, p in student.named_parameters() if _is_trained(n, p, elements)}
-    for name, parameter in student.named_parameters():
-        parameter.requires_grad_(name in trained)
-    with torch.no_grad():
-        for name in trained.keys() & (start or {}).keys():
-            trained[name].copy_(latents((start or {})[name]))
-    optimizer = Optimizer(trained.items(), TrainConfig(), muon_rate, adam_rate)
+    codes = starting_codes(front, store, elements, start)
     losses: list[float] = []
     began, used = _cpu(), 0.0
+    student = Student(front, store, codes, elements)
+    loss = Distillation(front, store, student, config.trunk_share)
+    optimizer = Latents(student, config)
     while used < cpu_seconds:
-        window = tokens.batch(seed, len(losses), batch, length)[:, :-1]
-        loss = _divergence(teacher, student, window)
-        if not math.isfinite(loss.item()):
+        window = tokens.batch(seed, len(losses), config.batch, config.sequence)[:, :-1]
+        share = min(used / cpu_seconds, 1.0)
+        value = loss(window, share)
+        if not math.isfinite(value.item()):
             raise InputError(f"the training in few bits diverged at step {len(losses)}", "lower the rate")
-        loss.backward()
-        warm = min(1.0, (len(losses) + 1) / 8)
-        optimizer.step(warm * 0.5 * (1 + math.cos(math.pi * min(used / cpu_seconds, 1.0))))
-        losses.append(loss.item())
+        value.backward()
+        optimizer.step(min(1.0, (len(losses) + 1) / config.warmup) * (1 - share))
+        losses.append(value.item())
         used = _cpu() - began
         if progress is not None:
             progress(min(used / cpu_seconds, 1.0), losses[-1])
-    export_weights(student, spec, out)
+    export_codes(student, spec, out)
     tail = losses[-10:]
-    return Quantised(len(losses), used, losses[0], sum(tail) / len(tail))
+    return Quantised(len(losses), used, sum(tail) / len(tail))
 
 
-def latents(q: QTensor) -> torch.Tensor:
-    """Return numbers that round to nearest to the codes and scales of ``q``, for a training to go on from.
+class Latents:
+    """Adam on numbers, scales and vectors, each with a rate of its own, behind one step and one flat state.
 
-    A ternary group's scale is the mean magnitude of its numbers, so its nonzero numbers are spread by the share of
-    nonzero codes; other kinds give the decoded numbers, which round to themselves.
+    Args:
+        student: whose parameters are trained.
+        config: rates and decay rates.
     """
-    numbers = torch.from_numpy(np.ascontiguousarray(decode(q)))
-    if q.type.kind != "t2":
-        return numbers
-    group = q.type.group or q.shape[-1]
-    shaped = numbers.unflatten(-1, (-1, group))
-    share = (shaped != 0).float().mean(-1, keepdim=True).clamp(min=1 / group)
-    return (shaped / share).flatten(-2)
+
+    def __init__(self, student: Student, config: QatConfig) -> None:
+        self.parameters = {n: p for n, p in student.named_parameters() if p.requires_grad}
+        rates = {"latent": config.rate, "factor": config.factor_rate}
+        self.rates = [rates.get(name.rsplit(".", 1)[-1], config.norm_rate) for name in self.parameters]
+        groups = [{"params": [p], "lr": r} for p, r in zip(self.parameters.values(), self.rates, strict=True)]
+        self._adam = torch.optim.Adam(groups, betas=config.betas, eps=1e-10, fused=True)
+
+    def step(self, scale: float) -> None:
+        """Update with all rates multiplied by ``scale`` and clear the gradients."""
+        for group, rate in zip(self._adam.param_groups, self.rates, strict=True):
+            group["lr"] = rate * scale
+        self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return every tensor a resumed run needs."""
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            kept = self._adam.state.get(parameter, {})
+            found |= {f"{part}/{name}": kept[part] for part in ("exp_avg", "exp_avg_sq", "step") if part in kept}
+        return found
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the tensors of :meth:`state`.
+
+        Raises:
+            BundleError: a tensor is missing, left over or of another shape.
+        """
+        parts = ("exp_avg", "exp_avg_sq", "step")
+        moved = [n for n in self.parameters if f"step/{n}" in tensors]
+        expected = {f"{part}/{n}" for n in moved for part in parts}
+        if expected != set(tensors) or any(tensors[f"exp_avg/{n}"].shape != self.parameters[n].shape for n in moved):
+            raise BundleError("the optimiser state does not fit the model", "the checkpoint is of another run")
+        for name in moved:
+            self._adam.state[self.parameters[name]] = {part: tensors[f"{part}/{name}"].clone() for part in parts}
 
 
-def _is_trained(name: str, parameter: nn.Parameter, elements: dict[str, ElementType]) -> bool:
-    if name.startswith("mtp.") or name.startswith("verifier"):
-        return False
-    return parameter.dim() == 1 or (name in elements and name not in ("embed", "head"))
+def export_codes(student: Student, spec: Spec, path: Path) -> dict[str, QTensor]:
+    """Write ``path`` (safetensors): trained weights as codes and scales, all others in the spec's dtype.
 
+    The metadata of the file names the storage types, so a model that reads it has them, and a compile keeps the codes.
 
-def _divergence(teacher: nn.Module, student: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """KL(teacher || student) of the next token, nats a token."""
-    with torch.no_grad():
-        wanted = teacher(tokens)["logits"].float().log_softmax(-1)
-    found = student(tokens)["logits"].float().log_softmax(-1)
-    return F.kl_div(found.flatten(0, 1), wanted.flatten(0, 1), log_target=True, reduction="batchmean")
+    Returns:
+        What was written as codes.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    codes = student.codes()
+    plain = stored_weights(student.plain(), spec)
+    tensors: dict[str, Tensor] = {name: value for name, value in plain.items() if name not in codes}
+    for name, q in codes.items():
+        tensors |= {name + suffix: torch.from_numpy(np.ascontiguousarray(part))
+                    for suffix, part in packed_parts(q).items()}
+    types = {name: str(TensorType(q.type, q.shape)) for name, q in codes.items()}
+    metadata = {"format": "pt", "model": spec.model, TYPES_KEY: json.dumps(types)}
+    replace_file(path, save_tensors(tensors, metadata=metadata))
+    return codes
 
 
 def _cpu() -> float:

@@ -73,14 +73,16 @@ def trained(
     """Return the model after training in the types that ``passes`` give its weights; kept in ``folder``."""
     from omnic.training.corpus import load_corpus
     from omnic.training.data import tokenize
-    from omnic.training.qat import train_quantised
+    from omnic.training.qat import QatConfig, train_quantised
 
     plain = WeightStore.load(front, weights, context.results)
     types = through_passes(front, plain, passes, context).module.weights
     elements = {n: w.type.element for n, w in types.items() if isinstance(w.type.element, Storage)}
     # The training goes on from GPTQ's codes, whose divergence is a fraction of that of rounding.
     first = [text.replace("method=rtn", "method=gptq, sweeps=3") for text in passes]
-    facts = json.dumps([sha256_file(weights), seconds, first, {n: str(e) for n, e in elements.items()}])
+    config = QatConfig()
+    what = {n: str(e) for n, e in elements.items()}
+    facts = json.dumps([sha256_file(weights), seconds, first, what, config.to_dict(), _sources()])
     out = folder / f"trained-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.safetensors"
     if not out.is_file():
         tokenizer = spec.resolve("tokenizer")
@@ -89,9 +91,23 @@ def trained(
         tokens = tokenize(load_corpus(), Tokenizer.load(tokenizer), folder)
         begun = through_passes(front, plain, first, context)
         start = {n: begun.store.quantised(n) for n in elements if begun.module.weights[n].recipe.kind == "stored"}
-        train_quantised(spec, elements, tokens, out, weights=weights, start=start, cpu_seconds=seconds)
+        train_quantised(
+            spec, elements, tokens, out, weights=weights, start=start, cpu_seconds=seconds, config=config
+        )  # fmt: skip
     store = WeightStore.load(front, out, context.results)
-    return through_passes(front, store, passes, replace(context, weights=store, weights_key=sha256_file(out)))
+    # The file says which weights are codes, and the passes leave those as they are.
+    return through_passes(store.module, store, passes, replace(context, weights=store, weights_key=sha256_file(out)))
+
+
+def _sources() -> str:
+    """Return the hash of the code that trains: another loss or another rounding is another model."""
+    from omnic.training import coded, qat, student
+
+    digest = hashlib.sha256()
+    for part in (coded, student, qat):
+        assert part.__file__ is not None
+        digest.update(Path(part.__file__).read_bytes())
+    return digest.hexdigest()
 
 
 def in_llama_cpp(

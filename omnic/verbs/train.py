@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from omnic.errors import InputError, nearest
 
 if TYPE_CHECKING:
+    from omnic.spec import Spec
     from omnic.training.config import TrainConfig
+    from omnic.training.trainer import Result
 
 NAME = "train"
 HELP = "train a spec's model within a budget of hours, resumable at any moment"
@@ -41,6 +43,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a value of the recipe, see docs/training.md"
     )
+    parser.add_argument(
+        "--qat", nargs="?", const="", metavar="TYPE",
+        help="quantisation-aware training: train the spec's weights in a storage type (t2<g64>, 'i4<g32, asym>'), or "
+        "in those of its int4-packing; what is written are codes that a compile keeps",
+    )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace a run of other settings in the folder")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
@@ -50,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     from omnic.spec import load_spec
 
     spec = load_spec(args.spec)
+    if args.qat is not None:
+        return _few_bits(args, spec)
     config = _config(args.set, args.corpus)
     from omnic.training.progress import Progress
     from omnic.training.trainer import Request, train
@@ -69,18 +78,55 @@ def run(args: argparse.Namespace) -> int:
         force=args.force,
         **options,
     )
-    result = train(request, Progress(sys.stderr))
-    if args.json:
-        print(json.dumps({"out": str(result.out), **result.facts}))
-    else:
-        print(result.out)
+    return _told(train(request, Progress(sys.stderr)), args.json)
+
+
+def _few_bits(args: argparse.Namespace, spec: Spec) -> int:
+    """Train the spec's weights in few bits."""
+    for option in ("decay_start", "distill_steps", "mode", "memory"):
+        if getattr(args, option) is not None:
+            raise InputError(
+                f"--{option.replace('_', '-')} is of the first training; --qat has no use for it",
+                "leave it out: omnic train SPEC --qat TYPE --budget-hours H",
+            )
+    from omnic.compiler.few_bits import begin, packing_of
+    from omnic.compiler.lowering import results_folder
+    from omnic.ir.weights import ResultStore
+    from omnic.training.progress import Progress
+    from omnic.training.qat import QatConfig
+    from omnic.training.qat_run import QatRequest, train_in_few_bits
+
+    packing = packing_of(spec, args.qat)
+    progress = Progress(sys.stderr)
+    options: dict[str, Any] = {} if args.threads is None else {"threads": args.threads}
+    request = QatRequest(
+        spec=spec,
+        out=args.out or Path("runs") / f"{spec.model}-qat",
+        what=args.qat,
+        start=lambda: begin(spec, packing, ResultStore(results_folder()), lambda what, share: None),
+        hours=args.budget_hours,
+        steps=args.steps,
+        seed=args.seed,
+        config=QatConfig.from_dict(_values(QatConfig().to_dict(), args.set, args.corpus)),
+        force=args.force,
+        **options,
+    )
+    return _told(train_in_few_bits(request, progress), args.json)
+
+
+def _told(result: Result, as_json: bool) -> int:
+    print(json.dumps({"out": str(result.out), **result.facts}) if as_json else result.out)
     return 0
 
 
 def _config(settings: list[str], corpus: str | None) -> TrainConfig:
     from omnic.training.config import TrainConfig
 
-    values = TrainConfig().to_dict()
+    return TrainConfig.from_dict(_values(TrainConfig().to_dict(), settings, corpus))
+
+
+def _values(values: dict[str, Any], settings: list[str], corpus: str | None) -> dict[str, Any]:
+    """Return the values of a recipe with those of ``--set`` and ``--corpus``."""
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
@@ -94,7 +140,7 @@ def _config(settings: list[str], corpus: str | None) -> TrainConfig:
         values[name] = _parsed(name, text, values[name])
     if corpus is not None:
         values["corpus"] = corpus
-    return TrainConfig.from_dict(values)
+    return values
 
 
 def _parsed(name: str, text: str, default: Any) -> Any:
