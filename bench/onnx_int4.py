@@ -18,15 +18,13 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Ratio, interleaved, ratio, record, row, show
+from common import interleaved, ratio, record, row, show
 from onnx_decode import BAR, CONTEXTS, FOLDER, NEW, PREFILL, SEED, SPEC, Peer, alternated, huggingface_folder, stepper
 from onnx_decode import ours_prefill as prefill
-from onnxruntime import InferenceSession
 
 from omnic.api import compile as compile_model
 from omnic.errors import InputError
@@ -37,8 +35,6 @@ from omnic.runtime.bundle import Bundle
 from omnic.runtime.session import Session, SessionOptions, open_session
 from omnic.spec import Spec, parse_spec
 from omnic.targets.onnx.blocks import Blocks, blocks_of
-from omnic.targets.onnx.program import runtime_options
-from omnic.targets.onnx.writer import IR_VERSION, MICROSOFT
 
 #: what genai's builder makes by itself, and the coarser group that is faster for both
 GROUPS = (32, 128)
@@ -161,9 +157,6 @@ def main() -> int:
             what = f"g{group}, {name}: genai's time / ours"
             rows.append(row(what, figure + ")", f">= {BAR:.1f}x", gain.reaches(BAR), ratio=gain, milliseconds=ms))
     levels(rows, prompts, args.threads, args.rounds)
-    gain = int8_products(args.threads, args.rounds)
-    what = f"prefill {PREFILL}, one product of 768 x 2048: time in 4 bits (level 4) / per-channel int8"
-    rows.append(row(what, str(gain), ratio=gain))
     conditions = {
         "threads": args.threads,
         "rounds": args.rounds,
@@ -210,50 +203,6 @@ def levels(rows: list[dict[str, Any]], prompts: dict[int, np.ndarray], threads: 
     found = interleaved({"four": lambda: prefill(four, ids), "zero": lambda: prefill(zero, ids)}, rounds)
     gain = ratio(found["zero"], found["four"])
     rows.append(row(f"g{group}, prefill {PREFILL}: time at accuracy level 0 / level 4", str(gain), ratio=gain))
-
-
-def int8_products(threads: int, rounds: int) -> Ratio:
-    """Return what a second, per-channel int8 copy of the weights would gain in prefill: MatMulNBits over its time."""
-    import onnx_ir as onnx
-
-    rng, width, count = np.random.default_rng(0), 768, 2048
-    x = rng.standard_normal((PREFILL, width)).astype(np.float32)
-    products = {
-        "MatMulNBits": {
-            "codes": rng.integers(0, 256, (count, width // 32, 16)).astype(np.uint8),
-            "scale": np.full((count, width // 32), 0.01, np.float32),
-        },
-        "DynamicQuantizeMatMul": {
-            "codes": rng.integers(-127, 128, (width, count)).astype(np.int8),
-            "scale": np.full(count, 0.01, np.float32),
-        },
-    }
-    attrs = {"K": width, "N": count, "bits": 4, "block_size": 32, "accuracy_level": 4}
-    contestants: dict[str, Callable[[], None]] = {}
-    for kind, weights in products.items():
-        graph = onnx.Graph([], [], nodes=[], opset_imports={"": 24, MICROSOFT: 1}, name=kind)
-        given = onnx.Value(name="x", type=onnx.TensorType(onnx.DataType.FLOAT), shape=onnx.Shape([PREFILL, width]))
-        graph.inputs.append(given)
-        inputs = [given]
-        for name, array in weights.items():
-            value = onnx.Value(name=name, const_value=onnx.tensor(array, name=name))
-            graph.register_initializer(value)
-            inputs.append(value)
-        node = onnx.node(kind, inputs, domain=MICROSOFT, attributes=attrs if kind == "MatMulNBits" else {})
-        graph.append(node)
-        result = node.outputs[0]
-        result.name, result.type = "y", onnx.TensorType(onnx.DataType.FLOAT)
-        graph.outputs.append(result)
-        data = onnx.to_proto(onnx.Model(graph, ir_version=IR_VERSION)).SerializeToString()
-        session = InferenceSession(data, runtime_options(threads), providers=["CPUExecutionProvider"])
-
-        def run(session: InferenceSession = session) -> None:
-            session.run(None, {"x": x})
-
-        run()
-        contestants[kind] = run
-    times = interleaved(contestants, rounds)
-    return ratio(times["MatMulNBits"], times["DynamicQuantizeMatMul"])
 
 
 if __name__ == "__main__":
