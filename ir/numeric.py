@@ -16,6 +16,11 @@ A model can be worse conditioned than that: rope re-scaled far beyond the traine
 reference run in f32 leaves the bound at 3 % of the positions, though its angles are computed in f64.  A program of the
 class f32 that misses the bound where the reference's own f32 run misses it too is held against that run
 (:func:`held_to_f32`).
+
+Codes are worse still: a sum whose last bit differs may round to another code, and states keep that code.  On ``tiny``
+with int4 weights, 8-bit activations and 8-bit keys and values the reference run in f32 is 1.2e-3 nats from its run in
+f64, ONNX Runtime 1.1e-3.  A program of the class int8 that misses it is held against the f32 run in the same way: half
+of that run's positions err by more than its median error, so a top token is nearly undecided within four times that.
 """
 
 from __future__ import annotations
@@ -290,11 +295,15 @@ def compare(
 
 
 def held_to_f32(case: Case, found: Array, reference: Array, own: Array, kind: NumericClass) -> Case:
-    """Judge logits that miss the bound of f32 against the reference's own run in f32.
+    """Judge logits that miss the class f32 or int8 against the reference's own run in f32.
 
-    They pass where that run misses the bound too, and their errors are like its own: beyond the bound at no more than
-    twice as many positions, the largest at most 4 times its largest and within the tail of the class, and every top
-    token the reference's outside near-ties.
+    Of f32 they pass where that run misses the bound too, and their errors are like its own: beyond the bound at no more
+    than twice as many positions, the largest at most 4 times its largest and within the tail of the class, and every
+    top token the reference's outside near-ties.
+
+    Of int8 they pass where rounding decides codes so often that half of that run's positions err by more than the class
+    expects, and the program is like it: a mean KL within the class or twice that run's, half of the positions erring by
+    no more than twice as much, and no other top token where the margin is above 4 times that run's median error.
 
     Args:
         case: what :func:`compare` found.
@@ -303,10 +312,12 @@ def held_to_f32(case: Case, found: Array, reference: Array, own: Array, kind: Nu
         own: [..., V] logits of the reference in f32.
         kind: the class.
     """
-    if case.ok or kind.bound is None or kind.name != "f32" or not np.isfinite(found).all():
+    if case.ok or kind.name not in ("f32", "int8") or not np.isfinite(found).all():
         return case
     wide = np.asarray(reference, np.float64).reshape(case.positions, -1)
     got, single = (np.asarray(x, np.float64).reshape(wide.shape) for x in (found, own))
+    if kind.bound is None:
+        return _held_to_codes(case, got, wide, single, kind)
     errors, its = (np.abs(x - wide).max(-1) / case.logit_rms for x in (got, single))
     beyond, its_beyond = int((errors > kind.bound).sum()), int((its > kind.bound).sum())
     flipped = (got.argmax(-1) != wide.argmax(-1)) & ~near_ties(wide, kind)
@@ -315,6 +326,18 @@ def held_to_f32(case: Case, found: Array, reference: Array, own: Array, kind: Nu
         return case
     told = f"{case.name} (f32 itself errs by {its.max():.1e})"
     return replace(case, name=told, ambiguous=beyond, ok=True, problem="")
+
+
+def _held_to_codes(case: Case, got: Array, wide: Array, single: Array, kind: NumericClass) -> Case:
+    """Judge a program of the class int8 against the reference's run in f32; all [positions, V]."""
+    error, its = (float(np.median(np.abs(x - wide).max(-1))) / case.logit_rms for x in (got, single))
+    allowed = max(kind.kl or 0.0, 2 * float(kl_divergence(wide, single).mean()))
+    loose = replace(kind, error=its)
+    other = got.argmax(-1) != wide.argmax(-1)
+    if its <= kind.error or error > 2 * its or case.kl > allowed or (other & ~near_ties(wide, loose)).any():
+        return case
+    told = f"{case.name} (f32 itself errs by {its:.1e})"
+    return replace(case, name=told, ambiguous=int(other.sum()), ok=True, problem="")
 
 
 def _beyond(got: Array, wide: Array, rms: float, kind: NumericClass) -> Array:

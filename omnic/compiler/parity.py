@@ -169,7 +169,7 @@ def whole_model_cases(
         progress(f"parity: {name}", 0.0)
         found, at = run()
         case = _judge(name, found, logits[at], undecided[0][at], kind, lambda at=at: forced()[at])
-        if not case.ok and kind.name == "f32":
+        if not case.ok and kind.name in ("f32", "int8"):
             case = held_to_f32(case, found, logits[at], reference.single(ids[None], np.full(1, count))[0][at], kind)
         yield case
     progress("parity: ragged batch of 3", 0.0)
@@ -244,7 +244,7 @@ def _ragged(session: Session, reference: _Reference, tokens: NDArray[np.int64], 
     got, logits = np.asarray(found)[valid], np.asarray(wanted["logits"])[valid]
     case = compare("ragged batch of 3", got, logits, kind, undecided[valid])
     session.reset(1)
-    if not case.ok and kind.name == "f32":
+    if not case.ok and kind.name in ("f32", "int8"):
         return held_to_f32(case, got, logits, reference.single(tokens, length)[valid], kind)
     return case
 

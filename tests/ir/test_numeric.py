@@ -11,8 +11,8 @@ from omnic.errors import InputError
 from omnic.ir.numeric import (
     CLASSES,
     compare,
-    held_to_f32,
     find_class,
+    held_to_f32,
     kl_divergence,
     logit_rms,
     near_ties,
@@ -200,3 +200,21 @@ def test_where_f32_itself_misses_the_bound_a_program_is_held_against_it() -> Non
     many = x + 1.2e-4 * rms * (noise + noise[::-1] + np.roll(noise, 20, axis=0))
     assert not held_to_f32(compare("p", many, x, F32), many, x, own, F32).ok
     assert held_to_f32(compare("p", x, x, F32), x, x, own, F32).name == "p"
+
+
+def test_where_rounding_decides_codes_a_program_is_held_against_the_f32_run() -> None:
+    random = np.random.default_rng(4)
+    x = 3 * random.standard_normal((300, 50))
+    kind, rms = CLASSES["int8"], logit_rms(x)
+    own, as_good, worse = (x + size * rms * random.standard_normal(x.shape) for size in (0.02, 0.022, 0.08))
+    case = compare("prefill", as_good, x, kind)
+    assert not case.ok and "mean KL is" in case.problem
+    held = held_to_f32(case, as_good, x, own, kind)
+    assert held.ok and held.name.startswith("prefill (f32 itself errs by ") and held.kl == case.kl
+    # The f32 run is within the class, the program errs more, or it chooses another token where nothing is near a tie.
+    assert not held_to_f32(case, as_good, x, x + 1e-3 * (own - x), kind).ok
+    assert not held_to_f32(compare("p", worse, x, kind), worse, x, own, kind).ok
+    sure = int(np.argmax(np.sort(x, -1)[:, -1] - np.sort(x, -1)[:, -2]))
+    other = as_good.copy()
+    other[sure, other[sure].argmin()] = other[sure].max() + 1
+    assert not held_to_f32(compare("p", other, x, kind), other, x, own, kind).ok
