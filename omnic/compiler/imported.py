@@ -176,5 +176,5 @@ def check_states(module: Module) -> None:
         return
     raise InputError(
         f"@{module.name} has no states: every call would compute all tokens from the first on",
-        "export it with its cache (past_key_values in, present out), or add --pass cache-insertion",
+        "export it with its cache (past_key_values in, present out)",
     )
