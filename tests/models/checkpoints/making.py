@@ -58,7 +58,7 @@ def write_checkpoint(example: Example, folder: Path) -> Path:
     torch.manual_seed(example.seed)
     config = AutoConfig.for_model(example.family, **example.keys)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    _fill(model, np.random.default_rng(example.seed))
+    fill(model, np.random.default_rng(example.seed))
     model.save_pretrained(folder)
     path = folder / "config.json"
     keys: dict[str, Any] = json.loads(path.read_text())
@@ -68,7 +68,7 @@ def write_checkpoint(example: Example, folder: Path) -> Path:
     return folder
 
 
-def _fill(model: torch.nn.Module, random: np.random.Generator) -> None:
+def fill(model: torch.nn.Module, random: np.random.Generator) -> None:
     """Draw every parameter; vectors (norms, biases, sinks) around the value they start with."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -105,7 +105,7 @@ def older_form(keys: Mapping[str, Any]) -> dict[str, Any]:
     return old
 
 
-class _Widened(TorchFunctionMode):
+class Widened(TorchFunctionMode):
     """Turns every f32 that transformers asks for into f64.
 
     Norms, softmax, routers and rope frequencies are computed in f32 there whatever the model's type; in f64 its
@@ -127,7 +127,7 @@ class Original:
         before = torch.get_default_dtype()
         try:
             torch.set_default_dtype(torch.float64)
-            with _Widened():
+            with Widened():
                 self.model = AutoModelForCausalLM.from_pretrained(
                     folder, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager"
                 ).eval()
@@ -141,6 +141,6 @@ class Original:
 
     def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the logits [T, V] of one row of tokens [T]."""
-        with torch.no_grad(), _Widened():
+        with torch.no_grad(), Widened():
             found = self.model(torch.from_numpy(tokens[None]), use_cache=False).logits[0]
         return found.double().numpy()
