@@ -110,7 +110,7 @@ def exports(request: pytest.FixtureRequest) -> Path:
     return Path(cache.mkdir("onnx_exports"))
 
 
-def run(module: Module, store: Any) -> dict[str, Any]:
+def run(module: Module, store: Any, vocab: int = 97) -> dict[str, Any]:
     """Logits of a prefill and of a later chunk, with the states in between."""
     interpreter = Interpreter(module, store.with_module(module))
     names = {p.value.name for p in module.function().params if p.state is None}
@@ -121,7 +121,7 @@ def run(module: Module, store: Any) -> dict[str, Any]:
         if start and "start" not in names:
             break
         step = np.tile(np.arange(count), (2, 1))
-        inputs = {"tokens": rng.integers(0, 97, (2, count)), "positions": start + step, "rows": step,
+        inputs = {"tokens": rng.integers(0, vocab, (2, count)), "positions": start + step, "rows": step,
                   "start": np.full(2, start), "length": np.full(2, count)}
         found = interpreter.run({k: v for k, v in inputs.items() if k in names}, states=states)
         states = {k: v for k, v in found.items() if k in module.states}
@@ -141,6 +141,23 @@ def test_a_foreign_decoder_reaches_our_form(name: str, exporter: str, exports: P
     for key, logits in one.items():
         # The class f32: exporters rounded frequencies and the constants of gelu to f32, composites have the formulas.
         assert np.abs(two[key] - logits).max() <= 2e-5 * np.sqrt(np.mean(np.square(logits))), key
+
+
+@pytest.mark.parametrize(("name", "spec"), [
+    ("genai_llama", own(GQA, SWIGLU)),
+    ("genai_gemma2", own(f"{GQA}, window: 4, pattern: [local, global]", dense("geglu_tanh"), "norm: {place: both}\n")),
+])
+def test_the_fused_graph_of_the_genai_builder_is_completed(name: str, spec: str) -> None:
+    """It comes in with attention, rope and norms; packed q, k and v, and gates, are what is left to do."""
+    file = Path(__file__).parents[2] / "models" / "onnx" / "data" / f"{name}.onnx"
+    module, store = import_onnx(file, capacity=64, chunk=16)
+    result = AttentionFusion().run(module, PassContext(weights=store))
+    verify(result.module)
+    assert composites(result.module) == composites(build(parse_spec(spec, "own.yaml")))
+    assert not [r for r in result.remarks if not r.message.startswith("applied")]
+    one, two = run(module, store, 61), run(result.module, store, 61)
+    for key, logits in one.items():
+        assert np.abs(two[key] - logits).max() <= 1e-6 * np.sqrt(np.mean(np.square(logits))), key
 
 
 def test_what_a_foreign_decoder_says_is_in_the_attributes(exports: Path) -> None:
