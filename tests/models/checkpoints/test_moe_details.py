@@ -23,7 +23,7 @@ from omnic.ir.types import DType
 from omnic.ir.weights import WeightStore
 from omnic.models.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from tests.models.checkpoints import quantised, sparse
-from tests.models.checkpoints.making import Example, Original, fill, Widened, write_checkpoint
+from tests.models.checkpoints.making import Example, Original, Widened, fill, write_checkpoint
 from tests.models.checkpoints.sparse import SPARSE
 
 Tensors = dict[str, NDArray[Any]]
@@ -228,7 +228,9 @@ def test_a_block_with_an_embedding_of_its_own_is_refused(tmp_path: Path) -> None
     assert caught.value.message.endswith(
         f": {own} is not the same as model.embed_tokens.weight, and the model has one for both"
     )
-    assert caught.value.hint == "set num_nextn_predict_layers to 0 in config.json to leave the block for further tokens out"
+    assert caught.value.hint == (
+        "set num_nextn_predict_layers to 0 in config.json to leave the block for further tokens out"
+    )
 
 
 # -- what is refused ----------------------------------------------------------------------------------------
