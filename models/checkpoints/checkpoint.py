@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from omnic.errors import BundleError
+from omnic.errors import BundleError, DiagnosticError, InputError
 from omnic.ir.graph import Module
 from omnic.ir.types import DType, Storage
 from omnic.ir.weights import SafetensorsSource
@@ -94,7 +94,13 @@ def open_checkpoint(folder: Path, *, context: int | None = None, name: str | Non
     capacity = min(context or CAPACITY, described["context"])
     data = {"model": name or _name(folder), **{key: described.pop(key) for key in ("vocab", "context")}}
     data |= {"budget": {"context": capacity}, "dtype": dtype.value, **described}
-    spec = parse_spec(json.dumps(data), str(folder / "model.yaml"), syntax="yaml")
+    try:
+        spec = parse_spec(json.dumps(data), str(folder / "model.yaml"), syntax="yaml")
+    except DiagnosticError as error:
+        problems = "; ".join(d.message for d in error.diagnostics)
+        raise InputError(
+            f"{config.origin} describes a model that omnic cannot express: {problems}", error.diagnostics[0].hint
+        ) from error
     module = build(spec)
     table = family.weights(spec, shapes)
     copies = family.copies(spec, shapes) if family.copies else {}

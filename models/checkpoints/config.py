@@ -122,22 +122,26 @@ class Config:
         self._log.append(Effect(self._prefix + key, value, effect, key in self._values))
         return value
 
-    def whole(self, key: str, effect: str, default: Any = _UNSET) -> int:
-        """Return a whole number."""
+    def whole(self, key: str, effect: str, default: Any = _UNSET, *, least: int = 0) -> int:
+        """Return a whole number that is at least ``least``."""
         value = self.raw(key, effect, default)
         if value is default:
             return value
         if isinstance(value, bool) or not isinstance(value, int):
             raise self._kind(key, value, "a whole number")
+        if value < least:
+            raise InputError(f"{self.origin}: {self._prefix}{key} is {value}, less than {least}")
         return value
 
-    def number(self, key: str, effect: str, default: Any = _UNSET) -> float:
-        """Return a number."""
+    def number(self, key: str, effect: str, default: Any = _UNSET, *, positive: bool = False) -> float:
+        """Return a number, or one above 0 where nothing else has a meaning."""
         value = self.raw(key, effect, default)
         if value is default:
             return value
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._kind(key, value, "a number")
+        if positive and value <= 0:
+            raise InputError(f"{self.origin}: {self._prefix}{key} is {value}, not above 0")
         return float(value)
 
     def flag(self, key: str, effect: str, default: Any = _UNSET) -> bool:

@@ -48,8 +48,8 @@ def rope_of(
     dims = int(head_dim * (partial if share is None else share))
     if dims % 2:
         raise InputError(
-            f"{config.origin}: omnic cannot express partial_rotary_factor = {share} of heads of {head_dim} dims",
-            f"rope turns pairs of dims, and {dims} is odd",
+            f"{config.origin}: omnic cannot rotate {dims} of the {head_dim} dims of a head",
+            "rope turns pairs of dims: head_dim times partial_rotary_factor has to be even",
         )
     found: dict[str, Any] = {"base": base if theta is None else theta, "dims": dims, "interleaved": interleaved}
     scaling = _scaling(config, section, context, dims) if section is not None else None

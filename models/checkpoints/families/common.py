@@ -80,8 +80,8 @@ def attention_keys(config: Config, *, head_dim: int | None = None) -> dict[str, 
         head_dim: the family's default; None where it is the width over the heads.
     """
     width, heads = (
-        config.whole("hidden_size", "blocks.width"),
-        config.whole("num_attention_heads", "blocks.attention.heads"),
+        config.whole("hidden_size", "blocks.width", least=1),
+        config.whole("num_attention_heads", "blocks.attention.heads", least=1),
     )
     return {
         "kind": "gqa",
@@ -182,7 +182,7 @@ def equal_blocks(config: Config, attention: dict[str, Any], ffn: dict[str, Any])
     return [
         {
             "repeat": config.whole("num_hidden_layers", "blocks.repeat"),
-            "width": config.whole("hidden_size", "blocks.width"),
+            "width": config.whole("hidden_size", "blocks.width", least=1),
             "attention": attention,
             "ffn": ffn,
         }

@@ -41,8 +41,13 @@ def gemma_attention(config: Config) -> dict[str, Any]:
     """Return the attention of Gemma 2 and 3, without positions and windows."""
     return attention_keys(config, head_dim=256) | {
         "bias": config.flag("attention_bias", "blocks.attention.bias", False),
-        "scale": config.number("query_pre_attn_scalar", "blocks.attention.scale, its -1/2 power", 256.0) ** -0.5,
+        "scale": _scale(config),
     }
+
+
+def _scale(config: Config) -> float:
+    effect = "blocks.attention.scale, its -1/2 power"
+    return config.number("query_pre_attn_scalar", effect, 256.0, positive=True) ** -0.5
 
 
 def gemma_ffn(config: Config) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def _describe(config: Config) -> dict[str, Any]:
     base, attention = gemma_base(config), gemma_attention(config)
     config.ignore("transformers' code of Gemma 3 does not apply it", "attn_logit_softcapping")
     layers = config.whole("num_hidden_layers", "blocks.repeat")
-    every = config.whole("sliding_window_pattern", "blocks.attention.pattern", 6)
+    every = config.whole("sliding_window_pattern", "blocks.attention.pattern", 6, least=1)
     config.ignore("sliding_window_pattern says the same", "_sliding_window_pattern")
     names = ["local" if (i + 1) % every else "global" for i in range(layers)]
     attention = windowed(config, attention, layers, names=names) | {"qk_norm": True}

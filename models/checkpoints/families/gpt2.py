@@ -14,7 +14,7 @@ from omnic.spec import Spec
 
 
 def _describe(config: Config) -> dict[str, Any]:
-    width, heads = config.whole("n_embd", "blocks.width"), config.whole("n_head", "blocks.attention.heads")
+    width, heads = config.whole("n_embd", "blocks.width"), config.whole("n_head", "blocks.attention.heads", least=1)
     context = config.whole("n_positions", "context and position_table")
     config.ignore("n_positions says the same", "n_ctx")
     config.ignore("where products are rounded in training; the same numbers", "reorder_and_upcast_attn")

@@ -16,7 +16,7 @@ from omnic.spec import Layer, Spec
 
 def _describe(config: Config) -> dict[str, Any]:
     width = config.whole("hidden_size", "blocks.width")
-    heads = config.whole("num_attention_heads", "blocks.attention.heads")
+    heads = config.whole("num_attention_heads", "blocks.attention.heads", least=1)
     context = config.whole("max_position_embeddings", "context")
     # Configurations of transformers 4 have names of their own for what the others call rope_theta.
     base = config.number("rotary_emb_base", "blocks.attention.rope.base", 10000.0)

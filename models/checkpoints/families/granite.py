@@ -25,7 +25,7 @@ def multipliers(config: Config) -> dict[str, float]:
     return {
         "embedding": config.number("embedding_multiplier", "multipliers.embedding", 1.0),
         "residual": config.number("residual_multiplier", "multipliers.residual", 1.0),
-        "logits": 1.0 / config.number("logits_scaling", "multipliers.logits, its inverse", 1.0),
+        "logits": 1.0 / config.number("logits_scaling", "multipliers.logits, its inverse", 1.0, positive=True),
     }
 
 

@@ -49,7 +49,7 @@ _Kind = tuple[bool, bool]
 
 def _turned(config: Config, layers: int) -> list[bool]:
     """Return which layers have positions; each fourth has none where the file does not list them."""
-    every = config.whole("no_rope_layer_interval", "blocks.attention.rope of some layers", 4)
+    every = config.whole("no_rope_layer_interval", "blocks.attention.rope of some layers", 4, least=1)
     listed = config.numbers("no_rope_layers", "blocks.attention.rope of some layers", None)
     if listed is None:
         return [(i + 1) % every != 0 for i in range(layers)]
