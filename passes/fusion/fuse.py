@@ -36,7 +36,8 @@ class AttentionFusion:
     1. Layouts, constants and powers are brought to one form each; the sum of two products of queries and keys becomes
        one product of longer ones.
     2. ``x * rsqrt(mean(x * x) + eps)`` is ``rms_norm``; of a centred x it is ``layer_norm``; weight and bias go in.
-    3. An elementwise piece with the values of an activation is ``act``; times a second value it is ``gated_act``.
+    3. An elementwise piece with the values of an activation is ``act``; times a second value it is ``gated_act``, with
+       the limits, silu's alpha and the number added to the second value that the two follow.
     4. A rotation of pairs by angles that are functions of integer positions is ``rope``, if the inverse frequencies are
        those of one of its scalings.
     5. Two products around a softmax are ``attention``: scales, one softcap, masks and sinks between them, heads
