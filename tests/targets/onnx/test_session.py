@@ -211,6 +211,26 @@ def test_a_call_without_tokens_changes_nothing(gqa: Made) -> None:
     assert all(np.array_equal(before[name], array) for name, array in session.states.items())
 
 
+def test_a_long_call_of_one_row_runs_in_pieces(gqa: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever rows are wanted, and where the last piece is short or the call padded."""
+    module, _, out = gqa
+    whole, rows = session_of(module, out), np.array([[15, 2, 9, 9]])
+    for length, wanted in ((16, rows), (16, None), (13, None), (16, np.array([[15]]))):
+        given = {} if wanted is None else {"rows": wanted}
+        whole.reset(1)
+        want = whole.forward(IDS[:1, :16], length=[length], **given)
+        with monkeypatch.context() as patched:
+            patched.setattr("omnic.targets.onnx.session.PIECE", 5)
+            pieces = session_of(module, out)
+            found = pieces.forward(IDS[:1, :16], length=[length], **given)
+            after = pieces.forward(IDS[:1, 16:17])
+        assert {key[2] for key in pieces._steps} <= {1, 3, 5}
+        keep = slice(None) if wanted is not None else slice(length)
+        assert compare("logits", found.logits[0][keep], want.logits[0][keep], CLASSES["f32"]).ok
+        assert compare("hidden", found.hidden[0][:length], want.hidden[0][:length], CLASSES["f32"]).ok
+        assert compare("next", after.logits, whole.forward(IDS[:1, 16:17]).logits, CLASSES["f32"]).ok
+
+
 def test_a_call_that_fills_every_slot(gqa: Made) -> None:
     """Its positions may count on from elsewhere, or not count at all."""
     module, weights, out = gqa
