@@ -234,7 +234,9 @@ class Config:
 
     def _find(self, dotted: str) -> Any:
         value: Any = self._values
-        for step in dotted.removeprefix(self._prefix).split("."):
+        if (own := dotted.removeprefix(self._prefix)) in value:  # keys of GGUF have dots of their own
+            return value[own]
+        for step in own.split("."):
             value = value[step]
         return value
 

@@ -39,10 +39,11 @@ def rope_of(config: Config, arch: str, dims: int, context: int, factors: list[fl
     original = config.whole(key + "scaling.original_context_length", f"{_PLACE}.scaling.original_context", context)
     attention = config.number(key + "scaling.attn_factor", f"{_PLACE}.scaling.attention_factor", 1.0)
     if factors is not None:
-        if kind != "none" or attention != 1.0:
-            raise InputError(f"{config.origin}: omnic cannot express rope_freqs.weight together with {key}scaling.*")
+        if kind != "none":
+            raise InputError(f"{config.origin}: omnic cannot express rope_freqs.weight together with "
+                             f"{key}scaling.type = {kind}")
         return found | {"scaling": {"kind": "longrope", "factor": 1.0, "original_context": context,
-                                    "factors": factors, "attention_factor": 1.0}}
+                                    "factors": factors, "attention_factor": attention}}
     if kind == "yarn":
         return found | {"scaling": _yarn(config, key + "scaling.", factor, original, attention)}
     if attention != 1.0:
@@ -74,8 +75,7 @@ def _magnitude(factor: float) -> float:
 def rope_keys(arch: str, rope: Rope) -> tuple[dict[str, Any], list[float] | None]:
     """Return the metadata of a rope, and the factors of its frequencies where it needs a tensor of them.
 
-    Raises:
-        InputError: llama.cpp has no such scaling.
+    llama.cpp reads the bounds of yarn's ramp in few architectures, so a yarn with others than 32 and 1 goes as factors.
     """
     key, scaling = f"{arch}.rope.", rope.scaling
     found: dict[str, Any] = {key + "dimension_count": rope.dims, key + "freq_base": rope.base}
@@ -84,20 +84,17 @@ def rope_keys(arch: str, rope: Rope) -> tuple[dict[str, Any], list[float] | None
     if scaling.kind == "linear":
         return found | {key + "scaling.type": "linear", key + "scaling.factor": scaling.factor,
                         key + "scaling.original_context_length": scaling.original_context}, None
-    if scaling.kind == "yarn":
-        if not scaling.truncate:
-            raise InputError("llama.cpp's yarn has a ramp between whole frequencies (rope.scaling.truncate)")
+    if scaling.kind == "yarn" and scaling.truncate and (scaling.beta_fast, scaling.beta_slow) == (32.0, 1.0):
         given = scaling.attention_factor
         attention = 1.0 if given is None else given / _magnitude(scaling.factor)
         found |= {key + "scaling.type": "yarn", key + "scaling.factor": scaling.factor,
-                  key + "scaling.original_context_length": scaling.original_context,
-                  key + "scaling.yarn_beta_fast": scaling.beta_fast, key + "scaling.yarn_beta_slow": scaling.beta_slow}
+                  key + "scaling.original_context_length": scaling.original_context}
         return found if abs(attention - 1.0) < 1e-9 else found | {key + "scaling.attn_factor": attention}, None
     frequencies, magnitude = rope_frequencies(
         rope.base, rope.dims, scaling.kind, scaling.factor, scaling.original_context, scaling.beta_fast,
         scaling.beta_slow, scaling.attention_factor, scaling.truncate, scaling.factors,
     )
     if magnitude != 1.0:
-        raise InputError(f"llama.cpp has no magnitude {magnitude:g} of rotated queries and keys beside yarn's")
+        found[key + "scaling.attn_factor"] = magnitude
     plain, _ = rope_frequencies(rope.base, rope.dims)
     return found, [ours / theirs for ours, theirs in zip(plain, frequencies, strict=True)]
