@@ -215,7 +215,7 @@ def _check_states(module: Module, function: Function) -> None:
         element = state.type.element
         stored = isinstance(element, Storage) and element.kind in KINDS and element.scale != "s4"
         if not stored and element not in (DType.F32, DType.F16):
-            hint = f"kv-quant{{keys=token}} with {', '.join(KINDS)} fits" if isinstance(element, Storage) else None
+            hint = f"kv-quant with {', '.join(KINDS)} fits" if isinstance(element, Storage) else None
             raise InputError(f"onnx cannot keep {place} as {element}", hint or "set kv_dtype to f32 or f16")
         if isinstance(element, Storage) and element.axis == -2 and int(str(state.type.shape[-2])) % element.group:
             raise InputError(

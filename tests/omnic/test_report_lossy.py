@@ -80,8 +80,9 @@ def test_the_section_shows_types_options_remarks_and_every_weight(spec: Spec) ->
 def test_predicted_state_bytes_stand_beside_the_measured(spec: Spec) -> None:
     front = build(spec)
     module = parse_pass("kv-quant{bits=4, group=64}").run(front).module
-    # 3 layers and the MTP block; keys and values of 2 heads, 1024 tokens: 64 codes of 4 bits, an f16 scale, a u8 zero.
-    predicted = 4 * 2 * 2 * 1024 * (32 + 2 + 1)
+    # 3 layers and the MTP block; keys and values of 2 heads, 1024 tokens: 64 codes of 4 bits, an f16 scale, a u8 zero;
+    # and the newest 48 tokens in f16.
+    predicted = 4 * 2 * 2 * (1024 * (32 + 2 + 1) + 48 * 64 * 2)
     facts = lossy_facts(bundle(spec, module, PASS), {"state_bytes": predicted})
     assert facts.predicted == predicted
     equal = lossy_section(facts, _table)
