@@ -64,6 +64,13 @@ VARIANTS = {
         MHA, f"{MOE}, shared: 1, groups: [2, 4], split: 2, select_bias: true, activation: swiglu"
     ),
     "two groups of three": model(MHA, f"{MOE}, groups: [2, 2, 2], top_groups: 2, gate_scale: 2.5, activation: swiglu"),
+    "two best of a group": model(
+        MHA, f"{MOE}, groups: [3, 3], group_score: top2_sum, score: sigmoid, select_bias: true, activation: swiglu"
+    ),
+    "router bias, clamped": model(
+        MHA, f"{MOE}, router_bias: true, activation: swiglu, activation_alpha: 1.702, activation_beta: 1, "
+        "activation_limit: 7"
+    ),
     "group gate": model(MHA, f"{MOE}, groups: [3, 3], group_gate: true, score: sigmoid, activation: gelu"),
     "not renormalised": model(MHA, f"{MOE}, renormalise: false, activation: relu2, bias: true"),
     "several kinds": model(MHA, SWIGLU, repeat=2)
