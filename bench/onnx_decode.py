@@ -5,7 +5,8 @@ python bench/onnx_decode.py [--threads 1] [--rounds 21] [--json]
 A decoded token is one greedy step of each: ``generate_next_token`` of genai; one session call and an argmax of
 ours. The two take turns token by token, so that what else the machine does falls on both. A prefill of 512 is one
 call that gives the logits of the last position; genai's model is built with ``prune_lm_head``, so it computes one
-row of logits too.
+row of logits too.  genai takes a prompt whole or in pieces (``chunk_size``) of as many tokens as our session; both are
+run, and the faster one counts.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from omnic.ir.weights import WeightStore
 from omnic.models import build
 from omnic.runtime.session import Session, SessionOptions, open_session
 from omnic.spec import Spec, parse_spec
+from omnic.targets.onnx.session import PIECE
 
 SPEC = """omnic: 1
 model: class_125m
@@ -136,7 +138,7 @@ class Peer:
     def __init__(self, folder: Path, length: int) -> None:
         import onnxruntime_genai as og
 
-        self.og, self.model = og, og.Model(str(folder))
+        self.og, self.model, self.length = og, og.Model(str(folder)), length
         self.params = og.GeneratorParams(self.model)
         self.params.set_search_options(max_length=length, do_sample=False, min_length=length)
 
@@ -147,9 +149,15 @@ class Peer:
         generator.generate_next_token()
         return generator.generate_next_token
 
-    def prefill(self, ids: np.ndarray) -> float:
-        """Return seconds for the prompt."""
-        generator = self.og.Generator(self.model, self.params)
+    def prefill(self, ids: np.ndarray, pieces: int | None = None) -> float:
+        """Return seconds for the prompt, given whole or in ``pieces`` of so many tokens (its ``chunk_size``)."""
+        params = self.params
+        if pieces is not None:
+            params = self.og.GeneratorParams(self.model)
+            params.set_search_options(
+                max_length=self.length, do_sample=False, min_length=self.length, chunk_size=pieces
+            )
+        generator = self.og.Generator(self.model, params)
         began = time.perf_counter()
         generator.append_tokens(ids)
         generator.get_logits()
@@ -259,10 +267,17 @@ def cases(
                 times[name].append(seconds)
         yield f"decode at {count}", times
     ids = prompts[PREFILL]
-    yield (
-        f"prefill {PREFILL}",
-        interleaved({"ours": lambda: ours_prefill(session, ids), "genai": lambda: peer.prefill(ids)}, rounds),
-    )
+    yield f"prefill {PREFILL}", best_of_peer(lambda: ours_prefill(session, ids), peer, ids, rounds)
+
+
+def best_of_peer(
+    ours: Callable[[], float], peer: Peer, ids: np.ndarray, rounds: int
+) -> dict[str, list[float]]:
+    """Return seconds of each round of ours and of genai at the faster of its two ways to take a prompt."""
+    contestants = {"ours": ours, "whole": lambda: peer.prefill(ids), "pieces": lambda: peer.prefill(ids, PIECE)}
+    found = interleaved(contestants, rounds)
+    best = min(("whole", "pieces"), key=lambda name: float(np.median(found[name])))
+    return {"ours": found["ours"], "genai": found[best]}
 
 
 if __name__ == "__main__":

@@ -23,7 +23,20 @@ from typing import Any
 
 import numpy as np
 from common import interleaved, ratio, record, row, show
-from onnx_decode import BAR, CONTEXTS, FOLDER, NEW, PREFILL, SEED, SPEC, Peer, alternated, huggingface_folder, stepper
+from onnx_decode import (
+    BAR,
+    CONTEXTS,
+    FOLDER,
+    NEW,
+    PREFILL,
+    SEED,
+    SPEC,
+    Peer,
+    alternated,
+    best_of_peer,
+    huggingface_folder,
+    stepper,
+)
 from onnx_decode import ours_prefill as prefill
 
 from omnic.api import compile as compile_model
@@ -181,8 +194,7 @@ def cases(session: Session, peer: Peer, prompts: dict[int, np.ndarray], rounds: 
                 times[name].append(seconds)
         yield f"decode at {count}", count, times
     ids = prompts[PREFILL]
-    contestants = {"ours": lambda: prefill(session, ids), "genai": lambda: peer.prefill(ids)}
-    yield f"prefill {PREFILL}", 0, interleaved(contestants, rounds)
+    yield f"prefill {PREFILL}", 0, best_of_peer(lambda: prefill(session, ids), peer, ids, rounds)
 
 
 def levels(rows: list[dict[str, Any]], prompts: dict[int, np.ndarray], threads: int, rounds: int) -> None:

@@ -158,7 +158,8 @@ def _caps(profile: str, contrib: Mapping[str, str], opset: Mapping[str, int]) ->
             "opset": "ONNX Runtime 1.31 loads ai.onnx up to opset 26; Attention and TensorScatter are of opset 24",
             "dynamic": f"{_SPEC}: symbolic dims",
             "state": "one OrtValue bound as input and output: tests/targets/onnx/test_session.py",
-            "programs": "one graph with dynamic T: a second session would pack the weights again",
+            "programs": "one graph with dynamic T, and one without conditions for calls of one row: a session opens one"
+            " of them, since each packs the weights for itself",
             "limits": "ONNX Runtime 1.31 release notes; external data is memory-mapped at page-aligned offsets",
             "storage": f"MatMulNBits, GatherBlockQuantized, QMoE ({_CONTRIB}); what they read how is {_MEASURED}",
             "state_storage": f"TensorScatter of codes ({_SPEC}), GroupQueryAttention with static scales ({_CONTRIB}):"
