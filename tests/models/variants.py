@@ -65,6 +65,19 @@ VARIANTS = {
     "two mtp blocks with experts": model(MHA, f"{MOE}, activation: gelu") + "heads: {mtp: {kind: block, depth: 2}}\n",
     "mtp blocks that read normed states": model(MHA, f"{MOE}, activation: gelu")
     + "heads: {mtp: {kind: block, depth: 2, normed: true}}\n",
+    "parallel norms with biases, learned positions": model(
+        f"{MHA}, rope: none, bias: qkv", dense("gelu_tanh") + ", bias: true",
+        "norm: {place: parallel, kind: layer, bias: true}\nposition_table: 64\n", repeat=2
+    ),
+    "norms without weights, multipliers": model(
+        GQA, dense("geglu_tanh"),
+        "norm: {weight: false, embedding: true}\nqk_norm: full\n"
+        "multipliers: {embedding: 5, residual: 0.4, logits: 0.3}\n", repeat=2
+    ),
+    "longrope of some dims": model(
+        f"{MHA}, rope: {{dims: 4, scaling: {{kind: longrope, factor: 4, original_context: 16, factors: [1.5, 3]}}}}",
+        SWIGLU
+    ),
     "f16 cache": model(GQA, SWIGLU, "kv_dtype: f16\n"),
 }
 
