@@ -47,6 +47,7 @@ def publish_gguf(spec: Spec, name: str | None = None) -> GgufModel:
     if name is not None and name not in ARCHITECTURES:
         raise InputError(f"omnic does not write the architecture '{name}'", f"it writes {', '.join(ARCHITECTURES)}")
     misses: dict[str, list[str]] = {}
+    impossible: set[str] = set()
     for arch in ARCHITECTURES.values():
         if name not in (None, arch.name):
             continue
@@ -54,11 +55,12 @@ def publish_gguf(spec: Spec, name: str | None = None) -> GgufModel:
             model, differing = _tried(spec, arch)
         except OmnicError as error:
             misses[arch.name] = [error.message]
+            impossible.add(arch.name)
             continue
         if not differing:
             return model
         misses[arch.name] = differing
-    nearest = min(misses, key=lambda m: len(misses[m]))
+    nearest = min(misses, key=lambda m: (m in impossible, len(misses[m])))
     raise InputError(
         f"no architecture of llama.cpp that omnic writes can express {spec.model}: {nearest} lacks "
         f"{'; '.join(misses[nearest][:4])}",
@@ -77,6 +79,10 @@ def _tried(spec: Spec, arch: Architecture) -> tuple[GgufModel, list[str]]:
     described = describe(Config(metadata, "the metadata"), arch, Tensors(shapes), factors)
     again = parse_spec(json.dumps({"model": spec.model, **described}), "the metadata", syntax="yaml")
     differing = list(_differences(_meaning(spec, arch), _meaning(again, arch), "", spec))
+    attention = spec.layers()[0].attention
+    if arch.square and attention.heads * attention.head_dim != spec.width:
+        differing.append(f"blocks.attention.head_dim {attention.head_dim} (it would be width / heads, "
+                         f"{spec.width} / {attention.heads})")
     return GgufModel(arch, metadata, where, factors), differing
 
 
@@ -104,9 +110,6 @@ def _metadata(spec: Spec, arch: Architecture) -> tuple[dict[str, Any], list[floa
             found[key + "expert_feed_forward_length"] = ffn.routed_hidden
         if arch.shared:
             found[key + "expert_shared_feed_forward_length"] = ffn.shared * ffn.shared_hidden
-    if arch.square and attention.heads * attention.head_dim != spec.width:
-        what = f"blocks.attention.head_dim {attention.head_dim}"
-        raise InputError(f"{what} (it would be width / heads, {spec.width} / {attention.heads})")
     if attention.rope is None:
         return found, None
     rope, factors = rope_keys(arch.name, attention.rope)
