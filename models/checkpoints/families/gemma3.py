@@ -7,7 +7,7 @@ from typing import Any
 from omnic.errors import InputError
 from omnic.ir.graph import Recipe
 from omnic.models.checkpoints.config import Config
-from omnic.models.checkpoints.families.common import equal_blocks, windowed
+from omnic.models.checkpoints.families.common import equal_blocks, layer_names, shortest, window_of
 from omnic.models.checkpoints.families.gemma2 import (
     gemma_attention,
     gemma_base,
@@ -18,7 +18,7 @@ from omnic.models.checkpoints.families.gemma2 import (
 from omnic.models.checkpoints.families.publishing import publish_rope
 from omnic.models.checkpoints.family import Family, Tensors
 from omnic.models.checkpoints.rope import rope_of
-from omnic.spec import Spec
+from omnic.spec import Rope, Spec
 
 #: what the class of the text's configuration has where a file is silent; those of the pictures' models leave much out
 _DEFAULTS = {
@@ -51,15 +51,16 @@ def _describe(config: Config) -> dict[str, Any]:
     layers = config.whole("num_hidden_layers", "blocks.repeat")
     every = config.whole("sliding_window_pattern", "blocks.attention.pattern", 6, least=1)
     config.ignore("sliding_window_pattern says the same", "_sliding_window_pattern")
-    names = ["local" if (i + 1) % every else "global" for i in range(layers)]
-    attention = windowed(config, attention, layers, names=names) | {"qk_norm": True}
-    attention |= _positions(config, attention, base["context"])
+    names = layer_names(config, layers, ["local" if (i + 1) % every else "global" for i in range(layers)])
+    window = window_of(config, names)
+    window = window if "local" in names else None
+    attention |= {"qk_norm": True} | ({} if window is None else {"window": window})
+    attention |= _positions(config, attention["head_dim"], base["context"], names)
     return base | {"blocks": equal_blocks(config, attention, gemma_ffn(config))}
 
 
-def _positions(config: Config, attention: dict[str, Any], context: int) -> dict[str, Any]:
-    """Return the rope of the layers with a window and that of the others; scaling is of the latter where not said."""
-    size = attention["head_dim"]
+def _positions(config: Config, size: int, context: int, names: list[str]) -> dict[str, Any]:
+    """Return the rope of the local layers and that of the global ones; scaling is of the latter where not said."""
     nested = config.has("rope_parameters")
     local_base = config.number("rope_local_base_freq", "blocks.attention.rope.base", 10000.0)
     full = rope_of(config, size, context, base=1_000_000.0, layer_type="full_attention")
@@ -67,10 +68,11 @@ def _positions(config: Config, attention: dict[str, Any], context: int) -> dict[
         local = rope_of(config, size, context, base=local_base, layer_type="sliding_attention")
     else:
         local = {"base": local_base, "dims": size, "interleaved": False}
-    if "pattern" in attention:
-        # An override is merged into the attention's own keys: what is not scaled has to say so.
-        return {"rope": local, "global": {"rope": full if "scaling" in full else full | {"scaling": None}}}
-    return {"rope": local if "window" in attention else full}
+    if len(set(names)) == 1:
+        return {"rope": local if names[0] == "local" else full}
+    # An override is merged into the attention's own keys: what is not scaled has to say so.
+    other = full if "scaling" in full else full | {"scaling": None}
+    return {"pattern": shortest(names), "rope": local, "global": {"rope": other}}
 
 
 def _weights(spec: Spec, tensors: Tensors) -> dict[str, Recipe]:
@@ -80,7 +82,7 @@ def _weights(spec: Spec, tensors: Tensors) -> dict[str, Recipe]:
 
 
 def _publish(spec: Spec) -> dict[str, Any]:
-    ropes = {"local": None, "global": None}
+    ropes: dict[str, Rope | None] = {"local": None, "global": None}
     for layer in spec.layers():
         ropes["local" if layer.attention.window else "global"] = layer.attention.rope
     kinds = (("sliding_attention", "local"), ("full_attention", "global"))

@@ -141,6 +141,9 @@ GEMMA3 = (
             add={"sliding_window_pattern": 3, "rope_theta": 50000.0, "rope_local_base_freq": 700.0,
                  "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "cache_implementation": "hybrid"}),
     Example("gemma3_text", "all layers slide", gemma(layer_types=[SLIDING, SLIDING], rope_parameters=GEMMA3_ROPE)),
+    Example("gemma3_text", "window of the whole length", gemma(
+        layer_types=[SLIDING, FULL], sliding_window=256, rope_parameters=GEMMA3_ROPE)),
+    Example("gemma3_text", "no layer slides", gemma(layer_types=[FULL, FULL], rope_parameters=GEMMA3_ROPE)),
     Example("gemma3", "with pictures", {
         "text_config": gemma(layer_types=[SLIDING, FULL], rope_parameters=GEMMA3_ROPE),
         "vision_config": {"hidden_size": 32, "intermediate_size": 36, "num_hidden_layers": 1, "num_attention_heads": 2,

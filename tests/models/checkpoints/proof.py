@@ -17,7 +17,6 @@ from omnic.ir.reference import Interpreter, ReferenceSession
 from omnic.ir.weights import WeightStore
 from omnic.models.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from omnic.runtime.session import Session, SessionOptions, open_session
-from omnic.targets.torch.emit import write_weights
 from tests.models.checkpoints.making import Example, Original, write_checkpoint
 
 __all__ = ["BACKENDS", "REFERENCES", "Finding", "Greedy", "Proof"]
@@ -114,17 +113,11 @@ class Proof:
                 self.sessions[backend] = ReferenceSession(self.weights.module, self.weights, dtype)
             else:
                 bundle = compile_spec(
-                    CompileRequest(self.checkpoint.spec, backend, self.folder / backend, weights=self._saved,
-                                   parity="off", threads=1)
+                    CompileRequest(self.checkpoint.spec, backend, self.folder / backend,
+                                   weights=self.folder / "checkpoint", parity="off", threads=1)
                 )
                 self.sessions[backend] = open_session(bundle, SessionOptions(threads=1))
         return self.sessions[backend]
-
-    @cached_property
-    def _saved(self) -> Path:
-        path = self.folder / "weights.safetensors"
-        write_weights(self.weights.module, self.weights, path)
-        return path
 
     # -- what is compared -----------------------------------------------------------------------------------
     def findings(self, backend: str) -> Iterator[Finding]:
