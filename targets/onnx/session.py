@@ -210,10 +210,14 @@ class OnnxSession(MtpSession):
         token, at = int(tokens[0, 0]), int(self._start[0])
         if not 0 <= token < self._info.vocab or at >= min(self._info.capacity, step.positions):
             return None
-        for name, value in (("tokens", token), ("positions", at), ("start", at), ("length", 1), ("rows", 0)):
-            step.inputs[name].flat[0] = value
-        if "parents" in step.inputs:
-            step.inputs["parents"].flat[0] = -1
+        given = step.inputs
+        given["tokens"][0, 0] = token
+        given["positions"][0, 0] = at
+        given["start"][0] = at
+        given["length"][0] = 1
+        given["rows"][0, 0] = 0
+        if "parents" in given:
+            given["parents"][0, 0] = -1
         self._written[0] = max(int(self._written[0]), at + 1)
         step.run()
         self._start = np.array([at + 1])
