@@ -24,6 +24,7 @@ from omnic.ir.weights import WeightStore
 from omnic.models.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from tests.models.checkpoints import quantised, sparse
 from tests.models.checkpoints.making import Example, Original, Widened, fill, write_checkpoint
+from tests.models.checkpoints.proof import Proof
 from tests.models.checkpoints.sparse import SPARSE
 
 Tensors = dict[str, NDArray[Any]]
@@ -137,6 +138,36 @@ def test_experts_in_every_second_layer(tmp_path: Path) -> None:
     spec = open_checkpoint(folder, context=256).spec
     assert [type(layer.ffn).__name__ for layer in spec.layers()] == ["Dense", "Dense", "MoE", "Dense"]
     assert close(logits_of(folder), wanted.logits(TOKENS[0]))
+
+
+def test_where_two_experts_tie_another_choice_is_the_only_difference(tmp_path: Path) -> None:
+    proof = Proof(Example("mixtral", "ties", sparse.mixtral(num_local_experts=14), seed=2), tmp_path)
+
+    def tie(tensors: Tensors) -> Tensors:
+        router = tensors["model.layers.1.block_sparse_moe.gate.weight"]
+        router[5] = router[9]
+        return tensors
+
+    proof.original = Original(changed(tmp_path / "checkpoint", tie))
+    chosen: list[tuple[NDArray[Any], NDArray[Any]]] = []
+    for layer in proof.original.model.model.layers:
+        layer.mlp.gate.register_forward_hook(
+            lambda _, __, found: chosen.append((found[2][None].numpy(), found[1][None].numpy()))
+        )
+    routers = [n.name for n in proof.checkpoint.module.function("forward").nodes if n.op == "router"]
+    session = session_of(proof.checkpoint)
+    differing = 0
+    for row, unsure in zip(proof.tokens, proof.undecided, strict=True):
+        chosen.clear()
+        wanted = proof.original.logits(row)
+        session.reset(1)
+        found = np.asarray(session.forward(row[None]).logits[0])
+        assert close(found[~unsure], wanted[~unsure])
+        differing += int(not close(found, wanted))
+        session.reset(1)
+        forced = session.forward(row[None], routing=dict(zip(routers, chosen, strict=True)))
+        assert close(np.asarray(forced.logits[0]), wanted)
+    assert differing > 0, "transformers chose as we do at every tie"
 
 
 # -- blocks for further tokens ------------------------------------------------------------------------------
