@@ -144,6 +144,10 @@ class _Run:
         self.store = WeightStore.load(self.front, self.source)
         facts, kept = self._begin()
         self.loss = Distillation(self.front, self.store, self.student, self.config.trunk_share)
+        # The cheap loss takes its metric from the first text it sees: the same for a run that goes on.
+        first = self.tokens.batch(self.request.seed, 0, self.config.batch, self.config.sequence)[:, :-1]
+        with torch.no_grad():
+            self.loss(first, 0.0)
         optimizer = Latents(self.student, self.config)
         if kept is not None:
             optimizer.load_state(kept)

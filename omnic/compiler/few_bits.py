@@ -20,6 +20,7 @@ from omnic.spec import Spec
 __all__ = ["begin", "packing_of"]
 
 _SWEEPS = 3
+_EXAMPLES = "write t2<g64>, i4<g32, asym>, i8<row>, ..."
 #: with 8 bits and more, rounding to nearest is as good a start as any
 _FINE = 8
 
@@ -31,12 +32,17 @@ def packing_of(spec: Spec, text: str) -> Int4Packing:
         InputError: no storage type, one that int4-packing does not give, or nothing named and nothing listed.
     """
     if text:
-        element = parse_element(text)
+        try:
+            element = parse_element(text)
+        except InputError as error:
+            raise InputError(f"--qat {text}: {error.message}", error.hint or _EXAMPLES) from error
         if not isinstance(element, Storage):
-            raise InputError(f"--qat {text}: that is no storage type", "write t2<g64>, i4<g32, asym>, ...")
+            raise InputError(f"--qat {text}: that is no storage type", _EXAMPLES)
         check_storage(element)
+        if element.scale not in ("f16", "f32"):
+            raise InputError(f"--qat {text}: such scales cannot be trained", "use f16 or f32 scales")
         if element.group < 0 or element.axis != -1:
-            raise InputError(f"--qat {text}: groups run along a row here", "write t2<g64>, i4<g32, asym>, i8<row>, ...")
+            raise InputError(f"--qat {text}: groups run along a row here", _EXAMPLES)
         made = Int4Packing(kind=element.kind, group=element.group, asym=element.asym, scale=element.scale)
         check_options(made)
         return made
