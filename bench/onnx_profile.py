@@ -1,6 +1,6 @@
 """Where a decoded int4 token spends its time: kernels of our program and of onnxruntime-genai's, both in ONNX Runtime.
 
-Each program runs alone under ONNX Runtime's profiler, its states bound in place; a row is the mean of a token in
+Each program runs alone under ONNX Runtime's profiler, its states bound in place; a row is the median of a token in
 microseconds and the number of kernels, ours and genai's.  The profiler itself costs a few microseconds a kernel, so the
 sums are larger than a token without it.
 
@@ -36,16 +36,19 @@ Costs = dict[str, tuple[float, float]]
 
 
 def costs(events: list[dict[str, Any]], tokens: int) -> Costs:
-    """Return (microseconds, kernels) of a token by operator, over the last ``tokens`` runs."""
-    began = sorted(e["ts"] for e in events if e.get("name") == "model_run")[-tokens]
-    found: defaultdict[str, list[float]] = defaultdict(list)
+    """Return (microseconds, kernels) of a token by operator: the median of the last ``tokens`` runs."""
+    began = np.sort([e["ts"] for e in events if e.get("name") == "model_run"])[-tokens:]
+    found: defaultdict[str, list[list[float]]] = defaultdict(lambda: [[] for _ in began])
     for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and event["ts"] >= began:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and event["ts"] >= began[0]:
             kind = event["args"]["op_name"]
             shapes = event["args"].get("output_type_shape", [])
             rows = f" of {next(iter(shapes[0].values()))[-1]} rows" if kind == "MatMulNBits" and shapes else ""
-            found[kind + rows].append(event["dur"])
-    return {kind: (sum(times) / tokens, len(times) / tokens) for kind, times in found.items()}
+            found[kind + rows][int(np.searchsorted(began, event["ts"], "right")) - 1].append(event["dur"])
+    return {
+        kind: (float(np.median([sum(t) for t in runs])), sum(len(t) for t in runs) / tokens)
+        for kind, runs in found.items()
+    }
 
 
 def profiled(path: Path, run: Callable[[ort.InferenceSession], None]) -> Costs:

@@ -115,8 +115,8 @@ def write_function(
 ) -> Program:
     """Lower one function, for every call or (``row``) for calls of one row whose tokens are all valid.
 
-    The program of one row needs no ``If``: each costs 16 to 30 microseconds a layer, since reading the weights of one
-    layer has emptied the caches of what ONNX Runtime keeps about the next.
+    The program of one row needs no ``If``: each is a graph of its own, and reading the weights of one layer has emptied
+    the caches of what ONNX Runtime keeps about the next.
 
     Raises:
         InputError: an op or a state that the programs cannot hold; it names the line of the spec.

@@ -257,8 +257,7 @@ class OnnxSession(MtpSession):
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Run a long call of one row piece by piece.
 
-        Its scores and activations then stay in the caches: a prompt of 512 takes 0.87 of the time of one call
-        (``bench/onnx_int4.py``).
+        Its scores and activations then stay in the caches.
         """
         results = {r["name"]: r for r in self.programs.get(function, row=True)[1]["results"] if r["state"] is None}
         rows = inputs["rows"][0]
