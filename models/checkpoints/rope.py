@@ -20,6 +20,7 @@ def rope_of(
     *,
     base: float = 10000.0,
     layer_type: str | None = None,
+    theta: str = "rope_theta",
     interleaved: bool = False,
     partial: float = 1.0,
 ) -> dict[str, Any]:
@@ -31,6 +32,7 @@ def rope_of(
         context: ``max_position_embeddings``.
         base: the family's default base.
         layer_type: key of ``rope_parameters`` where it has one mapping for each kind of layer.
+        theta: the key of the base beside that mapping.
         interleaved: pairs are neighbours.
         partial: the family's default share of rotated dims.
 
@@ -41,9 +43,9 @@ def rope_of(
     if section is not None and layer_type is not None and section.has(layer_type):
         section = section.section(layer_type)
     share = config.number("partial_rotary_factor", f"{_PLACE}.dims", None)
-    theta = config.number("rope_theta", f"{_PLACE}.base", None)
+    found_base = config.number(theta, f"{_PLACE}.base", None)
     if section is not None:
-        theta = section.number("rope_theta", f"{_PLACE}.base", theta)
+        found_base = section.number("rope_theta", f"{_PLACE}.base", found_base)
         share = section.number("partial_rotary_factor", f"{_PLACE}.dims", share)
     dims = int(head_dim * (partial if share is None else share))
     if dims % 2:
@@ -51,7 +53,8 @@ def rope_of(
             f"{config.origin}: omnic cannot rotate {dims} of the {head_dim} dims of a head",
             "rope turns pairs of dims: head_dim times partial_rotary_factor has to be even",
         )
-    found: dict[str, Any] = {"base": base if theta is None else theta, "dims": dims, "interleaved": interleaved}
+    used = base if found_base is None else found_base
+    found: dict[str, Any] = {"base": used, "dims": dims, "interleaved": interleaved}
     scaling = _scaling(config, section, context, dims) if section is not None else None
     return found | ({"scaling": scaling} if scaling else {})
 
@@ -110,7 +113,7 @@ def magnitude(factor: float, mscale: float | None = 1.0) -> float:
 
 
 def attention_scale(config: Config, size: int) -> float | None:
-    """Return the scale of the scores of heads of ``size`` dims, None where DeepSeek's ``mscale_all_dim`` keeps it plain.
+    """Return the scale of the scores of heads of ``size`` dims, None where ``mscale_all_dim`` keeps it plain (DeepSeek).
 
     A temperature m of YaRN multiplies queries and keys, so their product by m squared; ``mscale_all_dim`` does so for
     the dims that do not rotate too.

@@ -28,6 +28,7 @@ def gemma_base(config: Config) -> dict[str, Any]:
     base = base_keys(config, tie=True)
     config.only("use_bidirectional_attention", False, "each token attends to what is before it")
     config.ignore("how transformers caches", "cache_implementation")
+    config.ignore("sliding_window counts", "sliding_window_size")
     cap = config.number("final_logit_softcapping", "softcap.logits", None)
     width = config.whole("hidden_size", "blocks.width and, its root, multipliers.embedding")
     return base | {

@@ -61,13 +61,12 @@ def _describe(config: Config) -> dict[str, Any]:
 
 def _positions(config: Config, size: int, context: int, names: list[str]) -> dict[str, Any]:
     """Return the rope of the local layers and that of the global ones; scaling is of the latter where not said."""
-    nested = config.has("rope_parameters")
-    local_base = config.number("rope_local_base_freq", "blocks.attention.rope.base", 10000.0)
     full = rope_of(config, size, context, base=1_000_000.0, layer_type="full_attention")
-    if nested:
-        local = rope_of(config, size, context, base=local_base, layer_type="sliding_attention")
+    if config.has("rope_parameters"):
+        local = rope_of(config, size, context, layer_type="sliding_attention", theta="rope_local_base_freq")
     else:
-        local = {"base": local_base, "dims": size, "interleaved": False}
+        base = config.number("rope_local_base_freq", "blocks.attention.rope.base", 10000.0)
+        local = {"base": base, "dims": size, "interleaved": False}
     if len(set(names)) == 1:
         return {"rope": local if names[0] == "local" else full}
     # An override is merged into the attention's own keys: what is not scaled has to say so.

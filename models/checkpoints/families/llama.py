@@ -22,9 +22,12 @@ from omnic.spec import Spec
 
 
 def _describe(config: Config) -> dict[str, Any]:
+    mistral = config.raw("model_type", "the family") == "mistral"
+    if mistral:
+        config.assume(num_key_value_heads=8)
     base, attention = base_keys(config), attention_keys(config)
     attention["rope"] = rope_of(config, attention["head_dim"], base["context"])
-    if config.raw("model_type", "the family") == "mistral":
+    if mistral:
         config.only("attention_bias", False, "the architecture has no biases")
         config.only("mlp_bias", False, "the architecture has no biases")
         # A window that is not mentioned is one of 4096 tokens; null is none.

@@ -34,6 +34,7 @@ def switched_window(config: Config, attention: dict[str, Any]) -> dict[str, Any]
 
 
 def _describe(config: Config) -> dict[str, Any]:
+    config.assume(num_key_value_heads=32)
     base, attention = base_keys(config), attention_keys(config)
     attention |= {"bias": "qkv", "rope": rope_of(config, attention["head_dim"], base["context"])}
     config.only("use_mrope", False, "text has positions of one dim")

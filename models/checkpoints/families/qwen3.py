@@ -22,6 +22,7 @@ from omnic.spec import Spec
 
 
 def _describe(config: Config) -> dict[str, Any]:
+    config.assume(num_key_value_heads=32)
     base, attention = base_keys(config), attention_keys(config, head_dim=128)
     attention |= {
         "bias": config.flag("attention_bias", "blocks.attention.bias", False),

@@ -24,6 +24,7 @@ from omnic.spec import Spec
 
 
 def _describe(config: Config) -> dict[str, Any]:
+    config.assume(num_key_value_heads=4)
     base, attention = base_keys(config, tie=True), attention_keys(config)
     layers, width = config.whole("num_hidden_layers", "blocks.repeat"), config.whole("hidden_size", "blocks.width")
     attention |= {

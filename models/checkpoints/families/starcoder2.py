@@ -23,6 +23,7 @@ from omnic.spec import Spec
 
 
 def _describe(config: Config) -> dict[str, Any]:
+    config.assume(num_key_value_heads=2)
     base, attention = base_keys(config, eps=None, tie=True), attention_keys(config)
     bias = config.flag("use_bias", "bias", True)
     config.only("norm_type", "layer_norm", "norms are LayerNorms")

@@ -140,6 +140,10 @@ GEMMA3 = (
     Example("gemma3_text", "older form", gemma(num_hidden_layers=3), drop=("layer_types", "rope_parameters"),
             add={"sliding_window_pattern": 3, "rope_theta": 50000.0, "rope_local_base_freq": 700.0,
                  "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "cache_implementation": "hybrid"}),
+    Example("gemma3_text", "bases beside the ropes", gemma(), drop=("layer_types", "rope_parameters"),
+            add={"_sliding_window_pattern": 2, "sliding_window_pattern": 2, "rope_theta": 50000.0,
+                 "rope_local_base_freq": 700.0, "rope_parameters": {
+                     FULL: {"rope_type": "linear", "factor": 8.0}, SLIDING: {"rope_type": "default"}}}),
     Example("gemma3_text", "all layers slide", gemma(layer_types=[SLIDING, SLIDING], rope_parameters=GEMMA3_ROPE)),
     Example("gemma3_text", "window of the whole length", gemma(
         layer_types=[SLIDING, FULL], sliding_window=256, rope_parameters=GEMMA3_ROPE)),
