@@ -35,7 +35,7 @@ def quantised(front: Module, name: str, type: str, key: str = "") -> Module:
 
 
 def bundle(spec: Spec, module: Module, *passes: PassRecord) -> Any:
-    return SimpleNamespace(spec=spec, module=module, manifest=SimpleNamespace(passes=passes))
+    return SimpleNamespace(spec=spec, from_spec=True, module=module, manifest=SimpleNamespace(passes=passes))
 
 
 PASS = PassRecord(
