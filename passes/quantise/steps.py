@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import numpy.typing as npt
 
@@ -57,7 +59,8 @@ def columns_with_steps(w: Floats, upper: Floats, type: Storage, clip: bool) -> t
         codes[:, start:stop], steps[:, start // group] = found[best, every], tried[best, every]
         total += cost[best, every]
         work[:, stop:] -= errors[best, every] @ upper[start:stop, stop:]
-    kept: npt.NDArray[np.int64] = total.reshape(len(factors), rows).argmin(0) * rows + np.arange(rows)
+    best_factor = cast("npt.NDArray[np.int64]", total.reshape(len(factors), rows).argmin(0))
+    kept = best_factor * rows + np.arange(rows)
     numbers = (steps[kept] * row[kept, None]).astype(np.float32)
     return codes[kept], Grid(type, steps[kept], numbers, None, row[kept])
 
