@@ -61,6 +61,7 @@ def mtp_input(ctx: Context, hidden: Value, next_tokens: Value, prefix: str, norm
     hidden is f32[B, T, D], before the final norm or (``heads.mtp.normed``) after it; next_tokens is i64[B, T].  The
     result is [B, T, D].
     """
+    following = embedded(ctx, next_tokens, hint="next")
     left = ctx.norm(hidden, f"{prefix}.hidden_norm", norm)
-    right = ctx.norm(embedded(ctx, next_tokens, hint="next"), f"{prefix}.embed_norm", norm)
+    right = ctx.norm(following, f"{prefix}.embed_norm", norm)
     return ctx.linear(ctx.f.op("concat", left, right, axis=-1), f"{prefix}.proj", ctx.spec.width, hint="x")
