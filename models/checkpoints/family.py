@@ -97,11 +97,12 @@ def family_of(config: Config) -> Family:
     own = families()
     if name in own:
         return own[name]
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        if entry.name == name:
-            return entry.load()
-    near = nearest(name, list(own))
+    added = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    if name in added:
+        return added[name].load()
+    known = sorted({*own, *added})
+    near = nearest(name, known)
     raise InputError(
         f"{config.origin}: omnic knows no family '{name}'" + (f"; did you mean '{near}'?" if near else ""),
-        f"known: {', '.join(sorted(own))}; a package can add one (docs/models.md)",
+        f"known: {', '.join(known)}; a package can add one (docs/models.md)",
     )

@@ -113,7 +113,7 @@ def magnitude(factor: float, mscale: float | None = 1.0) -> float:
 
 
 def attention_scale(config: Config, size: int) -> float | None:
-    """Return the scale of the scores of heads of ``size`` dims, None where ``mscale_all_dim`` keeps it plain (DeepSeek).
+    """Return the scale of scores of heads of ``size`` dims, None where ``mscale_all_dim`` (DeepSeek) keeps it plain.
 
     A temperature m of YaRN multiplies queries and keys, so their product by m squared; ``mscale_all_dim`` does so for
     the dims that do not rotate too.

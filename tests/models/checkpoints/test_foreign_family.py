@@ -55,6 +55,15 @@ def test_without_the_package_the_family_is_unknown(tmp_path: Path) -> None:
         open_checkpoint(write_checkpoint(ARCEE[0], tmp_path))
 
 
+def test_its_name_stands_among_the_known_ones(site: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "arce"}')
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.syspath_prepend(site)
+    with pytest.raises(InputError, match=r"omnic knows no family 'arce'; did you mean 'arcee'\?") as caught:
+        open_checkpoint(tmp_path)
+    assert "arcee" in str(caught.value.hint)
+
+
 def test_its_own_tests_pass(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(site))
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(EXAMPLE / "tests")]
