@@ -131,17 +131,18 @@ def _parts(
     store: WeightStore, name: str, shape: tuple[int, ...], codec: Codec, coded: Codec | None, heads: int
 ) -> Iterator[Array]:
     """Yield the bytes of a tensor: rows of blocks."""
+    count = shape[0]
     step = max(SLICE // max(int(np.prod(shape[1:], dtype=np.int64)), 1), 1)
     if heads:  # whole heads, so that a slice holds the rows it trades
-        size = shape[0] // heads
+        size = count // heads
         step = max(step // size, 1) * size
-    for start in range(0, shape[0], step):
-        rows = (start, min(start + step, shape[0]))
+    for start in range(0, count, step):
+        rows = (start, min(start + step, count))
         if codec is coded:
             blocks = _PACK[codec.name](_flat(store.quantised(name, rows)))
         else:
-            blocks = _encoded(store.array(name, rows).reshape(-1, shape[-1] if len(shape) > 1 else 1), codec)
-        yield _paired(blocks, shape[0] // heads) if heads else blocks
+            blocks = _encoded(store.array(name, rows).reshape(-1, 1 if len(shape) == 1 else shape[-1]), codec)
+        yield _paired(blocks, count // heads) if heads else blocks
 
 
 def _flat(q: QTensor) -> QTensor:

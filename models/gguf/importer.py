@@ -80,7 +80,7 @@ def open_gguf(path: Path, *, context: int | None = None, name: str | None = None
 def _family(arch: Architecture) -> Family:
     return Family(
         (arch.name,), f"{arch.title} (GGUF)", lambda config: describe(config, arch, Tensors({}), None),
-        lambda spec, tensors: table(spec, arch, tensors), IGNORED, "llama.cpp",
+        lambda spec, tensors: table(spec, arch, tensors), IGNORED, source="llama.cpp",
     )  # fmt: skip
 
 

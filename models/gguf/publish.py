@@ -166,7 +166,8 @@ def _rope(rope: Rope, arch: Architecture) -> dict[str, Any]:
 def _differences(ours: Any, theirs: Any, path: str, spec: Spec) -> Iterator[str]:
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for key in dict.fromkeys((*ours, *theirs)):
-            inner = f"{path}.{_WHERE.get(key, key)}" if path else _WHERE.get(key, key)
+            word = _WHERE.get(str(key), str(key))
+            inner = f"{path}.{word}" if path else word
             yield from _differences(ours.get(key), theirs.get(key), inner, spec)
     elif path == "blocks":
         if len(ours) != len(theirs):

@@ -79,7 +79,7 @@ def _tokens(ids: Mapping[str, int], added: Sequence[Mapping[str, Any]], size: in
             what = f"the added token {token['content']!r} takes the spaces beside it, or is a word of its own"
             raise InputError(f"{what}: llama.cpp has none of that kind", _WITHOUT)
         types[token["id"]] = CONTROL if token.get("special") else USER
-    if unknown in ids:
+    if unknown is not None and unknown in ids:
         types[ids[unknown]] = UNKNOWN
     return tokens, types
 
