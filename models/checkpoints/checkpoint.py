@@ -91,7 +91,7 @@ def open_checkpoint(folder: Path, *, context: int | None = None, name: str | Non
     config.tensors = shapes.shapes
     dtype = _dtype(tensors)
     described = dict(family.describe(config))
-    capacity = min(context or CAPACITY, described["context"])
+    capacity = min(CAPACITY, described["context"]) if context is None else context
     data = {"model": name or _name(folder), **{key: described.pop(key) for key in ("vocab", "context")}}
     data |= {"budget": {"context": capacity}, "dtype": dtype.value, **described}
     try:

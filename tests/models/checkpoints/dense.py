@@ -97,6 +97,8 @@ QWEN2 = (
     Example("qwen2", "window switched off, tied", plain(head_dim=16, sliding_window=11, tie_word_embeddings=True)),
     Example("qwen2", "older yarn", plain(head_dim=16, rope_parameters=YARN, max_position_embeddings=128), older=True,
             drop=("layer_types",)),
+    Example("qwen2", "beyond the trained length", plain(
+        head_dim=16, rope_parameters=YARN, max_position_embeddings=64), context=256, tokens=90),
     Example("qwen2", "layer types", plain(
         use_sliding_window=True, sliding_window=7, num_hidden_layers=3,
         layer_types=["full_attention", "sliding_attention", "full_attention"])),

@@ -192,6 +192,25 @@ def test_a_value_that_does_not_do(tmp_path: Path, name: str) -> None:
     assert error(tensors(config(tmp_path, **keys), SHAPES)) == words
 
 
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({}, "budget.context 128 is beyond the trained context of 64, and rope is not scaled\n"
+             "  add rope.scaling: {kind: yarn, factor: 2}"),
+        ({"rope_scaling": {"type": "yarn", "factor": 1.5}},
+         "factor 1.5 reaches 96 tokens, less than budget.context 128\n  a factor of 2 would do"),
+        ({"model_type": "gpt2", "n_positions": 64, "n_embd": 24, "n_head": 4, "n_layer": 1},
+         "the table of positions has 64 rows, the states hold 128 tokens\n"
+         "  write budget.context, or a longer table"),
+    ],
+    ids=["plain", "yarn", "table"],
+)
+def test_more_tokens_than_the_positions_reach(tmp_path: Path, keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        open_checkpoint(tensors(config(tmp_path, **keys), SHAPES), context=128)
+    assert caught.value.render().replace(str(tmp_path), "DIR") == f"{BUILD} {words}"
+
+
 def test_keys_that_nobody_knows_are_named_and_the_model_is_read(tmp_path: Path) -> None:
     folder = tensors(config(tmp_path, flux=3, rope_parameters={"rope_type": "default", "turns": 2}), SHAPES)
     found = open_checkpoint(folder)
