@@ -2,7 +2,7 @@
 
 model(tokens: int64 [B, T]) returns a dict:
     logits         [B, T, V], of the next token
-    hidden         [B, T, D], the residual stream before the final norm
+    hidden         [B, T, D], the residual stream before the final norm (after it with heads.mtp.normed)
 
 model.mtp_forward(hidden, next_tokens) returns (logits, hidden) of the multi-token-prediction block.
 
