@@ -51,7 +51,7 @@ class Effect:
 
     Attributes:
         key: dotted, as ``rope_parameters.factor``.
-        value: as written; None for a key that is not there.
+        value: as written, or the default that was taken.
         effect: the place of the spec it went to, or why it has none; empty for a key nobody read.
         given: the key is in the file (else a default was taken).
     """
@@ -116,8 +116,9 @@ class Config:
                 raise InputError(
                     f"{self.origin} has no '{self._prefix}{key}'", "the file is of another model, or damaged"
                 )
-            if key in self._values or default is not None:
-                self._log.append(Effect(self._prefix + key, value, effect, key in self._values))
+            given = key in self._values
+            if given or default is not None:
+                self._log.append(Effect(self._prefix + key, None if given else default, effect, given))
             return default
         self._log.append(Effect(self._prefix + key, value, effect, key in self._values))
         return value
@@ -185,6 +186,9 @@ class Config:
 
     def only(self, key: str, value: Any, why: str, default: Any = None) -> None:
         """Accept a key with one value (or ``default``, or missing) and nothing else."""
+        if key not in self._values:
+            self._read.add(key)
+            return
         found = self.raw(key, why, value)
         if found not in (value, default):
             raise InputError(
