@@ -214,7 +214,7 @@ def quantise(x: Array, type: Storage) -> QTensor:
     check_storage(type, x.shape)
     if not np.isfinite(x).all():
         raise InputError(f"{type}: cannot quantise a tensor with NaN or infinite numbers")
-    groups = _grouped(x.astype(np.float32), type)
+    groups = _grouped(x.astype(np.float32, copy=False), type)
     if type.asym:
         low = np.minimum(np.min(groups, axis=-1), np.float32(0))
         high = np.maximum(np.max(groups, axis=-1), np.float32(0))
@@ -234,7 +234,9 @@ def _nearest(groups: Array, numbers: Array, type: Storage) -> tuple[Array, Array
     """Return the nearest codes of groups [..., groups, size] with f32 scales [..., groups], and their zero points."""
     divisor: Array = np.where(numbers > 0, numbers, np.float32(1))
     if not type.asym:
-        return nearest_codes(np.where(numbers[..., None] > 0, groups / divisor[..., None], np.float32(0)), type), None
+        units: Array = groups / divisor[..., None]
+        units[numbers <= 0] = 0
+        return nearest_codes(units, type), None
     levels = np.float32(2**type.bits - 1)
     low = np.minimum(np.min(groups, axis=-1), np.float32(0))
     shift: Array = np.clip(np.rint(-low / divisor), 0, levels)
@@ -302,7 +304,8 @@ def nearest_codes(units: Array, type: Storage) -> Array:
         code = np.searchsorted(FP4_LEVELS[:8], number).astype(np.int8)
         return np.where((units < 0) & (code > 0), code + np.int8(8), code)
     peak = int(_PEAK[type.kind])
-    return np.clip(np.rint(units), -1 if type.kind == "t2" else -peak - 1, peak).astype(np.int8)
+    whole = np.rint(units)
+    return np.clip(whole, -1 if type.kind == "t2" else -peak - 1, peak, out=whole).astype(np.int8)
 
 
 def decode(q: QTensor, dtype: DTypeLike = np.float32) -> Array:
@@ -312,10 +315,10 @@ def decode(q: QTensor, dtype: DTypeLike = np.float32) -> Array:
     groups = _grouped(code_units(q.codes, type, kind), type)
     if q.zero is not None:
         shift: Array = q.zero.astype(kind)
-        groups = groups - (shift - _OFFSET[type.kind])[..., None]
-    groups = groups * scale_numbers(q, kind)[..., None]
+        groups -= (shift - _OFFSET[type.kind])[..., None]
+    groups *= scale_numbers(q, kind)[..., None]
     if q.row is not None:
-        groups = groups * q.row.astype(kind)[..., None, None]
+        groups *= q.row.astype(kind)[..., None, None]
     return _ungrouped(groups, type, q.shape)
 
 

@@ -16,6 +16,7 @@ from omnic.ir.graph import Function, Module, Node, Value
 from omnic.ir.op import Array, Op, find_op
 from omnic.ir.packing import QTensor
 from omnic.ir.reference.binding import Numbers, bind_dims, coerce, empty_state, store
+from omnic.ir.reference.streaming import RowReader, streamed, streamed_weight, streams
 
 __all__ = ["Interpreter", "Numbers", "Routing", "Trace", "WeightReader", "empty_states"]
 
@@ -112,8 +113,9 @@ class Interpreter:
         where = f"@{function}"
         run = self._bind(target, inputs, states, where)
         for step in self._plan(target):
-            operands = self._operands(step, run)
-            results = self._step(step, operands, run, routing)
+            results = self._streamed(step, run) if observe is None else None
+            operands = () if results is not None else self._operands(step, run)
+            results = self._step(step, operands, run, routing) if results is None else results
             for value, result in zip(step.node.results, results, strict=True):
                 run.values[value] = result
             if trace is not None:
@@ -223,6 +225,24 @@ class Interpreter:
         for value, raw in zip(step.node.operands, step.raw, strict=True):
             operands.append(None if value is None else self._numbers(value, run) if raw else self._decoded(value, run))
         return tuple(operands)
+
+    def _streamed(self, step: _Step, run: _Run) -> tuple[Numbers, ...] | None:
+        """Return the result of a product whose weight is read in blocks, None for any other node."""
+        name = streamed_weight(step.node)
+        reader = self._weights
+        if name is None or name in self._kept or not isinstance(reader, RowReader) or step.dims:
+            return None
+        weight = self.module.weights[name]
+        shape = tuple(d for d in weight.type.shape if isinstance(d, int))
+        if not streams(weight, self.dtype) or int(np.prod(shape)) * self.dtype.itemsize <= self._room:
+            return None
+        operands = [None if v is None or (v.weight and v.name == name) else self._decoded(v, run)
+                    for v in step.node.operands]
+
+        def rows(start: int, stop: int) -> Array:
+            return reader.array(name, (start, stop)).astype(self.dtype, copy=False)
+
+        return (self._settle(streamed(step.node, step.op, operands, step.attrs, shape, rows)),)
 
     def _step(self, step: _Step, operands: tuple[Any, ...], run: _Run,
               routing: Mapping[str, Routing] | None) -> tuple[Numbers, ...]:

@@ -14,6 +14,7 @@ from omnic.ir.graph import Recipe, Weight
 from omnic.ir.op import Array
 from omnic.ir.packing import QTensor
 from omnic.ir.types import Storage, TensorType
+from omnic.ir.weights.blocks import filled
 from omnic.ir.weights.results import ResultStore
 from omnic.ir.weights.sources import Box, CodeSource, Source, TypedSource, normal_rows
 
@@ -82,11 +83,20 @@ class Evaluator:
         source: tensors by name; initialisers read them too when it is given.
         seed: of random numbers when there is no source.
         results: results of calibrating passes.
+        names: of the tensors of ``source``, where they are known; a checkpoint may have tens of thousands.
     """
 
     def __init__(self, name: str, type_shape: tuple[int, ...], source: Source | None, seed: int | None,
-                 results: ResultStore | None) -> None:
+                 results: ResultStore | None, names: frozenset[str] | None = None) -> None:
         self.name, self.type_shape, self.source, self.seed, self.results = name, type_shape, source, seed, results
+        self._types = source if isinstance(source, TypedSource) else None
+        self._known = names
+
+    @property
+    def _names(self) -> frozenset[str]:
+        if self._known is None:
+            self._known = frozenset(self.source.names()) if self.source is not None else frozenset()
+        return self._known
 
     # -- shapes and names -------------------------------------------------------------------------------
     def leaf_name(self, leaf: Recipe) -> str:
@@ -131,20 +141,20 @@ class Evaluator:
         name = self.leaf_name(leaf)
         if self.source is None:
             raise BundleError(f"weight '{self.name}' is the tensor '{name}' of a weight file, and none was given")
-        if name not in self.source.names():
+        if name not in self._names:
             raise BundleError(f"{self.source.description} has no tensor '{name}'")
         return self.source
 
     def packed(self, leaf: Recipe) -> TensorType | None:
         """Return the type of a leaf that the source says it holds as codes."""
         named = leaf.kind == "load" or leaf.kind in INITIALISERS
-        known = self.source.typed(self.leaf_name(leaf)) if named and isinstance(self.source, TypedSource) else None
+        known = self._types.typed(self.leaf_name(leaf)) if named and self._types is not None else None
         return known if known is not None and isinstance(known.element, Storage) else None
 
     def suffixes(self, leaf: Recipe) -> tuple[str, ...]:
         """Return the endings of the tensors a leaf reads: only ``""`` unless the source holds it as packed codes."""
         coded = leaf.kind == "load" or self.packed(leaf) is not None
-        have = set(self.source.names()) if self.source is not None and coded else set[str]()
+        have = self._names if coded else frozenset[str]()
         name = self.leaf_name(leaf)
         if name + ".scale" not in have:
             return ("",)
@@ -308,7 +318,14 @@ class Evaluator:
                 raise InternalError(f"weight '{self.name}' is {type}, its recipe quantises to {_arg(recipe, 'type')}")
         if self.quantises(inner):
             raise InternalError(f"weight '{self.name}': {inner.kind} of quantised numbers would round them twice")
-        return packing.quantise(self.numbers(inner, (rows, *whole(self.shape(inner)[1:]))), type)
+        shape = self.shape(inner)
+        if len(shape) + type.axis == 0:  # groups run along dim 0
+            return packing.quantise(self.numbers(inner, (rows, *whole(shape[1:]))), type)
+
+        def block(start: int, stop: int) -> dict[str, Array]:
+            return packing.quantise(self.numbers(inner, ((start, stop), *whole(shape[1:]))), type).parts()
+
+        return QTensor.of_parts(type, filled(rows, int(np.prod(shape[1:], dtype=np.int64)), block))
 
     def quantises(self, recipe: Recipe) -> bool:
         """Whether a recipe has quantised numbers inside (a stored result may be; it is looked at when read)."""

@@ -16,6 +16,7 @@ from omnic.ir.graph import Module, Recipe, Weight
 from omnic.ir.op import Array
 from omnic.ir.packing import QTensor
 from omnic.ir.types import Storage, TensorType
+from omnic.ir.weights.blocks import filled
 from omnic.ir.weights.companions import with_stored_types
 from omnic.ir.weights.recipes import INITIALISERS, SLICE_BYTES, Evaluator, leaves, whole
 from omnic.ir.weights.results import ResultStore
@@ -179,11 +180,18 @@ class WeightStore:
         return np.zeros(shape, np.float32) if first is None else first
 
     def _numbers(self, weight: Weight, shape: tuple[int, ...], rows: tuple[int, int]) -> Array:
+        if shape:
+            _check_rows(weight, shape, rows)
+        if not shape or not _sliceable(weight.type):
+            return self._made(weight, shape, rows)
+        width = int(np.prod(shape[1:], dtype=np.int64))
+        return filled(rows, width, lambda start, stop: {"": self._made(weight, shape, (start, stop))})[""]
+
+    def _made(self, weight: Weight, shape: tuple[int, ...], rows: tuple[int, int]) -> Array:
+        """Return the numbers of rows."""
         element = weight.type.element
         if isinstance(element, Storage):
             return packing.decode(self.quantised(weight.name, rows))
-        if shape:
-            _check_rows(weight, shape, rows)
         box = (rows, *whole(shape[1:])) if shape else ()
         numbers = self._evaluator(weight).numbers(weight.recipe, box)
         if not element.is_float:

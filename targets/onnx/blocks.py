@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from omnic.ir import packing
 from omnic.ir.packing import QTensor
 from omnic.ir.types import Storage
+from omnic.ir.weights.blocks import filled
 
 __all__ = ["Blocks", "DTYPES", "blocks_of", "parts_of", "parts_of_units", "rows_back", "units_back", "units_shape"]
 
@@ -129,9 +130,15 @@ def blocks_of(type: Storage, width: int) -> Blocks | str:
 # -- writing ---------------------------------------------------------------------------------------------
 def parts_of(form: Blocks, q: QTensor) -> dict[str, Array]:
     """Return the parts of rows [..., N, K] in the file's layout."""
+    width = int(np.prod(q.shape[1:], dtype=np.int64))
+    return filled((0, q.shape[0]), width, lambda start, stop: _parts_of(form, q.pick(slice(start, stop))))
+
+
+def _parts_of(form: Blocks, q: QTensor) -> dict[str, Array]:
     kind, half = form.type.kind, 1 << (form.bits - 1)
-    units = (packing.FP4_LEVELS * 2)[q.codes] if kind == "fp4" else q.codes.astype(np.int16)
-    unsigned = (units + (_SHIFT[kind] if form.type.asym else half)).astype(np.uint8)
+    units = (packing.FP4_LEVELS * 2)[q.codes].astype(np.int16) if kind == "fp4" else q.codes
+    # Modulo 256 the sum is the same in a byte, whatever the sign.
+    unsigned = units.astype(np.uint8) + np.uint8(_SHIFT[kind] if form.type.asym else half)
     fill = form.count * form.block - form.width
     if fill:
         unsigned = np.concatenate([unsigned, np.full((*unsigned.shape[:-1], fill), half, np.uint8)], axis=-1)
@@ -161,6 +168,9 @@ def _spread(form: Blocks, of_group: Array) -> Array:
 def _packed(unsigned: Array, bits: int) -> Array:
     """Return codes in bytes, the lowest bits first."""
     per = 8 // bits
+    if bits == 4:
+        pairs = np.ascontiguousarray(unsigned).view(np.dtype("<u2"))
+        return (pairs | pairs >> np.uint16(4)).astype(np.uint8)
     packed = np.zeros((*unsigned.shape[:-1], unsigned.shape[-1] // per), np.uint8)
     for place in range(per):
         packed |= unsigned[..., place::per] << np.uint8(place * bits)
