@@ -16,6 +16,7 @@ from omnic.ir.graph import Module
 from omnic.ir.types import DType, Storage
 from omnic.ir.weights import SafetensorsSource
 from omnic.ir.weights.sources import Source, TypedSource
+from omnic.ir.weights.store import fixed_shape
 from omnic.models.checkpoints.config import Effect, read_config
 from omnic.models.checkpoints.dialects import quantised_source
 from omnic.models.checkpoints.family import Family, Tensors, family_of
@@ -86,10 +87,14 @@ def open_checkpoint(folder: Path, *, context: int | None = None, name: str | Non
     family = family_of(config)
     quantisation = config.section("quantization_config")
     tensors = quantised_source(SafetensorsSource(_weight_files(folder)), quantisation, config.origin)
-    names = tensors.names()
-    shapes = Tensors({n: _shape(tensors, n) for n in names}, frozenset(n for n in names if _coded(tensors, n)))
+    types = tensors if isinstance(tensors, TypedSource) else None
+    known = {n: None if types is None else types.typed(n) for n in tensors.names()}
+    shapes = Tensors(
+        {n: tensors.shape(n) if type is None else fixed_shape(type) for n, type in known.items()},
+        frozenset(n for n, type in known.items() if type is not None and isinstance(type.element, Storage)),
+    )
     config.tensors = shapes.shapes
-    dtype = _dtype(tensors)
+    dtype = _dtype(tensors, [n for n, type in known.items() if type is None])
     described = dict(family.describe(config))
     capacity = min(CAPACITY, described["context"]) if context is None else context
     data = {"model": name or _name(folder), **{key: described.pop(key) for key in ("vocab", "context")}}
@@ -109,16 +114,6 @@ def open_checkpoint(folder: Path, *, context: int | None = None, name: str | Non
     check_copies(tensors, copies)
     source = CheckpointSource(tensors, table, dtype, str(folder))
     return Checkpoint(folder, family, spec, module, source, config.effects())
-
-
-def _coded(source: Source, name: str) -> bool:
-    known = source.typed(name) if isinstance(source, TypedSource) else None
-    return known is not None and isinstance(known.element, Storage)
-
-
-def _shape(source: Source, name: str) -> tuple[int, ...]:
-    known = source.typed(name) if isinstance(source, TypedSource) else None
-    return source.shape(name) if known is None else tuple(int(str(d)) for d in known.shape)
 
 
 def _weight_files(folder: Path) -> Path:
@@ -144,13 +139,11 @@ def _weight_files(folder: Path) -> Path:
     raise BundleError(f"{folder} holds no .safetensors file", "fetch the weights, or name the folder they lie in")
 
 
-def _dtype(source: Source) -> DType:
-    """Return the type that most numbers of the plain tensors have."""
+def _dtype(source: Source, names: list[str]) -> DType:
+    """Return the type that most numbers of the plain tensors ``names`` have."""
     sizes: Counter[Any] = Counter()
-    for name in source.names():
+    for name in names:
         shape = source.shape(name)
-        if isinstance(source, TypedSource) and source.typed(name) is not None:
-            continue
         sizes[source.read(name, ((0, 0),) * len(shape)).dtype] += int(np.prod(shape, dtype=np.int64))
     known = {d.numpy: d for d in (DType.F32, DType.F16, DType.BF16)}
     most = [known[dtype] for dtype, _ in sizes.most_common() if dtype in known]

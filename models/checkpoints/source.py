@@ -37,6 +37,7 @@ class CheckpointSource:
 
     def __init__(self, source: Source, table: Mapping[str, Recipe], dtype: DType, description: str) -> None:
         self.source, self.table, self.description = source, table, description
+        self._have = frozenset(source.names())
         self._types: dict[str, TensorType] = {}
         self._wider: dict[str, TensorType] = {}
         self._parts: dict[str, tuple[str, str]] = {}
@@ -55,11 +56,11 @@ class CheckpointSource:
             name + ending: made
             for name in self._types
             for ending in COMPANIONS
-            if (made := _companion(source, table[name], ending)) is not None
+            if (made := _companion(source, self._have, table[name], ending)) is not None
         }
 
     def _evaluator(self, name: str) -> Evaluator:
-        return Evaluator(name, (), self.source, None, None)
+        return Evaluator(name, (), self.source, None, None, self._have)
 
     def names(self) -> tuple[str, ...]:
         """Return the names of the weights, of the parts of those that are codes, and of their companions."""
@@ -95,13 +96,12 @@ class CheckpointSource:
         return self._evaluator(name).quantised(self.table[name], element, rows)
 
 
-def _companion(source: Source, recipe: Recipe, ending: str) -> Recipe | None:
+def _companion(source: Source, have: frozenset[str], recipe: Recipe, ending: str) -> Recipe | None:
     """Return the recipe of what lies beside the tensors of a weight under ``ending``, None where nothing does.
 
     Raises:
         BundleError: the weight is not joined and cut by rows alone, or its columns lie in several orders.
     """
-    have = set(source.names())
     names = names_of(recipe)
     with_it = [n for n in names if n + ending in have]
     if not with_it:
@@ -171,6 +171,7 @@ def check_tensors(module: Module, source: Source, table: Mapping[str, Recipe], i
         InternalError: the family's table lacks a weight of the model.
     """
     have = frozenset(source.names())
+    evaluator = Evaluator("", (), source, None, None, have)
     lacking = [name for name in module.weights if name not in table]
     beyond = [name for name in table if name not in module.weights]
     if lacking or beyond:
@@ -189,7 +190,7 @@ def check_tensors(module: Module, source: Source, table: Mapping[str, Recipe], i
         if gone:
             continue
         want = fixed_shape(module.weights[name].type)
-        if not _fits(source, recipe, want):
+        if not _fits(evaluator, recipe, want):
             shown = ", ".join(f"{n} {list(_shape(source, n))}" for n in dict.fromkeys(inner))
             misshapen.append(f"{shown} (for {name} {list(want)})")
     parts = {n + suffix for n in used for suffix in _SUFFIXES}
@@ -259,9 +260,8 @@ def _shape(source: Source, name: str) -> tuple[object, ...]:
     return source.shape(name) if known is None else known.shape
 
 
-def _fits(source: Source, recipe: Recipe, want: tuple[int, ...]) -> bool:
+def _fits(evaluator: Evaluator, recipe: Recipe, want: tuple[int, ...]) -> bool:
     """Whether a recipe makes the wanted shape, no cut reaching beyond what it cuts."""
-    evaluator = Evaluator("", (), source, None, None)
 
     def whole(inner: Recipe) -> bool:
         if not all(whole(i) for i in inner.inputs):
