@@ -63,7 +63,7 @@ def awq(source: Source, config: Config) -> DialectSource:
         BundleError: tensors of a module are missing, or do not fit together.
     """
     config.only("bits", 4, "types of the weights; AWQ codes of other widths have no published layout", 4)
-    group = config.whole("group_size", "types of the weights", 128)
+    group = config.whole("group_size", "types of the weights", 128, least=-1)
     version = config.raw("version", "types of the weights", None)
     version = config.raw("format", "types of the weights", "gemm") if version is None else version
     if str(version).lower() != "gemm":

@@ -103,7 +103,8 @@ def gptq(source: Source, config: Config) -> DialectSource:
         InputError: codes of 3 bits, or another layout than GPTQ's.
         BundleError: tensors of a module are missing, or do not fit together.
     """
-    bits, group = config.whole("bits", "types of the weights"), config.whole("group_size", "types of the weights", 128)
+    bits = config.whole("bits", "types of the weights")
+    group = config.whole("group_size", "types of the weights", 128, least=-1)
     form = config.raw("checkpoint_format", "types of the weights", None)
     form = config.raw("format", "types of the weights", "gptq") if form is None else form
     if form not in ("gptq", "gptq_v2"):
