@@ -42,6 +42,9 @@ TYPE_NAMES: Mapping[int, str] = dict(enumerate(
      "IQ4_NL_8_8", "MXFP4", "NVFP4"))
 )  # fmt: skip
 
+PIECE = 1 << 20
+"""Numbers that are decoded at a time: several copies of them are held."""
+
 Decode = Callable[[Array], Array]
 Pack = Callable[[Array], tuple[Array, Array]]
 
@@ -74,9 +77,16 @@ class Codec:
 
     def numbers(self, rows: Array) -> Array:
         """Return the numbers of u8[rows, bytes of a row]."""
+        shape = (rows.shape[0], rows.shape[1] // self.bytes * self.values)
+        if self.values == 1:
+            return self.decode(rows.reshape(-1, self.bytes)).reshape(shape)
+        numbers = np.empty(shape, np.float32)
+        step = max(PIECE // max(shape[1], 1), 1)
         with np.errstate(invalid="ignore", over="ignore"):  # of damaged scales; whoever reads numbers checks them
-            numbers = self.decode(rows.reshape(-1, self.bytes))
-        return numbers.reshape(rows.shape[0], rows.shape[1] // self.bytes * self.values)
+            for start in range(0, shape[0], step):
+                part = rows[start : start + step]
+                numbers[start : start + step] = self.decode(part.reshape(-1, self.bytes)).reshape(-1, shape[1])
+        return numbers
 
     def packed(self, rows: Array) -> QTensor:
         """Return u8[rows, bytes of a row] as codes and scales of ``storage``."""
