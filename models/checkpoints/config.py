@@ -24,7 +24,7 @@ _NO_EFFECT = {
             _attn_implementation_autoset attn_implementation _experts_implementation problem_type finetuning_task
             task_specific_params id2label label2id num_labels pruned_heads tie_encoder_decoder use_return_dict
             chunk_size_feed_forward gradient_checkpointing keys_to_ignore_at_inference pad_token_id sep_token_id
-            decoder_start_token_id unk_token_id use_bfloat16 tf_legacy_loss""",
+            decoder_start_token_id unk_token_id use_bfloat16 tf_legacy_loss transformers.js_config unsloth_fixed""",
         "token ids; they go with the tokenizer": "bos_token_id eos_token_id",
         "of training or of other heads only": """
             initializer_range attention_dropout hidden_dropout classifier_dropout resid_pdrop embd_pdrop attn_pdrop

@@ -32,7 +32,7 @@ def _describe(config: Config) -> dict[str, Any]:
     multipliers = {
         "embedding": config.number("embedding_multiplier", "multipliers.embedding", 1.0),
         "residual": config.number("residual_multiplier", "multipliers.residual", 1.0),
-        "logits": 1.0 / config.number("logits_scaling", "multipliers.logits, one over it", 1.0),
+        "logits": 1.0 / config.number("logits_scaling", "multipliers.logits, one over it", 1.0, positive=True),
     }
     layers = config.whole("num_hidden_layers", "blocks.repeat")
     return base | {"multipliers": multipliers, "blocks": layered(config, attention, [experts] * layers)}
