@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omnic import __version__
+from omnic.compiler.adapters import recorded, with_adapters
 from omnic.compiler.fidelity import measure_fidelity
 from omnic.compiler.imported import MODULE, Imported, check_states
 from omnic.compiler.lowering import (
@@ -76,6 +77,7 @@ class CompileRequest:
         calibration: the text that calibrating passes look at.
         results: where their results are kept and found again; None = this user's cache folder.
         watch: shown the module after each pass; stops the passes by False (then nothing is compiled).
+        lora: folder and strength of each adapter to merge into the weights.
     """
 
     spec: Spec | Imported
@@ -90,6 +92,7 @@ class CompileRequest:
     calibration: CalibrationSource = field(default_factory=CalibrationSource)
     results: Path | None = None
     watch: Watch | None = None
+    lora: tuple[tuple[Path, float], ...] = ()
 
 
 def default_out(spec: Spec | Imported, target: str) -> Path:
@@ -101,10 +104,12 @@ def _opened(request: CompileRequest, results: ResultStore) -> tuple[Module, Weig
     """Return the front module, with the types its weights have, its weights, and where they come from."""
     spec = request.spec
     if isinstance(spec, Spec):
-        weights, origin = open_weights(build(spec), spec, request.weights, request.seed, results)
+        weights, origin = open_weights(
+            build(spec), spec, request.weights, request.seed, results, request.lora
+        )
         return weights.module, weights, origin
-    if request.weights is not None or request.seed is not None:
-        raise InputError(f"{spec.file} has weights of its own", "leave out --weights and --seed")
+    if request.weights is not None or request.seed is not None or request.lora:
+        raise InputError(f"{spec.file} has weights of its own", "leave out --weights, --seed and --lora")
     return spec.module, spec.weights, spec.origin()
 
 
@@ -121,11 +126,17 @@ def _check_still_runs(lowered: Lowered) -> None:
 
 
 def open_weights(
-    module: Module, spec: Spec, weights: Path | None, seed: int | None, results: ResultStore | None = None
+    module: Module,
+    spec: Spec,
+    weights: Path | None,
+    seed: int | None,
+    results: ResultStore | None = None,
+    lora: Sequence[tuple[Path, float]] = (),
 ) -> tuple[WeightStore, dict[str, Any]]:
     """Return the numbers of the front module and where they come from: ``path`` and ``sha256``, or ``seed``.
 
-    ``results`` holds what calibrating passes found, for later stages of the module.
+    ``results`` holds what calibrating passes found, for later stages of the module; ``lora`` names folder and strength
+    of adapters to merge, which the origin then lists.
 
     Raises:
         InputError: nothing was named, or both a file and a seed were.
@@ -140,9 +151,15 @@ def open_weights(
             f"{spec.model} has no weights", "train it, or give --weights FILE, or --seed N for random ones"
         )
     if weights is None:
+        if lora:
+            raise InputError("--lora and --seed were both given", "an adapter belongs to the weights it was trained on")
         return WeightStore(module, seed=seed or 0, results=results), {"seed": seed}
-    store = WeightStore.loaded(module, weight_source(weights), results)
-    return store, {"path": str(weights.absolute()), "sha256": fingerprint(weights)}
+    store = WeightStore.loaded(module, with_adapters(spec, module, weight_source(weights), lora), results)
+    origin: dict[str, Any] = {"path": str(weights.absolute()), "sha256": fingerprint(weights)}
+    if lora:
+        origin["lora"] = recorded(lora)
+        origin["sha256"] = "-".join([origin["sha256"], *(f"{a['sha256']}*{a['strength']}" for a in origin["lora"])])
+    return store, origin
 
 
 def compile_spec(request: CompileRequest, progress: Progress = silent) -> Bundle:

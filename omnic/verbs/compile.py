@@ -31,6 +31,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="FILE", help="a safetensors file (default: the one the spec names)")
     parser.add_argument("--seed", type=int, metavar="N", help="random weights instead of trained ones")
     parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="DIR[=X]",
+        help="merge this LoRA adapter (as PEFT saves it) into the weights, X times as strongly; may be repeated",
+    )
+    parser.add_argument(
         "--budget", metavar="SIZE", help="memory the weights and states may take, such as 4GB; more is refused"
     )
     parser.add_argument(
@@ -93,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
+    from omnic.compiler.adapters import parse_adapter
     from omnic.compiler.imported import is_imported, open_imported
     from omnic.compiler.inspect import Inspector, print_why, why
     from omnic.compiler.lowering import CalibrationSource
@@ -119,6 +127,7 @@ def run(args: argparse.Namespace) -> int:
         spec = open_imported(args.spec, args.passes, args.replace_passes)
     else:
         spec = with_passes(with_budget(load_spec(args.spec), args.budget), args.passes, args.replace_passes)
+    lora = tuple(parse_adapter(text) for text in args.lora)
     inspector = Inspector(spec, args.print_after, args.stop_after, args.why)
     summaries: list[dict[str, object]] = []
     for target in targets:
@@ -142,6 +151,7 @@ def run(args: argparse.Namespace) -> int:
             CalibrationSource(Path(args.calibration) if args.calibration else None, args.calibration_windows),
             Path(args.results) if args.results else None,
             inspector.watch if inspector.watches else None,
+            lora=lora,
         )
         if args.stop_after is not None:
             with Bar(f"{spec.model} → {target}") as bar:
