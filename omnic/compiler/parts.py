@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from omnic.compiler.adapters import with_recorded
 from omnic.compiler.progress import Progress
 from omnic.compiler.sample import sample_tokens
 from omnic.compiler.weight_files import weight_source
@@ -33,7 +34,9 @@ from omnic.ir.packing import QTensor
 from omnic.ir.reference import Interpreter
 from omnic.ir.types import Storage
 from omnic.ir.weights import ResultStore, WeightStore
+from omnic.models import build
 from omnic.runtime.bundle import Bundle, open_bundle
+from omnic.spec import parse_spec
 from omnic.targets import get_target
 
 __all__ = ["Part", "chosen_parts", "parity_of_parts", "parts_of"]
@@ -155,12 +158,16 @@ def check_parts(
     kept = None if results is None else ResultStore(results)
     if "path" in origin:
         # The compile has checked the file; here it may hold what passes have merged or left out.
-        store = WeightStore(module, weight_source(Path(origin["path"])), results=kept)
+        source = weight_source(Path(origin["path"]))
+        if origin.get("lora"):
+            spec = parse_spec(bundle.manifest.spec.text, bundle.manifest.spec.file)
+            source = with_recorded(spec, build(spec), source, origin)
+        store = WeightStore(module, source, results=kept)
     else:
         store = WeightStore(module, seed=int(origin["seed"]), results=kept)
     kind = find_class(bundle.manifest.numeric_class)
     cases: list[Case] = []
-    for name in (n for n in ("forward", "mtp") if n in module.functions):
+    for name in (n for n in ("forward", "prefill", "mtp") if n in module.functions):
         function = module.function(name)
         chosen = chosen_parts(parts_of(function))
         inputs = _inputs(module, function)
