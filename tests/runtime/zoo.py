@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +126,7 @@ def unigram() -> Tokenizer:
     return made
 
 
-ZOO = {
+_MAKERS = {
     "gpt2": byte_level,
     "prefix space": lambda: byte_level(prefix_space=True),
     "llama3": lambda: split_byte_level(normal=False),
@@ -133,6 +135,17 @@ ZOO = {
     "gemma": lambda: pieces("gemma"),
     "mistral": lambda: pieces("mistral"),
     "unigram": unigram,
+}
+
+
+@functools.cache
+def _text(kind: str) -> str:
+    return _MAKERS[kind]().to_str()
+
+
+#: kind -> a function that returns a new tokenizer of it; each is trained once a run
+ZOO: dict[str, Callable[[], Tokenizer]] = {
+    kind: functools.partial(lambda kind: Tokenizer.from_str(_text(kind)), kind) for kind in _MAKERS
 }
 
 
