@@ -9,17 +9,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from omnic.compiler.imported import Imported
 from omnic.errors import InputError
 from omnic.passes.context import Calibration
 from omnic.runtime.tokenizer import Tokenizer
 from omnic.spec import Spec
+
+if TYPE_CHECKING:
+    from omnic.compiler.imported import Imported
 
 __all__ = ["LENGTH", "WINDOWS", "calibration_windows", "load_calibration", "save_calibration"]
 

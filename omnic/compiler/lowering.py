@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omnic.compiler.calibration import LENGTH, WINDOWS, calibration_windows
-from omnic.compiler.imported import Imported
 from omnic.compiler.progress import Progress, silent
 from omnic.errors import Diagnostic, DiagnosticError, InputError, Span
 from omnic.ir.caps import Caps
@@ -26,6 +25,9 @@ from omnic.runtime.files import sha256_file
 from omnic.runtime.manifest import PassRecord, Remark
 from omnic.runtime.tokenizer import Tokenizer
 from omnic.spec import Spec
+
+if TYPE_CHECKING:
+    from omnic.compiler.imported import Imported
 
 __all__ = [
     "CalibrationSource",
