@@ -122,7 +122,24 @@ class _Cursor:
             return np.frombuffer(self.take(count * code.itemsize, what), code).tolist()
         if count > len(self.data) - self.at:
             raise BundleError(f"{self.path} is truncated: {what} says it has {count} entries", _AGAIN)
+        if inner == STRING:
+            return self.texts(count, what)
         return [self.value(inner, what, depth + 1) for _ in range(count)]
+
+    def texts(self, count: int, what: str) -> list[str]:
+        """Return a list of texts; vocabularies have hundreds of thousands."""
+        data, end, size_at = self.data, len(self.data), struct.Struct("<Q").unpack_from
+        found: list[str] = []
+        for _ in range(count):
+            start = self.at + 8
+            stop = start + size_at(data, self.at)[0] if start <= end else end + 1
+            try:
+                found.append(str(data[start:stop], "utf-8") if stop <= end else self.text(what))
+            except UnicodeDecodeError:
+                found.append(self.text(what))
+                continue
+            self.at = stop
+        return found
 
 
 def read_gguf(path: Path | str) -> GgufFile:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from omnic.errors import BundleError
 from omnic.ir.types import DType
 from omnic.models.checkpoints.checkpoint import CAPACITY, Checkpoint
 from omnic.models.checkpoints.config import Config
@@ -56,6 +57,10 @@ def open_gguf(path: Path, *, context: int | None = None, name: str | None = None
         InputError: an architecture or a value of the metadata that omnic cannot express.
     """
     file = read_gguf(path)
+    parts = file.metadata.get("split.count", 1)
+    if isinstance(parts, int) and parts > 1:
+        raise BundleError(f"{path} is one of {parts} parts of a model",
+                          "join them with llama.cpp: llama-gguf-split --merge FIRST_PART.gguf WHOLE.gguf")
     config = Config({key: _short(value) for key, value in file.metadata.items()}, str(path))
     config.capacity = CAPACITY if context is None else context
     arch = architecture_of(config)

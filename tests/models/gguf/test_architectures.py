@@ -136,7 +136,7 @@ def foreign(path, arch="llama", drop=(), tensors=None, skip=(), **changes):
     for key, value in keys.items():
         if key in drop:
             continue
-        full = key if key.startswith("general.") else f"{arch}.{key}"
+        full = key if key.startswith(("general.", "split.")) else f"{arch}.{key}"
         {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}[
             type(value)
         ](full, value)
@@ -205,6 +205,7 @@ def test_factors_of_rope_frequencies(tmp_path):
         ({"attention.value_length": 4}, InputError, "cannot express llama.attention.value_length = 4"),
         ({"rope.dimension_count": 4}, InputError, "cannot express llama.rope.dimension_count = 4"),
         ({"rope.scaling.type": "magic"}, InputError, 'cannot express llama.rope.scaling.type = "magic"'),
+        ({"split.count": 3}, BundleError, "m.gguf is one of 3 parts of a model"),
         ({"skip": ("blk.0.attn_q.weight", "output_norm.weight")}, BundleError,
          "2 missing: output_norm.weight, blk.0.attn_q.weight"),
         ({"tensors": {"blk.0.attn_q.weight": (32, 16), "extra.weight": (2, 2)}}, BundleError,
