@@ -13,6 +13,7 @@ from omnic.errors import InputError
 from omnic.ir.graph import Recipe
 from omnic.models.checkpoints.config import Config
 from omnic.models.checkpoints.families.common import PLAIN, attention_keys, base_keys, equal_blocks
+from omnic.models.checkpoints.families.publishing import publish_base, publish_plain_ffn
 from omnic.models.checkpoints.family import Family, Tensors
 from omnic.models.checkpoints.rope import rope_of
 from omnic.models.checkpoints.tensors import concat, load, rows
@@ -66,9 +67,19 @@ def _weights(spec: Spec, tensors: Tensors) -> dict[str, Recipe]:
 
 def _swapped(of: Recipe, heads: int, size: int) -> Recipe:
     """Swap the halves of each of the heads."""
-    halves = [(h * size + start, h * size + stop) for h in range(heads)
-              for start, stop in ((size // 2, size), (0, size // 2))]
+    halves = [
+        (h * size + start, h * size + stop) for h in range(heads) for start, stop in ((size // 2, size), (0, size // 2))
+    ]
     return concat(*(rows(of, *half) for half in halves)) if halves else of
+
+
+def _publish(spec: Spec) -> dict[str, Any]:
+    layer = spec.layers()[0]
+    found = publish_base(spec, "nanochat", "NanoChatForCausalLM") | publish_plain_ffn(layer)
+    return found | {
+        "attention_bias": bool(layer.attention.bias),
+        "final_logit_softcapping": spec.softcap.logits,
+    }
 
 
 FAMILY = Family(
@@ -76,5 +87,6 @@ FAMILY = Family(
     title="nanochat",
     describe=_describe,
     weights=_weights,
+    publish=_publish,
     source="github.com/karpathy/nanochat; transformers, models/nanochat",
 )

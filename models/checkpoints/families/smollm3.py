@@ -18,6 +18,7 @@ from omnic.models.checkpoints.families.common import (
     shortest,
     window_of,
 )
+from omnic.models.checkpoints.families.publishing import publish_base, publish_ffn, publish_rope, publish_windows
 from omnic.models.checkpoints.family import Family, Tensors
 from omnic.models.checkpoints.rope import rope_of
 from omnic.spec import Spec
@@ -38,8 +39,16 @@ def _describe(config: Config) -> dict[str, Any]:
     window, windowed = _windows(config, layers, turned)
     kinds = list(zip(turned, windowed, strict=True))
     if len(set(kinds)) == 2 and not all(windowed):
-        return base | {"blocks": [{"repeat": layers, "width": width, "ffn": ffn, "attention": attention | _pattern(
-            kinds, window, attention["rope"])}]}
+        return base | {
+            "blocks": [
+                {
+                    "repeat": layers,
+                    "width": width,
+                    "ffn": ffn,
+                    "attention": attention | _pattern(kinds, window, attention["rope"]),
+                }
+            ]
+        }
     blocks = [{"width": width, "attention": attention | _own(kind, window), "ffn": ffn} for kind in kinds]
     return base | {"blocks": block_groups(blocks)}
 
@@ -87,10 +96,30 @@ def _weights(spec: Spec, tensors: Tensors) -> dict[str, Recipe]:
     return table
 
 
+def _publish(spec: Spec) -> dict[str, Any]:
+    layers = spec.layers()
+    first = next((layer.attention.rope for layer in layers if layer.attention.rope), None)
+    windows = publish_windows(spec)
+    return (
+        publish_base(spec, "smollm3", "SmolLM3ForCausalLM")
+        | publish_ffn(layers[0])
+        | windows
+        | {
+            "attention_bias": bool(layers[0].attention.bias),
+            "mlp_bias": layers[0].ffn.bias,
+            "no_rope_layers": [int(layer.attention.rope is not None) for layer in layers],
+            "use_sliding_window": windows["sliding_window"] is not None,
+            "pad_token_id": None,
+        }
+        | ({} if first is None else {"rope_parameters": publish_rope(first, spec)})
+    )
+
+
 FAMILY = Family(
     model_types=("smollm3",),
     title="SmolLM3",
     describe=_describe,
     weights=_weights,
+    publish=_publish,
     source="transformers, models/smollm3; NoPE: arXiv:2501.18795",
 )
