@@ -35,6 +35,7 @@ __all__ = ["EXECUTABLES", "Call", "Ints", "Outputs", "Session", "SessionBase", "
 
 # Executable kind -> "module:callable".  A backend that is not installed costs nothing until asked for.
 EXECUTABLES: dict[str, str] = {
+    "coreml": "omnic.targets.coreml.session:load",
     "torch": "omnic.targets.torch.session:load",
     "onnx": "omnic.targets.onnx.session:load",
 }

@@ -20,6 +20,7 @@ __all__ = ["TARGETS", "get_target", "target_names"]
 ENTRY_POINTS = "omnic.targets"
 #: name -> (``module:attribute`` of its Target, the extra that brings its packages)
 TARGETS: dict[str, tuple[str, str]] = {
+    "coreml": ("omnic.targets.coreml.target:TARGET", "coreml"),
     "onnx": ("omnic.targets.onnx.target:TARGET", "onnx"),
     "torch": ("omnic.targets.torch.target:TARGET", "torch"),
 }

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from omnic.errors import InputError
 from omnic.ir.builder import FunctionBuilder
 from omnic.ir.graph import Function as IRFunction
@@ -35,7 +37,7 @@ class Built:
         form: which.
         mil: the function of MIL.
         names: value of the IR -> name in the program.
-        shown: those of them that the program holds as they are, in order.
+        columns: those of them that are [1, C, 1, T] in the program where the IR has [B, T, C].
         inputs: input of the program -> parameter of the IR's function.
         outputs: output of the program -> result of the IR's function.
         ops: node of the IR -> kinds of operations.
@@ -85,16 +87,12 @@ def build_function(module: Module, form: CallForm, weights: WeightTable, options
         for name, (_, value) in specs.items():
             var = made.inputs[name]
             if value in states and options.stateful:
-                w.caches[value] = var
-                w.names[value.name] = name
-                w._taken.add(name)  # noqa: SLF001
+                w.held(value, var)
             else:
                 w.given(value, var)
         for param in source.params:
             implied = _IMPLIED.get(param.value.name)
             if param.value not in {v for _, v in specs.values()} and implied is not None:
-                import numpy as np
-
                 w.bind(param.value, w.const(np.full([int(str(d)) for d in param.value.type.shape], implied, np.int32)))
         if form.tokens is None:
             first = next(v for v in source.params if v.value.name in ("tokens", "next_tokens", "hidden")).value
@@ -109,8 +107,7 @@ def build_function(module: Module, form: CallForm, weights: WeightTable, options
     made.input_types = flexible
     given = {name: value.name for name, (_, value) in specs.items()}
     kept = {v.name: n for v in source.values() if (n := w.names.get(v.name)) is not None}
-    cols = frozenset(v.name for v in source.values() if v in w._columns and v not in w._env)  # noqa: SLF001
-    return Built(form, made, kept, cols, given, {var.name: name for name, var in outputs}, w.ops)
+    return Built(form, made, kept, frozenset(w.laid_out), given, {var.name: name for name, var in outputs}, w.ops)
 
 
 def _inputs(source: IRFunction, form: CallForm, options: Options) -> tuple[dict[str, tuple[Any, Value]], list[Any]]:

@@ -7,7 +7,7 @@ package is written, one weight at a time, once for all functions.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import gcd
 from typing import Any
@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnic.errors import InputError
-from omnic.ir.graph import Weight
+from omnic.ir.graph import Module, Weight
 from omnic.ir.packing import FP4_LEVELS, NF4_LEVELS, QTensor, scale_numbers
 from omnic.ir.types import Storage
 from omnic.ir.weights import WeightStore
 from omnic.ir.weights.store import fixed_shape
 from omnic.targets.coreml.mil import BlobWriter, Builder, Var, nptype
 
-__all__ = ["Blob", "Form", "WeightTable", "form_of"]
+__all__ = ["Blob", "Form", "WeightTable", "check_scales", "form_of", "read_codes", "unplaced"]
 
 #: kind -> numbers of its table; integers are their own
 _LEVELS = {
@@ -123,6 +123,21 @@ def codes_of(q: QTensor, form: Form) -> NDArray[Any]:
     return (q.codes + np.int8(_OFFSETS.get(q.type.kind, 0))).astype(np.uint8)
 
 
+def read_codes(codes: NDArray[Any], type: Storage, form: Form) -> NDArray[Any]:
+    """Return the codes of the IR from those of the file."""
+    if form.kind == "blocks":
+        return codes.astype(np.int8)
+    return (codes.astype(np.int16) - _OFFSETS.get(type.kind, 0)).astype(np.int8)
+
+
+def unplaced(values: NDArray[Any], type: Storage, shape: tuple[int, ...], form: Form) -> NDArray[Any]:
+    """Return scales of the shape of ``form`` as the IR has them: groups last, none repeated."""
+    if type.group == -1:
+        return values.reshape(shape[0])
+    moved = np.moveaxis(values, len(shape) + type.axis, -1)
+    return np.ascontiguousarray(moved[..., :: form.repeat])
+
+
 def check_scales(weight: Weight, half: bool) -> None:
     """Refuse scales that an fp16 program cannot hold.
 
@@ -149,6 +164,8 @@ class WeightTable:
     def __init__(self, store: WeightStore, tables: bool = False) -> None:
         self.store, self.tables = store, tables
         self.blobs: dict[str, Blob] = {}
+        #: numbers that are written into the program itself, by key
+        self.inline: dict[str, NDArray[Any]] = {}
         self.weights: dict[str, dict[str, str]] = {}
 
     def constant(self, weight: Weight, name: str, half: bool, columns: bool) -> Var:
@@ -202,7 +219,9 @@ class WeightTable:
         self.blobs.setdefault(key, Blob(weight.name, part, word, shape, make))
         self.weights.setdefault(weight.name, {})[part.split(".")[0]] = key
         if int(np.prod(shape, dtype=np.int64)) < 10:  # the exporter writes so few numbers into the program itself
-            made = Builder.const(val=make().reshape(shape).astype(nptype(word)), name=name)
+            values = make().reshape(shape).astype(nptype(word))
+            self.inline[key] = values
+            made = Builder.const(val=values, name=name)
         else:
             made = Builder.const(val=np.broadcast_to(np.zeros((), nptype(word)), shape), name=name)
             made.op.weight_id = key
@@ -226,6 +245,31 @@ class WeightTable:
         """Write one tensor and return its offset in the file."""
         blob = self.blobs[key]
         return write_blob(writer, blob.word, blob.make())
+
+    def record(self, offsets: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+        """Return weight -> part -> where it lies, for reading it back."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, parts in self.weights.items():
+            for part, key in parts.items():
+                blob = self.blobs[key]
+                entry: dict[str, Any] = {"word": blob.word, "shape": list(blob.shape)}
+                if key in self.inline:
+                    entry["values"] = self.inline[key].reshape(-1).tolist()
+                else:
+                    entry["offset"] = offsets[key]
+                found.setdefault(name, {})["" if part in ("fp16", "fp32", "int32") else part] = entry
+        return found
+
+    def rows(self, module: Module) -> dict[str, list[float]]:
+        """Return the factors of the rows of weights with s4 scales, which the program multiplies into its scales."""
+        found: dict[str, list[float]] = {}
+        for name in self.weights:
+            element = module.weights[name].type.element
+            if isinstance(element, Storage) and element.scale == "s4":
+                q = self.store.quantised(name)
+                assert q.row is not None
+                found[name] = [float(x) for x in q.row.reshape(-1)]
+        return found
 
 
 def _zero(q: QTensor) -> NDArray[Any]:

@@ -57,6 +57,8 @@ class MilWriter:
         self.module, self.weights, self.length = module, weights, length
         self.half, self.columnar = half, columns
         self.names: dict[str, str] = {}
+        #: values whose name is that of [1, C, 1, T]
+        self.laid_out: set[str] = set()
         self.ops: dict[str, list[str]] = {}
         self._env: dict[Value, Var] = {}
         self._columns: dict[Value, Var] = {}
@@ -125,6 +127,8 @@ class MilWriter:
         """Say that ``var`` holds ``value`` with its last dim first and its tokens last."""
         self._columns[value] = var
         self._name(value, var)
+        if self.names.get(value.name) == var.name:
+            self.laid_out.add(value.name)
 
     def _name(self, value: Value, var: Var) -> None:
         if value not in self.known:
@@ -146,6 +150,12 @@ class MilWriter:
         for value, known in self.names.items():
             if known == old:
                 self.names[value] = name
+
+    def held(self, value: Value, var: Var) -> None:
+        """Say that the runtime holds the state ``value`` as ``var``."""
+        self.caches[value] = var
+        self.names[value.name] = var.name
+        self._taken.add(var.name)
 
     def fresh(self, name: str) -> str:
         """Return an identifier that nothing else has."""

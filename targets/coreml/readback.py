@@ -1,0 +1,121 @@
+"""Weights of a package, read back from its own bytes into the IR's layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnic.errors import BundleError
+from omnic.ir import packing
+from omnic.ir.graph import Module
+from omnic.ir.packing import QTensor
+from omnic.ir.types import Storage
+from omnic.ir.weights.sources import Box
+from omnic.ir.weights.store import fixed_shape
+from omnic.targets.coreml.mil import BlobReader
+from omnic.targets.coreml.stored import form_of, read_codes, unplaced
+
+__all__ = ["PackageSource"]
+
+_READERS = {
+    "fp32": ("read_float_data", np.float32), "fp16": ("read_fp16_data", np.float16),
+    "int32": ("read_int32_data", np.int32), "int8": ("read_int8_data", np.int8), "int4": ("read_int4_data", np.int8),
+    **{f"uint{b}": (f"read_uint{b}_data", np.uint8) for b in (1, 2, 3, 4, 6, 8)},
+}
+
+
+class PackageSource:
+    """The weights of a package by the names of ``module.ir``: codes in the canonical packing, numbers as they lie.
+
+    Args:
+        file: the package's weight file.
+        module: of the bundle.
+        table: weight -> part -> ``[offset, word, shape]``, or numbers that lie in the program itself.
+        rows: factors of the rows of weights with s4 scales.
+        tables: whether codes of 4 bits went through tables.
+    """
+
+    def __init__(
+        self, file: Path, module: Module, table: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Sequence[float]],
+        tables: bool,
+    ) -> None:
+        if not file.is_file():
+            raise BundleError(f"{file}: the package has no weight file", "copy the bundle again, or compile it again")
+        self.description = str(file)
+        self._reader = BlobReader(str(file))
+        self._module, self._table, self._rows, self._tables = module, table, rows, tables
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all tensors: a weight, its scales, zero points and row factors."""
+        found: list[str] = []
+        for name in self._table:
+            element = self._module.weights[name].type.element
+            found.append(name)
+            if isinstance(element, Storage):
+                found += [name + suffix for suffix in packing.layout(element, self._shape(name)) if suffix]
+        return tuple(found)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return fixed_shape(self._module.weights[name].type)
+
+    def _split(self, name: str) -> tuple[str, str]:
+        if name in self._table:
+            return name, ""
+        stem, _, suffix = name.rpartition(".")
+        return stem, f".{suffix}"
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor as the canonical packing has it."""
+        weight, suffix = self._split(name)
+        element = self._module.weights[weight].type.element
+        if not isinstance(element, Storage):
+            return self._shape(weight)
+        return tuple(int(d) for d in packing.layout(element, self._shape(weight))[suffix][1])
+
+    def read(self, name: str, box: Box) -> NDArray[Any]:
+        """Return a part of a tensor: (start, stop) of each dim."""
+        weight, suffix = self._split(name)
+        element = self._module.weights[weight].type.element
+        if isinstance(element, Storage):
+            found = packing.packed_parts(self.quantised(weight))[suffix]
+        else:
+            found = self._part(weight, "").reshape(self._shape(weight))
+        return found[tuple(slice(a, b) for a, b in box)]
+
+    def quantised(self, name: str) -> QTensor:
+        """Return a weight of codes."""
+        element, shape = self._module.weights[name].type.element, self._shape(name)
+        assert isinstance(element, Storage)
+        form = form_of(element, shape, self._tables)
+        codes = read_codes(self._part(name, "codes").reshape(shape), element, form)
+        scale = unplaced(self._part(name, "scale").reshape(form.scale), element, shape, form)
+        zero = None
+        if form.zero:
+            shifted = unplaced(self._part(name, "zero").reshape(form.scale), element, shape, form)
+            zero = (shifted.astype(np.int16) + 2 ** (element.bits - 1)).astype(np.uint8)
+        row = None
+        if element.scale == "s4":
+            # The file has step * row in f32; the rows lie beside, so that the steps come back exactly.
+            row = np.asarray(self._rows[name], np.float32).reshape(scale.shape[:-1])
+            divisor = np.where(row > 0, row, np.float32(1))[..., None]
+            scale = np.rint(scale / divisor).astype(np.uint8)
+            scale = np.maximum(scale, np.uint8(1))
+        elif element.scale == "e8m0":
+            scale = (np.rint(np.log2(scale.astype(np.float64))) + 127).astype(np.uint8)
+        else:
+            scale = scale.astype({"f16": np.float16, "f32": np.float32, "one": np.float32}[element.scale])
+        return QTensor(codes, scale, zero, element, row)
+
+    def _part(self, weight: str, part: str) -> NDArray[Any]:
+        found = self._table[weight][part]
+        if "values" in found:
+            return np.asarray(found["values"], _READERS[found["word"]][1])
+        method, dtype = _READERS[found["word"]]
+        count = int(np.prod(found["shape"], dtype=np.int64))
+        raw = np.asarray(getattr(self._reader, method)(found["offset"]))
+        values = raw.view(dtype) if found["word"] == "fp16" else raw.astype(dtype, copy=False)
+        return values.reshape(-1)[:count]
