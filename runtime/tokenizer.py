@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from omnic.errors import BundleError, InputError
-from omnic.runtime.tokenizer_files import TokenizerFiles, backend_of, read_tokenizer_files, size_of
+from omnic.runtime.tokenizer_files import TokenizerFiles, backend_of, read_tokenizer_files, size_of_fields
 
 __all__ = ["Stream", "Tokenizer"]
 
@@ -50,7 +50,7 @@ class Tokenizer:
         self.byte_level: bool = (fields.get("decoder") or {}).get("type") == "ByteLevel"
         self._backend = backend_of(text, origin)
         self._backend.encode_special_tokens = self.files.whole_words
-        self.size: int = size_of(text)
+        self.size: int = size_of_fields(fields)
         self.sha256 = hashlib.sha256(text.encode()).hexdigest()
         self.special_ids: dict[str, int] = {
             token.content: identity

@@ -155,7 +155,8 @@ def write_tokenizer(contents: Mapping[str, str], out: Path, notes: tuple[str, ..
         (out / name).parent.mkdir(exist_ok=True)
         write_atomic(out / name, text.encode())
     files = read_tokenizer_files(out)
-    backend_of(files.text, str(out / TOKENIZER))
+    if not files.known:
+        backend_of(files.text, str(out / TOKENIZER))  # nothing else has read it yet
     return TokenizerFacts(size_of(files.text), files.bos, files.stops, tuple(files.templates), tuple(contents), notes)
 
 
@@ -181,7 +182,11 @@ def backend_of(text: str, origin: str) -> Backend:
 
 def size_of(text: str) -> int:
     """Return the highest id of a ``tokenizer.json`` plus one; ids between may be unused."""
-    fields = json.loads(text)
+    return size_of_fields(json.loads(text))
+
+
+def size_of_fields(fields: Mapping[str, Any]) -> int:
+    """Return what :func:`size_of` does of a file that is parsed already."""
     vocab = fields["model"].get("vocab", ())
     ids = [len(vocab) - 1] if isinstance(vocab, list) else list(vocab.values())
     return 1 + max([*ids, *(token["id"] for token in fields.get("added_tokens") or ())], default=-1)
@@ -214,9 +219,8 @@ def _completed(text: str, file: Path, vocab: int | None) -> TokenizerFiles:
     text, notes = _without_unusable(text, str(file), vocab)
     if settings.get("clean_up_tokenization_spaces") is True and _parsed(text, str(file))["model"].get("type") != "BPE":
         notes = (*notes, f"{CONFIG}: clean_up_tokenization_spaces is not used; spaces before punctuation stay")
-    text = _with_additions(text, str(file), settings, vocab)
-    contents = {token["id"]: token["content"] for token in json.loads(text).get("added_tokens") or ()}
-    backend = backend_of(text, str(file))
+    text, backend = _with_additions(text, str(file), settings, vocab)
+    contents = {identity: token.content for identity, token in backend.get_added_tokens_decoder().items()}
     ids = {"bos_token_id": None, "eos_token_id": None, **found}
     notes = (*notes, *_unused_flags(backend, settings))
     named = {key: content for key in NAMED if (content := _content(settings.get(key))) is not None
@@ -246,8 +250,10 @@ def _without_unusable(text: str, origin: str, vocab: int | None) -> tuple[str, t
     return json.dumps(fields, ensure_ascii=False), (f"left out, beyond the {vocab} rows of the embedding: {shown}",)
 
 
-def _with_additions(text: str, origin: str, config: Mapping[str, Any], vocab: int | None) -> str:
-    """Return the text of a tokenizer with the tokens that its configuration adds."""
+def _with_additions(
+    text: str, origin: str, config: Mapping[str, Any], vocab: int | None
+) -> tuple[str, Backend]:
+    """Return a tokenizer, and its text, with the tokens that its configuration adds."""
     backend = backend_of(text, origin)
     tokens = _additions(backend, config)
     if vocab is not None:  # what would get an id without a row is not added
@@ -255,9 +261,9 @@ def _with_additions(text: str, origin: str, config: Mapping[str, Any], vocab: in
         fresh = [token for token in tokens if backend.token_to_id(token.content) is None]
         tokens = [token for token in tokens if token not in fresh[max(room, 0):]]
     if not tokens:
-        return text
+        return text, backend
     backend.add_tokens(tokens)
-    return backend.to_str()
+    return backend.to_str(), backend
 
 
 def _additions(backend: Backend, config: Mapping[str, Any]) -> list[AddedToken]:
