@@ -173,22 +173,27 @@ def _files(path: Path) -> list[Path]:
     if not path.is_file():
         raise BundleError(f"weight file {path} does not exist", "give --weights FILE, or --seed N for random ones")
     if path.name.endswith(".index.json"):
-        index = _json(path.read_bytes(), path)
+        index = _json(path.read_bytes(), path, "an index of safetensors files")
         shards: Any = index.get("weight_map")
         if not isinstance(shards, dict):
             raise BundleError(f"{path} has no 'weight_map'")
         names = sorted({str(v) for v in cast(dict[str, Any], shards).values()})
-        return [file for name in names for file in _files(path.parent / name)]
+        gone = [name for name in names if not (path.parent / name).is_file()]
+        if gone:
+            which = "which does" if len(gone) == 1 else "which do"
+            raise BundleError(f"{path} names {', '.join(gone[:4])}{', ...' if len(gone) > 4 else ''}, {which} not lie "
+                              "beside it", "fetch the missing shard" + ("s" if len(gone) > 1 else ""))
+        return [path.parent / name for name in names]
     return [path]
 
 
-def _json(text: bytes, path: Path) -> dict[str, Any]:
+def _json(text: bytes, path: Path, what: str = "a safetensors file") -> dict[str, Any]:
     try:
         found: Any = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path} is not a safetensors file: {error}") from error
+        raise BundleError(f"{path} is not {what}: {error}", "fetch the file again") from error
     if not isinstance(found, dict):
-        raise BundleError(f"{path} is not a safetensors file: its header is not an object")
+        raise BundleError(f"{path} is not {what}: it holds no object", "fetch the file again")
     return cast(dict[str, Any], found)
 
 

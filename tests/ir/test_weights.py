@@ -324,7 +324,7 @@ def test_every_truncation_and_many_flips_are_typed_errors_or_other_numbers(tmp_p
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        (b"[]", "its header is not an object"),
+        (b"[]", "is not a safetensors file: it holds no object"),
         (
             b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
             r"tensor 'a' \[2\] needs 8 bytes, its header gives 4",
