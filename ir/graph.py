@@ -242,6 +242,16 @@ class Module:
             raise InputError(f"module @{self.name} has no function @{name}", f"it has: {', '.join(self.functions)}")
         return self.functions[name]
 
+    @property
+    def prefill_from(self) -> int | None:
+        """Tokens from which on a call runs ``@prefill``; None where every call runs ``@forward``."""
+        found = self.meta.get("prefill_from")
+        return found if isinstance(found, int) else None
+
+    def called(self, tokens: int) -> str:
+        """Return the name of the function that a call of ``tokens`` tokens a row (T, padding included) runs."""
+        return "forward" if self.prefill_from is None or tokens < self.prefill_from else "prefill"
+
     def with_function(self, function: Function) -> Module:
         """Return the module with ``function`` added or replaced by name."""
         return replace(self, functions={**self.functions, function.name: function})

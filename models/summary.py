@@ -57,6 +57,8 @@ class Summary:
 def kind_of(name: str) -> str:
     """Return the kind of a weight from its name: what a table of bytes calls it."""
     last = name.rsplit(".", 1)[-1]
+    if last == "prefill":
+        return "prefill copies"
     if last.endswith("norm") or last.endswith("norm_bias"):
         return "norms"
     if name.startswith("mtp"):

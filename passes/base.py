@@ -37,6 +37,7 @@ _OURS = (
     "split_at_host",
     "quantise",
     "kv_quant",
+    "prefill_int8",
     "fusion",
     "dead_code",
     "cse",

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-__all__ = ["SCHEMA_VERSION", "Case", "Executable", "FileEntry", "Manifest", "Parity", "PassRecord", "Program", "Remark",
-           "SpecText", "StateEntry", "TokenizerEntry", "checksum", "json_schemas"]
+__all__ = ["SCHEMA_VERSION", "Case", "Executable", "FileEntry", "Manifest", "Parity", "PassRecord", "Prefill",
+           "Program", "Remark", "SpecText", "StateEntry", "TokenizerEntry", "checksum", "json_schemas"]
 
 SCHEMA_VERSION = 1
 
@@ -90,6 +90,14 @@ class StateEntry(_Record):
     window: int = 0
 
 
+class Prefill(_Record):
+    """The second weights that long calls are computed with."""
+
+    from_tokens: int = Field(ge=2, description="The shortest call that runs @prefill, in tokens a row.")
+    weights: int = Field(ge=1, description="How many weights @prefill alone reads.")
+    bytes: int = Field(ge=1, description="Their bytes as the model stores them, scales included.")
+
+
 class TokenizerEntry(_Record):
     """The tokenizer's files."""
 
@@ -116,6 +124,7 @@ class Manifest(_Record):
     passes: tuple[PassRecord, ...] = ()
     programs: tuple[Program, ...] = ()
     states: tuple[StateEntry, ...] = ()
+    prefill: Prefill | None = None
     tokenizer: TokenizerEntry | None = None
     fallbacks: tuple[str, ...] = Field(default=(), description="What --allow-fallback let pass.")
     fidelity: dict[str, Any] | None = Field(default=None, description="What the lossy passes cost.")

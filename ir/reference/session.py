@@ -33,7 +33,8 @@ class ReferenceSession:
         weights: a weight store, or arrays by name.
         dtype: f64 or f32.
         batch: rows.
-        function: the function that :meth:`forward` runs.
+        function: the function that :meth:`forward` runs; of ``forward`` and ``prefill`` each call takes its own
+            (:meth:`omnic.ir.graph.Module.called`).
     """
 
     def __init__(self, module: Module, weights: WeightReader | Mapping[str, Any], dtype: DTypeLike = np.float64,
@@ -85,8 +86,9 @@ class ReferenceSession:
         """
         ids = np.atleast_2d(np.asarray(tokens))
         extra = {"parents": parents, "embeds": embeds, "embed_mask": embed_mask}
-        results, valid = self._call(self.function, self._start, ids, {"tokens": ids}, length, rows, positions, extra,
-                                    trace, routing)
+        name = self.module.called(ids.shape[1]) if self.function == "forward" else self.function
+        results, valid = self._call(name, self._start, ids, {"tokens": ids}, length, rows, positions, extra, trace,
+                                    routing)
         self._start = self._start + valid
         self._written = np.maximum(self._written, self._start)
         return Outputs(results["logits"], results.get("hidden"), results.get("mtp"), results.get("verifier"))

@@ -24,6 +24,7 @@ MODULE_RULES: dict[str, ModuleRule] = {
     "weights": declarations.weights,
     "recipes": recipes.recipes,
     "states": declarations.states,
+    "prefill": stateful.prefill,
 }
 
 FUNCTION_RULES: dict[str, FunctionRule] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import zip_longest
 
 from omnic.ir.dims import Dim, symbol
 from omnic.ir.graph import Function, Module, Value
@@ -10,7 +11,7 @@ from omnic.ir.op import all_ops
 from omnic.ir.types import DType, TensorType
 from omnic.ir.verify.problem import Place, Problem
 
-__all__ = ["aliases", "forward", "rings", "versions"]
+__all__ = ["aliases", "forward", "prefill", "rings", "versions"]
 
 _B, _T, _R = symbol("B"), symbol("T"), symbol("R")
 _INDEX: dict[str, tuple[Dim, ...]] = {
@@ -136,6 +137,32 @@ def forward(module: Module, function: Function) -> Iterator[Problem]:
         if rank is not None and (type.rank != rank or not type.is_float):
             yield Problem(f"result %{result.name} is {type}, it must be floats of {rank} dims",
                           Place("result", function.name, index))
+
+
+def prefill(module: Module) -> Iterator[Problem]:
+    """Where ``meta prefill_from`` says from how many tokens, 2 up, calls run ``@prefill``, it stands for ``@forward``.
+
+    Its parameters, states and results have the names and types of those of ``@forward``.
+    """
+    least = module.meta.get("prefill_from")
+    if least is None:
+        return
+    there = [name for name in ("forward", "prefill") if name in module.functions]
+    place = Place("func", there[-1] if there else "prefill")
+    if isinstance(least, bool) or not isinstance(least, int) or least < 2:
+        yield Problem(f"meta prefill_from is {least}, it is a number of tokens from 2 up", place)
+    if len(there) < 2:
+        yield Problem("meta prefill_from is for a module with @forward and @prefill", place)
+        return
+    one, other = (_signature(module.functions[name]) for name in there)
+    if one != other:
+        differ = next((a, b) for a, b in zip_longest(one, other, fillvalue="nothing") if a != b)
+        yield Problem(f"@prefill stands for @forward and has {differ[1]} where that has {differ[0]}", place)
+
+
+def _signature(function: Function) -> list[str]:
+    taken = [f"parameter %{p.value.name}: {p.value.type} of {p.state or 'no state'}" for p in function.params]
+    return taken + [f"result {r.name}: {r.value.type} of {r.state or 'no state'}" for r in function.results]
 
 
 def _wanted(value: Value) -> TensorType | None:

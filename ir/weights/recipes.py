@@ -39,9 +39,15 @@ def pinned(weight: Weight) -> Recipe:
     An initialiser by itself stands for the weight that holds it (its name seeds the numbers and is looked up
     in a weight file); a pass that builds a weight from others nests their pinned recipes.
     """
-    if weight.recipe.kind not in INITIALISERS or "name" in weight.recipe.args:
-        return weight.recipe
-    return replace(weight.recipe, args={**weight.recipe.args, "name": weight.name, "shape": weight.type.shape})
+
+    def named(recipe: Recipe) -> Recipe:
+        if recipe.inputs:
+            return replace(recipe, inputs=tuple(named(r) for r in recipe.inputs))
+        if recipe.kind not in INITIALISERS or "name" in recipe.args:
+            return recipe
+        return replace(recipe, args={**recipe.args, "name": weight.name, "shape": weight.type.shape})
+
+    return named(weight.recipe)
 
 
 def _no_number(q: QTensor) -> bool:

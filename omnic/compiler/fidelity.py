@@ -35,17 +35,34 @@ def measure_fidelity(front: Module, lossy: Module, weights: WeightStore, tokeniz
 
     Returns:
         ``kl`` (nats a token), ``bits`` and ``bits_front`` (a token, or a byte with a tokenizer: ``unit``),
-        ``delta_percent`` of the two, ``top1`` (share of equal argmax), ``tokens``, ``text``.
+        ``delta_percent`` of the two, ``top1`` (share of equal argmax), ``tokens``, ``text``: of ``@forward``.  Where
+        the module has a function for prompts, ``prefill`` holds the same figures of a text that is a prompt, the tokens
+        from which on a call is one (``from``), and ``kl_after``: of the second half behind a prompt of the first.
     """
     vocab = _vocab(front)
     count = min(TOKENS if whole_model(front) else TOKENS_LARGE, front.dims["T"].high)
     ids, text = sample_tokens(vocab, count + 1, tokenizer)
     before = _logits(front, weights.with_module(front), ids[:-1])
-    after = _logits(lossy, weights.with_module(lossy), ids[:-1])
+    store = weights.with_module(lossy)
+    after = _logits(lossy, store, ids[:-1])
     unit_bytes = None
     if tokenizer is not None:
         unit_bytes = len(tokenizer.decode([int(i) for i in ids[1:]], special=True).encode())
-    return {**compare_logits(before, after, ids[1:], unit_bytes), "tokens": len(ids) - 1, "text": text}
+    record = {**compare_logits(before, after, ids[1:], unit_bytes), "tokens": len(ids) - 1, "text": text}
+    if lossy.prefill_from is not None:
+        record["prefill"] = _of_prompts(lossy, store, ids, before, unit_bytes)
+    return record
+
+
+def _of_prompts(
+    lossy: Module, store: WeightStore, ids: NDArray[np.int64], before: NDArray[np.float64], unit_bytes: int | None
+) -> dict[str, Any]:
+    """Return what the function for prompts costs, in a prompt and behind one."""
+    figures = compare_logits(before, _logits(lossy, store, ids[:-1], ("prefill",)), ids[1:], unit_bytes)
+    half = len(before) // 2
+    behind = _logits(lossy, store, ids[:-1], ("prefill", "forward"))[half:]
+    after = compare_logits(before[half:], behind, ids[1 + half :], None)["kl"]
+    return {"from": lossy.prefill_from, **figures, "kl_after": after}
 
 
 def compare_logits(
@@ -77,16 +94,27 @@ def _vocab(module: Module) -> int:
     return size
 
 
-def _logits(module: Module, weights: WeightStore, ids: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Logits [T, V] of one row from empty states; weights are decoded once, layer by layer."""
-    count = len(ids)
+def _logits(
+    module: Module, weights: WeightStore, ids: NDArray[np.int64], functions: tuple[str, ...] = ("forward",)
+) -> NDArray[np.float64]:
+    """Logits [T, V] of one row from empty states, in as many calls of equal length as there are functions.
+
+    Weights are decoded once, layer by layer.
+    """
     interpreter = Interpreter(module, weights, np.float64 if whole_model(module) else np.float32, cache_bytes=0)
-    steps = np.arange(count)[None]
-    inputs = {
-        "tokens": ids[None],
-        "positions": steps,
-        "start": np.zeros(1, np.int64),
-        "length": np.full(1, count),
-        "rows": steps,
-    }
-    return np.asarray(interpreter.run(inputs)["logits"][0], np.float64)
+    ends = [len(ids) * (n + 1) // len(functions) for n in range(len(functions))]
+    states: dict[str, Any] = {}
+    found: list[NDArray[Any]] = []
+    for name, start, end in zip(functions, (0, *ends), ends, strict=False):
+        steps = np.arange(end - start)[None]
+        inputs = {
+            "tokens": ids[None, start:end],
+            "positions": start + steps,
+            "start": np.full(1, start),
+            "length": np.full(1, end - start),
+            "rows": steps,
+        }
+        results = interpreter.run(inputs, name, states or None)
+        states = {p.state: results[p.state] for p in module.function(name).params if p.state}
+        found.append(np.asarray(results["logits"][0], np.float64))
+    return np.concatenate(found)

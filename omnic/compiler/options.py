@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omnic.compiler.lowering import listed_passes
 from omnic.errors import InputError
 from omnic.models import build
 from omnic.models.summary import summarise
 from omnic.passes.options import split_call
+from omnic.passes.prefill_int8 import PrefillInt8, prefill_bytes
 from omnic.runtime.files import human_bytes
 from omnic.spec import Spec, with_values
 from omnic.spec.tree import Node, Text, read_scalar
@@ -48,11 +50,18 @@ def with_budget(spec: Spec, budget: str | None) -> Spec:
     if budget is None:
         return spec
     spec = with_values(spec, {"budget": {"memory": budget}}, "--budget")
-    summary = summarise(build(spec))
+    module = build(spec)
+    for listed in listed_passes(spec):
+        if isinstance(listed.made, PrefillInt8):
+            module = listed.made.run(module).module
+    summary = summarise(module)
     need, allowed = summary.weight_bytes + summary.state_bytes, spec.budget.memory
     if allowed is not None and need > allowed:
+        second = prefill_bytes(module)
+        told = f" ({human_bytes(second)} of them for prefill)" if second else ""
         raise InputError(
-            f"{spec.model} takes {human_bytes(summary.weight_bytes)} of weights and {human_bytes(summary.state_bytes)} "
+            f"{spec.model} takes {human_bytes(summary.weight_bytes)} of weights{told} and "
+            f"{human_bytes(summary.state_bytes)} "
             f"of states for {spec.capacity:,} tokens, more than the --budget of {human_bytes(allowed)}",
             "allow more, set a smaller budget.context or dtype in the spec, or take a smaller model",
         )

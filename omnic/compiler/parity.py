@@ -7,7 +7,7 @@ tokens, a ragged batch, and the MTP block.  A larger one is checked part by part
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -104,38 +104,74 @@ def record(target: str, kind: NumericClass, reference: str, model: str, cases: t
 
 
 class _Reference:
-    """Logits of the IR for a batch of rows from empty states, and where its routers are undecided."""
+    """Logits of the IR for a batch of rows from empty states, and where its routers are undecided.
+
+    Calls of any lengths give the same numbers, so that one call stands for all of them; but where the module has a
+    function for prompts of its own, a session chooses by the length of each call, and so the reference makes the
+    session's own calls.
+    """
 
     def __init__(self, module: Module, weights: WeightStore, kind: NumericClass) -> None:
         self.interpreter = Interpreter(module, weights)
         self.watch = RouterWatch(module, kind)
         self.chunk = module.dims["T"].high
+        self.by_call = module.prefill_from is not None
+        self.undecided: NDArray[np.bool_] = np.zeros((1, 1), bool)
+        self._module = module
         self._given = module, weights
-        self._single: dict[bytes, NDArray[Any]] = {}
+        self._single: dict[tuple[bytes, tuple[int, ...]], NDArray[Any]] = {}
 
-    def single(self, tokens: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[Any]:
+    def single(self, tokens: NDArray[np.int64], length: NDArray[np.int64], sizes: Sequence[int] = ()) -> NDArray[Any]:
         """Return the logits of the same run in f32."""
-        key = tokens.tobytes() + length.tobytes()
+        key = tokens.tobytes() + length.tobytes(), tuple(self._sizes(tokens, sizes))
         if key not in self._single:
-            steps = np.arange(tokens.shape[1])[None].repeat(len(tokens), 0)
-            found = Interpreter(*self._given, np.float32).run(
-                {"tokens": tokens, "positions": steps, "start": np.zeros(len(tokens), np.int64), "length": length,
-                 "rows": steps})
-            self._single[key] = np.asarray(found["logits"])
+            interpreter = Interpreter(*self._given, np.float32)
+            self._single[key] = np.asarray(self._run(interpreter, tokens, length, key[1], None, None)["logits"])
         return self._single[key]
 
     def __call__(
-        self, tokens: NDArray[np.int64], length: NDArray[np.int64], routing: Any = None
+        self, tokens: NDArray[np.int64], length: NDArray[np.int64], routing: Any = None, sizes: Sequence[int] = ()
     ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
-        batch, count = tokens.shape
-        steps = np.arange(count)[None].repeat(batch, 0)
-        self.watch.begin(batch, count)
-        out = self.interpreter.run(
-            {"tokens": tokens, "positions": steps, "start": np.zeros(batch, np.int64), "length": length, "rows": steps},
-            observe=self.watch,
-            routing=routing,
-        )
-        return out, self.watch.undecided()
+        """Return the results for tokens [B, T] and [B, T] of where a router was undecided.
+
+        ``sizes`` are the lengths of the session's calls, one call when empty.
+        """
+        found = self._run(self.interpreter, tokens, length, self._sizes(tokens, sizes), self.watch, routing)
+        return found, self.undecided
+
+    def _sizes(self, tokens: NDArray[np.int64], sizes: Sequence[int]) -> Sequence[int]:
+        return tuple(sizes) if self.by_call and sizes else (tokens.shape[1],)
+
+    def _run(
+        self,
+        interpreter: Interpreter,
+        tokens: NDArray[np.int64],
+        length: NDArray[np.int64],
+        sizes: Sequence[int],
+        watch: RouterWatch | None,
+        routing: Any,
+    ) -> dict[str, NDArray[Any]]:
+        batch = len(tokens)
+        states: dict[str, Any] = {}
+        found: list[dict[str, Any]] = []
+        unsure: list[NDArray[np.bool_]] = []
+        at = 0
+        for size in sizes:
+            steps = np.arange(size)[None].repeat(batch, 0)
+            inputs = {"tokens": tokens[:, at : at + size], "positions": at + steps, "start": np.full(batch, at),
+                      "length": np.clip(length - at, 0, size), "rows": steps}
+            if watch is not None:
+                watch.begin(batch, size)
+            name = self._module.called(size)
+            result = interpreter.run(inputs, name, states or None, observe=watch, routing=routing)
+            states = {p.state: result[p.state] for p in self._module.function(name).params if p.state}
+            found.append({k: v for k, v in result.items() if k not in states})
+            at += size
+            if watch is not None:
+                unsure.append(watch.undecided())
+        if watch is not None:
+            self.undecided = np.logical_or.accumulate(np.concatenate(unsure, axis=1), axis=1)
+        return {k: np.concatenate([np.asarray(f[k]) for f in found], axis=1) for k in found[0]}
 
 
 def whole_model_cases(
@@ -158,19 +194,26 @@ def whole_model_cases(
     reference = _Reference(module, weights, kind)
     progress("parity: reference", 0.0)
     wanted, undecided = reference(ids[None], np.full(1, count))
-    logits = np.asarray(wanted["logits"][0])
+    logits, length = np.asarray(wanted["logits"][0]), np.full(1, count)
 
     def forced() -> NDArray[Any]:
         """The reference's logits with the program's own routing."""
-        routing = reference.watch.captured(target, bundle.path, ids)
-        return np.asarray(reference(ids[None], np.full(1, count), routing)[0]["logits"][0])
+        routing = reference.watch.captured(target, bundle.path, ids, module.called(count))
+        return np.asarray(reference(ids[None], length, routing)[0]["logits"][0])
 
-    for name, run in _runs(session, ids):
+    for name, run, sizes in _runs(session, ids):
         progress(f"parity: {name}", 0.0)
         found, at = run()
-        case = _judge(name, found, logits[at], undecided[0][at], kind, lambda at=at: forced()[at])
+        want, unsure = logits, undecided[0]
+        several = reference.by_call and len(sizes) > 1
+        if several:
+            results, where = reference(ids[None], length, None, sizes)
+            want, unsure = np.asarray(results["logits"][0]), where[0]
+        # The routing of several calls cannot be captured: undecided positions are then only left out.
+        again = (lambda at=at, want=want: want[at]) if several else (lambda at=at: forced()[at])
+        case = _judge(name, found, want[at], unsure[at], kind, again)
         if not case.ok and kind.name in ("f32", "int8"):
-            case = held_to_f32(case, found, logits[at], reference.single(ids[None], np.full(1, count))[0][at], kind)
+            case = held_to_f32(case, found, want[at], reference.single(ids[None], length, sizes)[0][at], kind)
         yield case
     progress("parity: ragged batch of 3", 0.0)
     yield _ragged(session, reference, texts[: 3 * count].reshape(3, count), kind)
@@ -202,9 +245,12 @@ def _judge(
 Run = Callable[[], tuple[NDArray[Any], NDArray[np.int64]]]
 
 
-def _runs(session: Session, ids: NDArray[np.int64]) -> Iterator[tuple[str, Run]]:
-    """Ways to run one row: each returns logits and the positions they belong to."""
-    count = len(ids)
+def _runs(session: Session, ids: NDArray[np.int64]) -> Iterator[tuple[str, Run, list[int]]]:
+    """Ways to run one row: each returns logits and the positions they belong to; and how long its calls are."""
+    count, first = len(ids), max(len(ids) - STEPS, 1)
+    turns: list[int] = []
+    while sum(turns) < count:
+        turns.append(min(CHUNKS[len(turns) % len(CHUNKS)], count - sum(turns)))
 
     def one_call() -> tuple[NDArray[Any], NDArray[np.int64]]:
         session.reset(1)
@@ -213,24 +259,22 @@ def _runs(session: Session, ids: NDArray[np.int64]) -> Iterator[tuple[str, Run]]
     def chunks() -> tuple[NDArray[Any], NDArray[np.int64]]:
         session.reset(1)
         parts: list[NDArray[Any]] = []
-        at = turn = 0
-        while at < count:
-            step = min(CHUNKS[turn % len(CHUNKS)], count - at)
+        at = 0
+        for step in turns:
             parts.append(np.array(session.forward(ids[None, at : at + step]).logits[0]))
-            at, turn = at + step, turn + 1
+            at += step
         return np.concatenate(parts), np.arange(count)
 
     def single_tokens() -> tuple[NDArray[Any], NDArray[np.int64]]:
         session.reset(1)
-        first = max(count - STEPS, 1)
         session.forward(ids[None, :first], rows=np.array([[first - 1]]))
         steps = [np.array(session.forward(ids[None, at : at + 1]).logits[0]) for at in range(first, count)]
         return np.concatenate(steps), np.arange(first, count)
 
-    yield f"prefill of {count} tokens", one_call
-    yield f"chunks of {', '.join(str(c) for c in CHUNKS)}", chunks
+    yield f"prefill of {count} tokens", one_call, [count]
+    yield f"chunks of {', '.join(str(c) for c in CHUNKS)}", chunks, turns
     if count > 1:
-        yield f"{STEPS} single tokens", single_tokens
+        yield f"{STEPS} single tokens", single_tokens, [first] + [1] * (count - first)
 
 
 def _ragged(session: Session, reference: _Reference, tokens: NDArray[np.int64], kind: NumericClass) -> Case:

@@ -40,12 +40,14 @@ from omnic.ir.text import print_module
 from omnic.ir.weights import ResultStore, WeightStore
 from omnic.models import build
 from omnic.passes.context import PassContext
+from omnic.passes.prefill_int8 import prefill_weights
 from omnic.report import write_report
 from omnic.runtime.bundle import MANIFEST, Bundle, open_bundle
 from omnic.runtime.bundle_write import BundleWriter, check_destination
 from omnic.runtime.manifest import (
     Executable,
     Manifest,
+    Prefill,
     Program,
     SpecText,
     StateEntry,
@@ -353,9 +355,18 @@ def _manifest(
         passes=lowered.passes,
         programs=programs,
         states=states,
+        prefill=_prefill(module),
         tokenizer=TokenizerEntry(files=tuple(tokenizer.files.contents()), vocab=tokenizer.size) if tokenizer else None,
         fallbacks=emitted.remarks,
     )
+
+
+def _prefill(module: Module) -> Prefill | None:
+    """Return what the module says of the second weights of prompts."""
+    if module.prefill_from is None:
+        return None
+    made = prefill_weights(module)
+    return Prefill(from_tokens=module.prefill_from, weights=len(made), bytes=sum(w.type.bytes() for w in made))
 
 
 def caps_summary(caps: Caps) -> dict[str, Any]:

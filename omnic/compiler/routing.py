@@ -51,7 +51,7 @@ class RouterWatch:
         return np.logical_or.accumulate(self._undecided, axis=1)
 
     def captured(
-        self, target: Target, bundle: Path, ids: NDArray[np.int64]
+        self, target: Target, bundle: Path, ids: NDArray[np.int64], function: str = "forward"
     ) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
         """Return the (indices, gates) that the program's routers choose for one row, by node name."""
         count = len(ids)
@@ -64,7 +64,7 @@ class RouterWatch:
             "rows": steps,
         }
         names = [value.name for node in self.routers for value in node.results[:2]]
-        found = target.capture(bundle, inputs, names)
+        found = target.capture(bundle, inputs, names, function)
         return {
             node.name: (
                 np.rint(found[node.results[0].name]).astype(np.int64),

@@ -26,6 +26,7 @@ def bundle_summary(bundle: Bundle) -> dict[str, Any]:
         "parity_ok": None if parity is None else parity["ok"],
         "parity_cases": [] if parity is None else parity["cases"],
         "fidelity": fidelity,
+        "prefill": None if manifest.prefill is None else manifest.prefill.model_dump(),
         "fallbacks": list(manifest.fallbacks),
     }
 
@@ -56,8 +57,19 @@ def print_summary(summary: dict[str, Any]) -> None:
             f"  fidelity  KL {fidelity['kl']:.1e} nats a token, {fidelity['delta_percent']:+.2f} % bits per "
             f"{fidelity['unit']} over {fidelity['tokens']} tokens ({fidelity['text']})"
         )
+    prefill = summary["prefill"]
+    if prefill:
+        console.print(
+            f"  prefill   calls of {prefill['from_tokens']} tokens and more: int8, {prefill['bytes'] / 1e6:,.1f} MB of "
+            f"second weights{_prefill_cost(fidelity)}"
+        )
     for note in summary["fallbacks"]:
         console.print(f"  note      {note}")
+
+
+def _prefill_cost(fidelity: Mapping[str, Any] | None) -> str:
+    found = (fidelity or {}).get("prefill")
+    return f"; KL {found['kl']:.1e}, of tokens behind a prompt {found['kl_after']:.1e}" if found else ""
 
 
 def _bound(summary: Mapping[str, Any]) -> str:

@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"--budget is for specs, and {args.spec} is an imported decoder", "leave it out")
         spec = open_imported(args.spec, args.passes, args.replace_passes)
     else:
-        spec = with_passes(with_budget(load_spec(args.spec), args.budget), args.passes, args.replace_passes)
+        spec = with_budget(with_passes(load_spec(args.spec), args.passes, args.replace_passes), args.budget)
     lora = tuple(parse_adapter(text) for text in args.lora)
     inspector = Inspector(spec, args.print_after, args.stop_after, args.why)
     summaries: list[dict[str, object]] = []

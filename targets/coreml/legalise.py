@@ -36,6 +36,11 @@ def legalise(module: Module, options: Options) -> Module:
 
 
 def _check(module: Module) -> None:
+    if module.prefill_from is not None:
+        raise InputError(
+            "coreml has no product of 8-bit activations, which @prefill consists of (MIL of coremltools 9.0)",
+            "leave out prefill-int8, or choose the target onnx or torch",
+        )
     for state in module.states.values():
         if isinstance(state.type.element, Storage):
             raise InputError(
@@ -74,6 +79,12 @@ def _function(
         else:
             params.append(param)
     nodes: list[Node] = []
+    for param in function.params if half else ():
+        if param.state is None and param.value.type.element == DType.F32:
+            made = Value(f"{param.value.name}.given", param.value.type)
+            found[param.value] = made
+            like = next(n for n in function.nodes if param.value in n.operands)
+            nodes += _casts(like, param.value, made, f"{function.name}/{param.value.name}")
     for node in function.nodes:
         operands = tuple(found.get(v, v) if v is not None else None for v in node.operands)
         results = tuple(_result(node, v, operands) for v in node.results)
@@ -106,9 +117,12 @@ def _rounded(node: Node, operands: tuple[Value | None, ...], results: tuple[Valu
     exact = {v: Value(f"{v.name}.exact", v.type) for v in going}
     made.append(replace(node, operands=operands, results=tuple(exact.get(v, v) for v in results)))
     for index, value in enumerate(going):
-        half = Value(f"{value.name}.f16", TensorType(DType.F16, value.type.shape))
-        name = f"{node.name}.round{index or ''}"
-        made.append(replace(node, op="cast", operands=(exact[value],), attrs={"to": DType.F16}, results=(half,),
-                            name=f"{name}.f16"))
-        made.append(replace(node, op="cast", operands=(half,), attrs={"to": DType.F32}, results=(value,), name=name))
+        made += _casts(node, exact[value], value, f"{node.name}.round{index or ''}")
     return made
+
+
+def _casts(like: Node, source: Value, target: Value, name: str) -> tuple[Node, Node]:
+    """Return the nodes that make ``target`` of ``source`` by rounding it to f16."""
+    half = Value(f"{target.name}.f16", TensorType(DType.F16, target.type.shape))
+    there = replace(like, op="cast", operands=(source,), attrs={"to": DType.F16}, results=(half,), name=f"{name}.f16")
+    return there, replace(like, op="cast", operands=(half,), attrs={"to": DType.F32}, results=(target,), name=name)

@@ -150,7 +150,9 @@ def _caps(profile: str, contrib: Mapping[str, str], opset: Mapping[str, int]) ->
         limits={"opset": 26, "tensor_alignment": 4096},
         storage=_rules(),
         state_storage=_state_rules(),
-        activations=frozenset({"none", *(f"i8<g{n}>" for n in _SIZES)} if profile == "fused" else {"none"}),
+        activations=frozenset(
+            {"none", "i8<per_token>", *(f"i8<g{n}>" for n in _SIZES)} if profile == "fused" else {"none"}
+        ),
         numeric="f32",
         shared_weights=True,
         sources={
@@ -164,7 +166,8 @@ def _caps(profile: str, contrib: Mapping[str, str], opset: Mapping[str, int]) ->
             "storage": f"MatMulNBits, GatherBlockQuantized, QMoE ({_CONTRIB}); what they read how is {_MEASURED}",
             "state_storage": f"TensorScatter of codes ({_SPEC}), GroupQueryAttention with static scales ({_CONTRIB}):"
             " tests/targets/onnx/test_codes.py",
-            "activations": f"MatMulNBits with accuracy_level 4 ({_CONTRIB}); {_MEASURED}",
+            "activations": f"MatMulNBits with accuracy_level 4, MatMulIntegerToFloat with a scale a token"
+            f" ({_CONTRIB}); {_MEASURED}",
             "shared_weights": "Gather and Gemm(transB) read one table: tests/targets/onnx/test_bundle.py",
         },
     )

@@ -17,6 +17,7 @@ from omnic.ir.types import DType, Storage, TensorType
 from omnic.targets.base import EmitRequest, Emitted
 from omnic.targets.onnx.caps import KINDS
 from omnic.targets.onnx.codes import buffers
+from omnic.targets.onnx.columns import is_product
 from omnic.targets.onnx.legalise import activation_of, legalise
 from omnic.targets.onnx.legalise import remarks as stored_remarks
 from omnic.targets.onnx.lower import CACHED, PROFILES, REFUSED
@@ -162,7 +163,7 @@ def _kept(module: Module, node: Node, table: Mapping[str, Any], cached: Mapping[
     if node.op == "rope" and position_limit(module) is None:
         return False
     act = node.attrs.get("act", "none") if node.op in ("linear", "lm_head", "moe") else "none"
-    if act != "none" and (profile != "fused" or activation_of(node) != act):
+    if act != "none" and (profile != "fused" or (activation_of(node) != act and not is_product(node))):
         return False
     return node.op in table
 

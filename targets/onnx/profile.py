@@ -23,13 +23,16 @@ __all__ = ["profile"]
 def profile(bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int) -> list[Phase]:
     """Time a prefill of ``tokens`` [T] and ``steps`` single tokens after it, once each after a warm-up."""
     with tempfile.TemporaryDirectory() as folder:
-        options = runtime_options(threads)
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "ort")
         programs = Programs(bundle.path, bundle.module, SessionOptions(threads=threads))
-        file = programs.file("forward", row=True)
-        program = ort.InferenceSession(str(bundle.path / file), options, providers=["CPUExecutionProvider"])
-        programs.use(file, program)
+        opened: dict[str, ort.InferenceSession] = {}
+        for function in {bundle.module.called(n) for n in (len(tokens), 1)}:
+            options = runtime_options(threads)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / function)
+            file = programs.file(function, row=True)
+            path = str(bundle.path / file)
+            opened[function] = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            programs.use(file, opened[function])
         session = OnnxSession(programs)
         for _ in range(2):
             session.reset(1)
@@ -39,13 +42,15 @@ def profile(bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int)
         session.forward(tokens[None], rows=np.array([[len(tokens) - 1]]))
         for _ in range(steps):
             session.forward(tokens[None, -1:])
-        events = json.loads(Path(program.end_profiling()).read_text(encoding="utf-8"))
-    runs = _runs(events)[-(1 + steps) :]
+        events = {n: json.loads(Path(p.end_profiling()).read_text(encoding="utf-8")) for n, p in opened.items()}
+    long, short = bundle.module.called(len(tokens)), bundle.module.called(1)
+    after = _runs(events[short])
+    last = after[-(1 + steps)] if long == short else _runs(events[long])[-1]
     decode: dict[str, float] = {}
-    for run in runs[1:]:
+    for run in after[len(after) - steps :]:
         for scope, seconds in run.items():
             decode[scope] = decode.get(scope, 0.0) + seconds
-    return [Phase("prefill", len(tokens), runs[0]), Phase("decode", steps, decode)]
+    return [Phase("prefill", len(tokens), last), Phase("decode", steps, decode)]
 
 
 def _runs(events: list[dict[str, Any]]) -> list[dict[str, float]]:

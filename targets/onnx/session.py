@@ -226,7 +226,7 @@ class OnnxSession(MtpSession):
 
     def _run(self, call: Call) -> Outputs:
         inputs = {n: getattr(call, n) for n in ("tokens", "positions", "start", "length", "rows", "parents")}
-        found = self._call("forward", inputs)
+        found = self._call(self.programs.module.called(call.tokens.shape[1]), inputs)
         return Outputs(found["logits"], found.get("hidden"), found.get("mtp"), found.get("verifier"))
 
     # -- running a program ---------------------------------------------------------------------------------

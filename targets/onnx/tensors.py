@@ -22,8 +22,9 @@ from omnic.ir import packing
 from omnic.ir.packing import QTensor
 from omnic.ir.types import DType, Storage, parse_element
 from omnic.ir.weights import WeightStore
+from omnic.targets.onnx import columns
+from omnic.targets.onnx.blocks import DTYPES as BLOCK_DTYPES
 from omnic.targets.onnx.blocks import (
-    DTYPES,
     Blocks,
     blocks_of,
     parts_of,
@@ -40,6 +41,8 @@ DATA_FILE = "weights.bin"
 ALIGNMENT = 4096
 #: bytes of f32 that are in memory at a time while a tensor is written
 SLICE_BYTES = 64 << 20
+
+DTYPES: Mapping[str, Any] = {**BLOCK_DTYPES, **columns.DTYPES}
 
 Array = NDArray[Any]
 Box = tuple[tuple[int, int], ...]
@@ -101,6 +104,8 @@ class Piece:
             if found is None:
                 raise InternalError(f"{self.weight} has no {self.part}")
             return found
+        if self.part in columns.DTYPES:
+            return columns.placed(self.part, shape)
         if self.part:
             return (*shape[:-1], self.form.last(self.part))
         return (*shape[:-2], shape[-1], shape[-2]) if self.swap else shape
@@ -168,7 +173,7 @@ class TensorTable:
         seen: dict[str, int] = {}
         for layout in self.layouts.values():
             for piece in layout.pieces:
-                if piece.part not in ("", "codes", "units"):
+                if piece.part not in ("", "codes", "units", columns.CODES):
                     continue
                 key = piece.weight if piece.expert is None else f"{piece.weight}[{piece.expert}]"
                 seen[key] = seen.get(key, 0) + 1
@@ -197,7 +202,7 @@ class TensorTable:
         """Write the parts of storage-typed weights, each slice of rows quantised once."""
         for pieces in zip(*(layout.pieces for layout in layouts), strict=True):
             for at, rows in _codes(pieces[0], weights):
-                made = parts_of_units(rows) if pieces[0].part == "units" else parts_of(pieces[0].form, rows)
+                made = _made(pieces[0], rows)
                 for layout, piece in zip(layouts, pieces, strict=True):
                     _place(file, self.offsets[layout.name], layout.shape, piece, at, made[piece.part])
 
@@ -222,6 +227,13 @@ class TensorTable:
             if pieces:
                 tensors.append({"name": name, "shape": layout.shape, "at": self.offsets[name], "pieces": pieces})
         return {"schema_version": 2, "file": DATA_FILE, "tensors": tensors}
+
+
+def _made(piece: Piece, rows: QTensor) -> dict[str, Array]:
+    """Return the parts of rows of a storage-typed weight in the layout that ``piece`` is of."""
+    if piece.part in columns.DTYPES:
+        return columns.parts_of(rows)
+    return parts_of_units(rows) if piece.part == "units" else parts_of(piece.form, rows)
 
 
 def _write(file: IO[bytes], base: int, layout: Layout, weights: WeightStore) -> None:
@@ -344,6 +356,8 @@ class ProgramSource:
             whole = rows == (0, piece.shape[0])
             parts = {p: np.array(self._part(name, p, None if whole else rows)) for p in wanted}
             return units_back(piece.storage, parts)
+        if f"{name}:{columns.CODES}" in self._at:
+            return columns.back(piece.storage, {p: np.array(self._part(name, p, rows)) for p in columns.DTYPES})
         parts = {p: np.array(self._part(name, p, rows)) for p in piece.form.parts}
         return rows_back(piece.form, parts)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -22,8 +22,8 @@ _SCOPE = re.compile(r"\s*# ([\w.]+)(?: \(.*\))?$")
 
 def profile(session: TorchSession, tokens: NDArray[np.int64], steps: int) -> list[Phase]:
     """Time a prefill of ``tokens`` [T] and ``steps`` single tokens after it, once each after a warm-up."""
-    function = session.program.function("forward")
-    clock = _Clock(function, session.program.source)
+    names = {session.program.module.called(n) for n in (len(tokens), 1)}
+    clock = _Clock([session.program.function(n) for n in sorted(names)], session.program.source)
     _prefill(session, tokens)
     _prefill(session, tokens)
     phases: list[Phase] = []
@@ -43,10 +43,10 @@ def _prefill(session: TorchSession, tokens: NDArray[np.int64]) -> None:
 
 
 class _Clock:
-    """Adds the time between two lines of one function to the scope of the first."""
+    """Adds the time between two lines of the same function to the scope of the first."""
 
-    def __init__(self, function: Callable[..., Any], source: str) -> None:
-        self.code = function.__code__
+    def __init__(self, functions: Sequence[Callable[..., Any]], source: str) -> None:
+        self.codes = {f.__code__ for f in functions}
         self.scopes: list[str] = [""]
         scope = ""
         for line in source.splitlines():
@@ -71,7 +71,7 @@ class _Clock:
         return found
 
     def _enter(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any] | None:
-        if frame.f_code is not self.code:
+        if frame.f_code not in self.codes:
             return None
         self._line, self._began = frame.f_lineno, time.perf_counter()
         return self._step

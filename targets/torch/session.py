@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["WEIGHTS_FILE", "TorchSession", "load"]
 
 WEIGHTS_FILE = "weights.safetensors"
+#: the longest call whose rows are bitwise those of any other call
+INVARIANT = 16
 
 
 def load(bundle: Bundle, options: SessionOptions) -> TorchSession:
@@ -48,7 +50,9 @@ class TorchSession(MtpSession):
 
     def __init__(self, program: InferenceModule, threads: int, batch: int = 1) -> None:
         module = program.module
-        info = SessionInfo.of(module, "torch", class_of(module), batch_invariant=True)
+        # A call long enough for @prefill has other numbers than the same tokens in shorter ones.
+        least = module.prefill_from
+        info = SessionInfo.of(module, "torch", class_of(module), batch_invariant=least is None or least > INVARIANT)
         super().__init__(info, mtp_functions(module.functions), batch)
         self.program, self.threads = program, threads
         self._states = new_states(module, batch)
@@ -91,7 +95,8 @@ class TorchSession(MtpSession):
             n: getattr(call, n)
             for n in ("tokens", "positions", "start", "length", "rows", "parents", "embeds", "embed_mask")
         }
-        found = self._call("forward", {n: v for n, v in inputs.items() if v is not None})
+        function = self.program.module.called(call.tokens.shape[1])
+        found = self._call(function, {n: v for n, v in inputs.items() if v is not None})
         return Outputs(**{n: found[n] for n in ("logits", "hidden", "mtp", "verifier") if n in found})
 
     def _fork(self) -> TorchSession:

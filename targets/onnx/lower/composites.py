@@ -12,7 +12,7 @@ from omnic.errors import InternalError
 from omnic.ir.graph import Module, Node, Value
 from omnic.ir.ops.composite import gate_of
 from omnic.ir.ops.rope import rope_tables
-from omnic.targets.onnx.lower.stored import embedding, product, stored_form
+from omnic.targets.onnx.lower.stored import PER_TOKEN, embedding, integer_product, product, stored_form
 from omnic.targets.onnx.writer import MICROSOFT, GraphWriter, attrs_of
 
 __all__ = ["TABLE", "activation", "gated", "position_limit", "project", "rope_inputs", "rotate", "skip_norm"]
@@ -28,8 +28,12 @@ def project(
         (only,), (bias,) = weights, biases
         y = w.op("MatMul", x, w.op("Transpose", w.need(only), perm=[1, 0]))
         return y if bias is None else w.op("Add", y, w.need(bias))
-    stored = stored_form(w, *weights) is not None
-    y = product(w, x, weights, act) if stored else w.op("MatMul", x, w.transposed(*weights))
+    if act == PER_TOKEN:
+        y = integer_product(w, x, weights)
+    elif stored_form(w, *weights) is not None:
+        y = product(w, x, weights, act)
+    else:
+        y = w.op("MatMul", x, w.transposed(*weights))
     present = tuple(b for b in biases if b is not None)
     if not present:
         return y

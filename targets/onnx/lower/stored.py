@@ -9,12 +9,19 @@ import onnx_ir as onnx
 
 from omnic.ir.graph import Node, Value
 from omnic.ir.ops.composite import gate_of
+from omnic.targets.onnx import columns
 from omnic.targets.onnx.blocks import Blocks
 from omnic.targets.onnx.legalise import expert_forms
 from omnic.targets.onnx.tensors import Layout
 from omnic.targets.onnx.writer import MICROSOFT, GraphWriter, attrs_of
 
-__all__ = ["embedding", "experts_fit", "product", "quantised_experts", "stored_form", "swiglu"]
+__all__ = ["PER_TOKEN", "embedding", "experts_fit", "integer_product", "product", "quantised_experts", "stored_form",
+           "swiglu"]
+
+#: the activations of an integer product
+PER_TOKEN = "i8<per_token>"
+#: the least scale of a token, so that one of zeros divides by something
+TINY = 1e-30
 
 
 def stored_form(w: GraphWriter, *values: Value) -> Blocks | None:
@@ -48,6 +55,21 @@ def product(
         block_size=form.block,
         accuracy_level=0 if act == "none" else 4,
     )
+
+
+def integer_product(w: GraphWriter, x: onnx.Value, values: tuple[Value, ...]) -> onnx.Value:
+    """Return x [..., K], in 8 bits with a scale a token, times the rows of weights [N_i, K] of 8 bits, side by side."""
+    made, one = w.columns(*values), w.const(np.float32(1))
+    zero = w.const(np.uint8(columns.ZERO), np.uint8)
+    key = ("units", x)
+    if key not in w.memo:
+        largest = w.op("ReduceMax", w.op("Abs", x), w.ints(-1), keepdims=1)
+        scale = w.op("Max", w.op("Div", largest, w.const(np.float32(127))), w.const(np.float32(TINY)))
+        w.memo[key] = w.op("QuantizeLinear", w.op("Div", x, scale), one, zero), scale
+    units, scale = w.memo[key]
+    codes, rows = w.tensor(made[columns.CODES]), w.tensor(made[columns.SCALE])
+    found = w.op("MatMulIntegerToFloat", units, codes, one, rows, zero, zero, domain=MICROSOFT)
+    return w.op("Mul", found, scale)
 
 
 def embedding(w: GraphWriter, table: Value, tokens: onnx.Value) -> onnx.Value:
