@@ -21,6 +21,7 @@ BENCHES = {
     "engine": ("Engine over the bare session", "python bench/engine.py"),
     "large": ("A model larger than memory: mobile_4gb to ONNX", "python bench/large.py"),
     "large_int4": ("The same in 4 bits", "python bench/large.py --int4"),
+    "import_large": ("A published checkpoint of 8 B parameters to 4 bits", "python bench/import_large.py"),
     "rope_rescale": ("Longer contexts by re-scaled rope", "python bench/rope_rescale.py"),
     "compression": (
         "Weights and states in fewer bits, beside llama.cpp (pictures: [weights](passes/int4-packing.md#measured), "
