@@ -101,7 +101,7 @@ class Evaluator:
     @property
     def _names(self) -> frozenset[str]:
         if self._known is None:
-            self._known = frozenset(self.source.names()) if self.source is not None else frozenset()
+            self._known = frozenset[str](() if self.source is None else self.source.names())
         return self._known
 
     # -- shapes and names -------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from transformers.modeling_layers import MtpModel
 from omnic.errors import BundleError, InputError
 from omnic.ir.reference import ReferenceSession
 from omnic.ir.types import DType
-from omnic.ir.weights import WeightStore
+from omnic.ir.weights import SafetensorsSource, WeightStore
 from omnic.models.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from tests.models.checkpoints import quantised, sparse
 from tests.models.checkpoints.making import Example, Original, Widened, fill, write_checkpoint
@@ -318,3 +318,26 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return known[family]
 
     return get
+
+
+def test_the_names_of_a_checkpoint_are_listed_as_often_for_many_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A checkpoint of DeepSeek-V3 has 45,000 tensors: a list of them for each would take an hour.
+    calls = 0
+    names = SafetensorsSource.names
+
+    def counted(source: SafetensorsSource) -> tuple[str, ...]:
+        nonlocal calls
+        calls += 1
+        return names(source)
+
+    monkeypatch.setattr(SafetensorsSource, "names", counted)
+    found: list[int] = []
+    for layers in (1, 4):
+        example = Example("qwen3_moe", f"{layers}", sparse.qwen3(num_hidden_layers=layers))
+        folder = write_checkpoint(example, tmp_path / str(layers))
+        calls = 0
+        open_checkpoint(folder, context=256)
+        found.append(calls)
+    assert found[0] == found[1] < 10
