@@ -261,4 +261,7 @@ def test_a_truncated_shard(tmp_path: Path) -> None:
         f"{len(whole)}, the file has {len(whole) - 10}\n  fetch or write the file again"
     )
     (folder / "b.safetensors").unlink()
-    assert error(folder, BundleError).startswith("error: weight file DIR/b.safetensors does not exist")
+    assert error(folder, BundleError) == (
+        "error: DIR/model.safetensors.index.json names b.safetensors, which does not lie beside it\n"
+        "  fetch the missing shard"
+    )
