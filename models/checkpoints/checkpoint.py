@@ -22,7 +22,7 @@ from omnic.models.checkpoints.dialects import quantised_source
 from omnic.models.checkpoints.family import Family, Tensors, family_of
 from omnic.models.checkpoints.source import CheckpointSource, check_copies, check_tensors
 from omnic.models.decoder import build
-from omnic.spec import Spec, parse_spec
+from omnic.spec import Spec, parse_spec, with_values
 
 __all__ = ["CAPACITY", "Checkpoint", "effects_table", "is_checkpoint", "open_checkpoint"]
 
@@ -96,7 +96,7 @@ def open_checkpoint(folder: Path, *, context: int | None = None, name: str | Non
     config.tensors = shapes.shapes
     dtype = _dtype(tensors, [n for n, type in known.items() if type is None])
     described = dict(family.describe(config))
-    capacity = min(CAPACITY, described["context"]) if context is None else context
+    capacity = min(CAPACITY if context is None else context, described["context"])
     data = {"model": name or _name(folder), **{key: described.pop(key) for key in ("vocab", "context")}}
     data |= {"budget": {"context": capacity}, "dtype": dtype.value, **described}
     try:
@@ -106,6 +106,11 @@ def open_checkpoint(folder: Path, *, context: int | None = None, name: str | Non
         raise InputError(
             f"{config.origin} describes a model that omnic cannot express: {problems}", error.diagnostics[0].hint
         ) from error
+    if context is not None and context > capacity:
+        try:
+            spec = with_values(spec, {"budget": {"context": context}}, "--context")
+        except DiagnosticError as error:
+            raise InputError(f"--context {context}: {error.diagnostics[0].message}", "ask for fewer tokens") from error
     module = build(spec)
     table = family.weights(spec, shapes)
     copies = family.copies(spec, shapes) if family.copies else {}

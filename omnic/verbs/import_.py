@@ -112,6 +112,7 @@ def _plain(report: ImportReport) -> dict[str, Any]:
 
 
 def _show(report: ImportReport, explain: bool) -> None:
+    import shlex
     import sys
 
     from omnic.models.checkpoints.checkpoint import effects_table
@@ -135,7 +136,7 @@ def _show(report: ImportReport, explain: bool) -> None:
     for key in report.unread:
         print(f"warning: omnic does not know the key '{key}' of {report.configuration}: it may change the model",
               file=sys.stderr)
-    print(f"next: omnic compile {report.spec} --target onnx")
+    print(f"next: omnic compile {shlex.quote(str(report.spec))} --target onnx")
 
 
 def save(module: Module, weights: WeightStore, out: Path) -> dict[str, Any]:
