@@ -195,20 +195,18 @@ def test_a_value_that_does_not_do(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({}, "budget.context 128 is beyond the trained context of 64, and rope is not scaled\n"
-             "  add rope.scaling: {kind: yarn, factor: 2}"),
+        ({}, "budget.context 128 is beyond the trained context of 64, and rope is not scaled"),
         ({"rope_scaling": {"type": "yarn", "factor": 1.5}},
-         "factor 1.5 reaches 96 tokens, less than budget.context 128\n  a factor of 2 would do"),
+         "factor 1.5 reaches 96 tokens, less than budget.context 128"),
         ({"model_type": "gpt2", "n_positions": 64, "n_embd": 24, "n_head": 4, "n_layer": 1},
-         "the table of positions has 64 rows, the states hold 128 tokens\n"
-         "  write budget.context, or a longer table"),
+         "the table of positions has 64 rows, the states hold 128 tokens"),
     ],
     ids=["plain", "yarn", "table"],
 )
 def test_more_tokens_than_the_positions_reach(tmp_path: Path, keys: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError) as caught:
         open_checkpoint(tensors(config(tmp_path, **keys), SHAPES), context=128)
-    assert caught.value.render().replace(str(tmp_path), "DIR") == f"{BUILD} {words}"
+    assert caught.value.render() == f"error: --context 128: {words}\n  ask for fewer tokens"
 
 
 def test_keys_that_nobody_knows_are_named_and_the_model_is_read(tmp_path: Path) -> None:
