@@ -50,7 +50,8 @@ def test_ids_and_text_are_those_of_transformers(zoo, kind):
 @pytest.mark.parametrize("kind", ZOO)
 def test_ids_and_text_over_the_whole_standard_library(zoo, kind):
     _, theirs, ours = zoo(kind)
-    check_same(theirs, ours, library(10**9))
+    # In pieces: without a pre-tokenizer the time of a text grows faster than its length.
+    check_same(theirs, ours, [text[i : i + 4000] for text in library(10**9) for i in range(0, len(text), 4000)])
 
 
 @pytest.mark.parametrize("kind", ZOO)
