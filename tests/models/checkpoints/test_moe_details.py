@@ -63,7 +63,13 @@ def close(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> bool:
 
 
 # -- layouts and types --------------------------------------------------------------------------------------
-@pytest.mark.parametrize("family", sorted(FIRST))
+#: families whose tables share what other tests run
+ALIKE = ("deepseek_v2", "glm4_moe", "qwen3_moe")
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=pytest.mark.slow if f in ALIKE else ()) for f in sorted(FIRST)]
+)
 def test_the_layout_that_transformers_computes_with_is_read_too(family: str, tmp_path: Path) -> None:
     published = write_checkpoint(FIRST[family], tmp_path / "published")
     model = AutoModelForCausalLM.from_pretrained(published)
@@ -201,7 +207,9 @@ def with_further_blocks(example: Example, folder: Path, depth: int) -> MtpModel:
     return theirs
 
 
-@pytest.mark.parametrize(("family", "depth"), [("deepseek_v3", 1), ("deepseek_v3", 2), ("glm4_moe", 1)])
+@pytest.mark.parametrize(
+    ("family", "depth"), [pytest.param("deepseek_v3", 1, marks=pytest.mark.slow), ("deepseek_v3", 2), ("glm4_moe", 1)]
+)
 def test_blocks_for_further_tokens_compute_what_transformers_does(family: str, depth: int, tmp_path: Path) -> None:
     theirs = with_further_blocks(FIRST[family], tmp_path, depth)
     original = Original(tmp_path)

@@ -13,7 +13,6 @@ from tests.models.checkpoints.checks import (
 )
 from tests.models.checkpoints.conftest import ProofOf
 from tests.models.checkpoints.making import Example
-from tests.models.checkpoints.proof import BACKENDS
 from tests.models.checkpoints.sparse import SPARSE
 
 
@@ -24,9 +23,15 @@ def test_the_reference_in_f64_is_what_transformers_computes(example: Example, pr
     assert_logits(proof, "reference f64")
 
 
-@pytest.mark.parametrize(("example", "backend"), on_backends(SPARSE, ("reference f32", *BACKENDS)))
+@pytest.mark.parametrize(("example", "backend"), on_backends(SPARSE))
 def test_logits_are_within_the_f32_class(example: Example, backend: str, proof_of: ProofOf) -> None:
     assert_logits(proof_of(example), backend)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", on_reference(SPARSE))
+def test_the_reference_in_f32_is_within_its_class(example: Example, proof_of: ProofOf) -> None:
+    assert_logits(proof_of(example), "reference f32")
 
 
 @pytest.mark.parametrize(("example", "backend"), on_backends(SPARSE))
