@@ -13,6 +13,7 @@ from omnic.ir.builder import FunctionBuilder
 from omnic.ir.graph import Function as IRFunction
 from omnic.ir.graph import Module, Node, Uses, Value
 from omnic.ir.op import find_op
+from omnic.ir.types import DType
 from omnic.targets.coreml.caps import CAPS
 from omnic.targets.coreml.lower import CACHED, COLUMNS, SINGLE, TABLE
 from omnic.targets.coreml.lower.attend import cached
@@ -122,7 +123,7 @@ def _inputs(source: IRFunction, form: CallForm, options: Options) -> tuple[dict[
         name = sanitised(value.name)
         word = types.int32
         if value.type.is_float:
-            word = types.fp16 if value.type.element.bits == 16 else types.fp32
+            word = types.fp16 if options.half or value.type.element == DType.F16 else types.fp32
         shape = [d if isinstance(d, int) else length for d in value.type.shape]
         if param.state is not None and options.stateful:
             spec = Builder.StateTensorSpec(tuple(shape), dtype=types.fp16)

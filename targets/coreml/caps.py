@@ -13,8 +13,8 @@ __all__ = ["CAPS"]
 
 _OPS = "coremltools 9.0, mil/ops/defs"
 _NATIVE = {
-    "constant": "const", "add": "add", "sub": "sub", "mul": "mul", "div": "real_div", "pow": "pow", "minimum": "minimum",
-    "maximum": "maximum", "floordiv": "floor_div", "mod": "mod", "eq": "equal", "ne": "not_equal", "lt": "less",
+    "constant": "const", "add": "add", "sub": "sub", "mul": "mul", "div": "real_div", "pow": "pow",
+    "minimum": "minimum", "maximum": "maximum", "floordiv": "floor_div", "mod": "mod", "eq": "equal", "ne": "not_equal", "lt": "less",
     "le": "less_equal", "gt": "greater", "ge": "greater_equal", "and": "logical_and", "or": "logical_or",
     "not": "logical_not", "neg": "mul", "abs": "abs", "exp": "exp", "log": "log", "sqrt": "sqrt", "rsqrt": "rsqrt",
     "sin": "sin", "cos": "cos", "tanh": "tanh", "sigmoid": "sigmoid", "erf": "erf", "round": "round", "relu": "relu",
@@ -26,7 +26,8 @@ _NATIVE = {
     "depthwise_conv1d": "conv with groups", "cache_write": "slice_update of one token, scatter of several",
     "cache_read": "read_state, or the input", "cache_move": "gather, scatter",
     "linear": "linear; conv of 1x1 for the neural engine", "embedding": "gather", "act": "gelu, relu, silu",
-    "gated_act": "gelu, relu, silu, mul", "rms_norm": "mul, reduce_mean, rsqrt", "rope": "rows of tables, split, concat",
+    "gated_act": "gelu, relu, silu, mul", "rms_norm": "mul, reduce_mean, rsqrt",
+    "rope": "rows of tables, split, concat",
     "lm_head": "gather, linear", "dequantise": "constexpr_blockwise_shift_scale, constexpr_lut_to_dense",
     "attention": "scaled_dot_product_attention over caches; decomposed with sinks, softcap, trees and elsewhere",
     "mla": "scaled_dot_product_attention over the latent, absorbed or naive; decomposed elsewhere",

@@ -51,7 +51,7 @@ def _row(
         length = form.takes(end - at)
         assert length is not None
         wanted = [*names, *(_next(package, form) if not package.stateful else ())]
-        found = package.values(form, length, given, states, list(dict.fromkeys(wanted)))
+        found = package.values(form, length, given, states, list(dict.fromkeys(wanted)), advance=True)
         if not package.stateful:
             states |= {s: found[v] for s, v in zip(_states(package, form), _next(package, form), strict=True)}
         pieces.append({n: cut(package.value(function, n), found[n], end - at, end - at) for n in names})

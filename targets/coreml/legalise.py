@@ -1,4 +1,4 @@
-"""What the programs round, written into the module: states and weights of 16 bits, and each value of an fp16 program."""
+"""What the programs round, written into the module: states and weights of 16 bits, values of an fp16 program."""
 
 from __future__ import annotations
 

@@ -109,7 +109,9 @@ def _numbers(name: str, value: Any) -> tuple[int, ...]:
 
 def _check(o: Options) -> None:
     if o.compute == "ane" and o.precision != "f16":
-        raise InputError("target coreml: compute=ane computes in fp16 only", "leave out precision, or choose compute=gpu")
+        raise InputError(
+            "target coreml: compute=ane computes in fp16 only", "leave out precision, or choose compute=gpu"
+        )
     if o.compute == "ane" and o.length != "fixed":
         raise InputError(
             f"target coreml: compute=ane wants static shapes, not length={o.length}",

@@ -93,7 +93,8 @@ def write_package(
 
 def _manifest(name: str) -> dict[str, Any]:
     """Return the package's table of contents; its ids depend on nothing but the names."""
-    model, weights = (str(uuid.uuid5(uuid.NAMESPACE_URL, f"omnic:{name}:{part}")).upper() for part in ("model", "weights"))
+    ids = (uuid.uuid5(uuid.NAMESPACE_URL, f"omnic:{name}:{part}") for part in ("model", "weights"))
+    model, weights = (str(found).upper() for found in ids)
     author = "com.apple.CoreML"
     return {
         "fileFormatVersion": "1.0.0",

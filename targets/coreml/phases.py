@@ -74,7 +74,7 @@ def call_forms(module: Module, options: Options) -> tuple[CallForm, ...]:
 def clone(module: Module, form: CallForm) -> Function:
     """Return the function of the IR for one row and the lengths of ``form``.
 
-    ``mla`` gets the form that multiplies less; experts are gathered for a call whose tokens choose fewer than there are.
+    ``mla`` gets the form that multiplies less; experts are gathered for a call that chooses no more than there are.
     """
     values: dict[str, Dim] = {"B": 1, "R": form.rows}
     values["T"] = form.tokens if form.tokens is not None else symbol("T")

@@ -65,7 +65,8 @@ class Package:
         path = folder / NAMES_FILE
         if not path.is_file() or not (folder / PACKAGE).is_dir():
             raise BundleError(
-                f"{folder}: the bundle has no {NAMES_FILE} or no {PACKAGE}", "copy the bundle again, or compile it again"
+                f"{folder}: the bundle has no {NAMES_FILE} or no {PACKAGE}",
+                "copy the bundle again, or compile it again",
             )
         about = json.loads(path.read_text(encoding="utf-8"))
         self.folder, self.module, self.about = folder, module, about
@@ -158,8 +159,12 @@ class Package:
         inputs: Mapping[str, NDArray[Any]],
         states: MutableMapping[str, NDArray[Any]],
         names: Sequence[str],
+        advance: bool = False,
     ) -> dict[str, NDArray[Any]]:
-        """Run what is needed for values of the IR and return them; ``inputs`` may name any value."""
+        """Run what is needed for values of the IR and return them; ``inputs`` may name any value.
+
+        With ``advance`` states that the runtime keeps are written too.
+        """
         missing = [n for n in names if n not in form.names]
         if missing:
             raise InputError(f"the program {form.name} shows no value {missing[0]}", "see Target.preserved")
@@ -169,7 +174,7 @@ class Package:
         if not self.stateful:
             fed |= {n: a for n, a in kept.items() if n not in fed}
             kept = {}
-        until = [form.names[n] for n in names]
+        until = [form.names[n] for n in names] + (list(kept) if advance else [])
         found = self.program.function(form.name).run(fed, kept, until=until, rounding="as_typed")
         for name, state in form.inputs.items():
             if state in states and name in kept:
@@ -196,7 +201,9 @@ class Package:
             widths = [(0, sizes[str(d)] - n) if str(d) in sizes else (0, 0)
                       for d, n in zip(shape, array.shape, strict=True)]
             if any(w < 0 for _, w in widths):
-                raise InputError(f"{name} is {list(array.shape)}, {form.name} takes {length} tokens and {form.rows} rows")
+                raise InputError(
+                    f"{name} is {list(array.shape)}, {form.name} takes {length} tokens and {form.rows} rows"
+                )
             found[name] = np.pad(array, widths)
         return found
 
@@ -204,9 +211,7 @@ class Package:
         value = self.value(form.function, name)
         if not value.type.is_float:
             return array.astype(np.bool_ if array.dtype.kind == "b" else np.int32)
-        state = name in self.module.states
-        half = self.half or (state and self.stateful)
-        numbers = array.astype(np.float16 if half else np.float32)
+        numbers = array.astype(np.float32, copy=False)
         return np.ascontiguousarray(numbers.transpose(0, 2, 1)[:, :, None]) if name in form.columns else numbers
 
     def _shaped(self, form: Form, name: str, array: NDArray[Any]) -> NDArray[Any]:

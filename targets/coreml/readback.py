@@ -81,12 +81,12 @@ class PackageSource:
         weight, suffix = self._split(name)
         element = self._module.weights[weight].type.element
         if isinstance(element, Storage):
-            found = packing.packed_parts(self.quantised(weight))[suffix]
+            found = packing.packed_parts(self.tensor(weight))[suffix]
         else:
             found = self._part(weight, "").reshape(self._shape(weight))
         return found[tuple(slice(a, b) for a, b in box)]
 
-    def quantised(self, name: str) -> QTensor:
+    def tensor(self, name: str) -> QTensor:
         """Return a weight of codes."""
         element, shape = self._module.weights[name].type.element, self._shape(name)
         assert isinstance(element, Storage)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omnic.errors import InputError
+from omnic.ir.dims import evaluate
 from omnic.ir.numeric import class_of
 from omnic.runtime.mtp_session import MtpSession, mtp_functions
 from omnic.runtime.session import Call, Ints, Outputs, SessionBase, SessionInfo, SessionOptions
@@ -107,10 +108,7 @@ class CoremlSession(MtpSession):
     def _blank(self, function: str, count: int, rows: int) -> dict[str, npt.NDArray[np.float32]]:
         sizes = {"B": 1, "T": count, "R": rows}
         results = (r for r in self.package.module.function(function).results if r.state is None)
-        return {
-            r.name: np.zeros([sizes[str(d)] if str(d) in sizes else int(str(d)) for d in r.value.type.shape], np.float32)
-            for r in results
-        }
+        return {r.name: np.zeros([evaluate(d, sizes) for d in r.value.type.shape], np.float32) for r in results}
 
     def _move(self, source: Ints, target: Ints) -> None:
         for row, states in enumerate(self._rows):

@@ -147,8 +147,9 @@ def check_scales(weight: Weight, half: bool) -> None:
     type = weight.type.element
     if half and isinstance(type, Storage) and type.scale not in ("f16", "one"):
         raise InputError(
-            f"coreml cannot keep weight {weight.name} as {type} in fp16: constexpr_blockwise_shift_scale makes numbers of"
-            f" the type of its scales (coremltools 9.0, iOS18 compression ops), and {type.scale} scales are no fp16 ones",
+            f"coreml cannot keep weight {weight.name} as {type} in fp16: constexpr_blockwise_shift_scale makes numbers"
+            f" of the type of its scales (coremltools 9.0, iOS18 compression ops), and {type.scale} scales are no fp16"
+            " ones",
             "quantise with scale=f16, or compile with precision=f32",
         )
 

@@ -225,7 +225,7 @@ class MilWriter:
         return self._constants[key]
 
     def weight(self, value: Value, columns: bool = False) -> Var:
-        """Return a weight as a constant in the program's precision; ``columns`` adds two dims of 1 for a convolution."""
+        """Return a weight as a constant in the program's precision; ``columns`` adds two dims of 1 at its end."""
         key = (value.name, self.half, columns)
         if key not in self._weights:
             self._count += 1

@@ -1,4 +1,4 @@
-"""Lowerings: for each op of the IR the MIL operations that compute it, in tables; a composite without one is decomposed."""
+"""Lowerings, in tables: the MIL operations that compute each op; a composite without an entry is decomposed."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-
 from omnic.ir.graph import Node, Uses, Value
 from omnic.targets.coreml.writer import MilWriter, attrs_of
 

@@ -80,7 +80,7 @@ def _clamp(w: MilWriter, node: Node) -> None:
 
 
 def _where(w: MilWriter, node: Node) -> None:
-    """select takes its shape from the numbers, not from the condition (coremltools 9.0)."""
+    """Select takes its shape from the numbers, not from the condition (coremltools 9.0)."""
     condition, yes, no = node.operands
     assert condition is not None
     a, b = (w.as_float(v) if v.type.is_float else w.need(v) for v in (yes, no) if v is not None)
@@ -164,7 +164,7 @@ def _reshape(w: MilWriter, node: Node) -> None:
 
 
 def _plain(w: MilWriter, x: Value) -> Any:
-    """bools are moved as integers."""
+    """Bools are moved as integers."""
     found = w.as_float(x) if x.type.is_float else w.need(x)
     return found
 
