@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -30,6 +30,10 @@ class RowReader(Protocol):
 
     def array(self, name: str, rows: tuple[int, int] | None = None) -> Array:
         """Return rows (start, stop) of a weight's decoded numbers, all when None."""
+        ...
+
+    def row_ranges(self, name: str, limit: int = ...) -> Iterator[tuple[int, int]]:
+        """Yield (start, stop) of consecutive rows that are at most ``limit`` bytes as f32."""
         ...
 
 

@@ -125,8 +125,9 @@ def bitsandbytes(source: Source, config: Config) -> DialectSource:
                     "that is not quantised",
                 )
             parts = ("", ".absmax", ".quant_map", f"{_STATE}{kind}")
-            packed[weight] = _four_bit(source, weight, name, [p for p in parts if weight + p not in have])
-            nested = (".nested_absmax", ".nested_quant_map") if packed[weight].nested is not None else ()
+            found = _four_bit(source, weight, name, [p for p in parts if weight + p not in have])
+            packed[weight] = found
+            nested = (".nested_absmax", ".nested_quant_map") if found.nested is not None else ()
             used += [weight + part for part in (*parts, *nested)]
     for stem in stems(source, ".SCB"):
         packed[f"{stem}.weight"] = _eight_bit(source, stem)
