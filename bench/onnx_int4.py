@@ -6,7 +6,9 @@ its own.  Sessions are warm and take turns: token by token when they decode, rou
 the read limit is the bytes of weights, scales, keys and values that a token reads, times tokens a second, over what
 one thread reads from memory, measured in the same run.
 
-    python bench/onnx_int4.py [--threads 1] [--rounds 21] [--json]
+    python bench/onnx_int4.py [--threads 1] [--rounds 21] [--only prefill8] [--json]
+
+``--only prefill8`` measures the rows of ``prefill-int8`` alone, without genai, and records them apart.
 
 Needs ``pip install omnic[bench]``.
 """
@@ -54,11 +56,12 @@ GROUPS = (32, 128)
 READ_BYTES = 512 << 20
 
 
-def int4_spec(group: int, head: str | None = None) -> Spec:
-    """Return the 125M class with its weights in 4 bits."""
+def int4_spec(group: int, head: str | None = None, prefill: bool = False) -> Spec:
+    """Return the 125M class with its weights in 4 bits, and in 8 for prompts where ``prefill``."""
     kind = f"i4<g{group}>"
     text = SPEC + f"passes:\n  - int4-packing: {{group: {group}, embedding: '{kind}', head: '{head or kind}'}}\n"
-    return parse_spec(text.replace("class_125m", f"class_125m_g{group}"), "class_125m.yaml")
+    name = f"class_125m_g{group}" + ("_prefill8" if prefill else "")
+    return parse_spec(text.replace("class_125m", name) + ("  - prefill-int8\n" if prefill else ""), "class_125m.yaml")
 
 
 def genai_folder(spec: Spec, group: int, threads: int) -> Path:
@@ -130,9 +133,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--only", choices=("prefill8",), help="these rows alone, recorded apart")
     parser.add_argument("--json", action="store_true", help="print the recorded entry as JSON")
     args = parser.parse_args()
     import onnxruntime
+
+    if args.only:
+        conditions = {"threads": args.threads, "rounds": args.rounds, "onnxruntime": onnxruntime.__version__}
+        entry = record("onnx_int4_prefill8", conditions, prefill8(args.threads, args.rounds))
+        print(json.dumps(entry)) if args.json else show(entry)
+        return 0
     import onnxruntime_genai
 
     options = SessionOptions(threads=args.threads)
@@ -170,6 +180,7 @@ def main() -> int:
             what = f"g{group}, {name}: genai's time / ours"
             rows.append(row(what, figure + ")", f">= {BAR:.1f}x", gain.reaches(BAR), ratio=gain, milliseconds=ms))
     levels(rows, prompts, args.threads, args.rounds)
+    rows += prefill8(args.threads, args.rounds)
     conditions = {
         "threads": args.threads,
         "rounds": args.rounds,
@@ -215,6 +226,41 @@ def levels(rows: list[dict[str, Any]], prompts: dict[int, np.ndarray], threads: 
     found = interleaved({"four": lambda: prefill(four, ids), "zero": lambda: prefill(zero, ids)}, rounds)
     gain = ratio(found["zero"], found["four"])
     rows.append(row(f"g{group}, prefill {PREFILL}: time at accuracy level 0 / level 4", str(gain), ratio=gain))
+
+
+def prefill8(threads: int, rounds: int) -> list[dict[str, Any]]:
+    """Measure ``prefill-int8`` against the same weights without it: prompts, a decoded token, and bytes."""
+    group, options = GROUPS[0], SessionOptions(threads=threads)
+    bundles = {
+        "four": compiled(int4_spec(group), f"class_125m-g{group}-onnx"),
+        "eight": compiled(int4_spec(group, prefill=True), f"class_125m-g{group}-prefill8-onnx"),
+    }
+    sessions = {name: open_session(bundle, options) for name, bundle in bundles.items()}
+    rng = np.random.default_rng(0)
+    prompts = {n: rng.integers(3, 32000, n).astype(np.int32) for n in (16, *CONTEXTS[:1], PREFILL)}
+    sizes = {name: (bundle.path / "weights.bin").stat().st_size for name, bundle in bundles.items()}
+    second, model = bundles["eight"].manifest.prefill, bundles["eight"].module
+    assert second is not None
+    assert model.prefill_from is not None
+    rows: list[dict[str, Any]] = []
+    for count, ids in prompts.items():
+        calls = {name: lambda s=s, ids=ids: prefill(s, ids) for name, s in sessions.items()}
+        times = interleaved(calls, rounds)
+        gain, ms = ratio(times["four"], times["eight"]), {k: 1e3 * float(np.median(v)) for k, v in times.items()}
+        figure = f"{gain} ({ms['eight']:.0f} against {ms['four']:.0f} ms)"
+        what = f"g{group}, prefill {count}, int8 against int4: time in int4 / time with prefill-int8"
+        rows.append(row(what, figure, ratio=gain, milliseconds=ms))
+    ids = prompts[CONTEXTS[0]]
+    four, eight = (last_logits(sessions[name], ids) for name in ("four", "eight"))
+    near = closeness(eight, four)
+    rows.append(row(f"g{group}: cosine of the logits after a prompt, int8 with int4", f"{near:.4f}", cosine=near))
+    found = [alternated(stepper(sessions["four"], ids), stepper(sessions["eight"], ids), NEW) for _ in range(rounds)]
+    gain = ratio([t[0] for t in found], [t[1] for t in found])
+    what = f"g{group}, decode at {CONTEXTS[0]}: time without prefill-int8 / with it"
+    rows.append(row(what, str(gain), ratio=gain))
+    figure = f"{second.bytes / 1e6:.1f} MB; weights.bin {sizes['eight'] / 1e6:.1f} against {sizes['four'] / 1e6:.1f} MB"
+    rows.append(row(f"g{group}: bytes of the second weights", figure, bytes=second.bytes, files=sizes))
+    return rows
 
 
 if __name__ == "__main__":

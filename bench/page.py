@@ -17,6 +17,7 @@ BENCHES = {
     "onnx_decode": ("ONNX float against onnxruntime-genai", "python bench/onnx_decode.py"),
     "onnx_int4": ("ONNX int4 against onnxruntime-genai", "python bench/onnx_int4.py"),
     "onnx_profile": ("Where a decoded int4 token spends its time, ONNX", "python bench/onnx_profile.py"),
+    "onnx_int4_prefill8": ("Prompts of int4 models with prefill-int8", "python bench/onnx_int4.py --only prefill8"),
     "onnx_prefill8": ("Prefill of an int4 model through int8 products, ONNX", "python bench/onnx_prefill8.py"),
     "engine": ("Engine over the bare session", "python bench/engine.py"),
     "large": ("A model larger than memory: mobile_4gb to ONNX", "python bench/large.py"),
