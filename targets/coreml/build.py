@@ -198,7 +198,7 @@ def _outputs(w: MilWriter, source: IRFunction, options: Options) -> list[tuple[s
         if id(var) in used or var.op is None or var.op.op_type.startswith("const"):
             var = w.op("identity", x=var)
         used.add(id(var))
-        w.rename(var, w.fresh(wanted))
+        w.rename(var, wanted)
         found.append((result.name, var))
     if not found:
         raise InputError(f"coreml: @{source.name} returns nothing but states", "return a value from it")

@@ -14,7 +14,8 @@ __all__ = ["CAPS"]
 _OPS = "coremltools 9.0, mil/ops/defs"
 _NATIVE = {
     "constant": "const", "add": "add", "sub": "sub", "mul": "mul", "div": "real_div", "pow": "pow",
-    "minimum": "minimum", "maximum": "maximum", "floordiv": "floor_div", "mod": "mod", "eq": "equal", "ne": "not_equal", "lt": "less",
+    "minimum": "minimum", "maximum": "maximum", "floordiv": "floor_div", "mod": "mod",
+    "eq": "equal", "ne": "not_equal", "lt": "less",
     "le": "less_equal", "gt": "greater", "ge": "greater_equal", "and": "logical_and", "or": "logical_or",
     "not": "logical_not", "neg": "mul", "abs": "abs", "exp": "exp", "log": "log", "sqrt": "sqrt", "rsqrt": "rsqrt",
     "sin": "sin", "cos": "cos", "tanh": "tanh", "sigmoid": "sigmoid", "erf": "erf", "round": "round", "relu": "relu",

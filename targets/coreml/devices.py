@@ -1,45 +1,19 @@
-"""The device matrix: which chips and systems take what, and what has fallen back, each with its source."""
+"""What the device matrix says of a package: what may fall back, on what it does not load, and why."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Sequence
 
-import yaml
-
-from omnic.errors import InputError, nearest
 from omnic.ir.graph import Module
 from omnic.ir.types import Storage
 from omnic.ir.weights.store import fixed_shape
 from omnic.targets.coreml.build import Built
 from omnic.targets.coreml.caps import CAPS
+from omnic.targets.coreml.matrix import matrix
 from omnic.targets.coreml.options import DEVICES_ALL, Options
 from omnic.targets.coreml.stored import form_of
 
-__all__ = ["check_device", "device_remarks", "matrix"]
-
-_FILE = Path(__file__).with_name("devices.yaml")
-
-
-@cache
-def matrix() -> Mapping[str, Any]:
-    """Return the matrix: ``sources``, ``systems``, ``chips`` and ``reports``."""
-    return cast("Mapping[str, Any]", yaml.safe_load(_FILE.read_text(encoding="utf-8")))
-
-
-def check_device(device: str) -> None:
-    """Refuse a chip that the matrix does not have.
-
-    Raises:
-        InputError: naming those it has.
-    """
-    chips = list(matrix()["chips"])
-    if device != DEVICES_ALL and device not in chips:
-        near = nearest(device, chips)
-        hint = f"did you mean '{near}'?" if near else f"known: {DEVICES_ALL}, {', '.join(chips)}"
-        raise InputError(f"target coreml: no device '{device}' in its matrix", hint)
+__all__ = ["device_remarks"]
 
 
 def device_remarks(module: Module, built: Sequence[Built], options: Options, size: int) -> tuple[str, ...]:

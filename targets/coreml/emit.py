@@ -13,6 +13,7 @@ from omnic.ir.weights.store import fixed_shape
 from omnic.targets.base import EmitRequest, Emitted
 from omnic.targets.coreml.build import Built, build_function, check_module
 from omnic.targets.coreml.devices import device_remarks
+from omnic.targets.coreml.files import KIND, NAMES_FILE, PACKAGE
 from omnic.targets.coreml.legalise import legalise
 from omnic.targets.coreml.metadata import describe, metadata_of
 from omnic.targets.coreml.options import Options, parse_options
@@ -20,10 +21,7 @@ from omnic.targets.coreml.package import write_package
 from omnic.targets.coreml.phases import CallForm, call_forms
 from omnic.targets.coreml.stored import WeightTable, check_scales, form_of
 
-__all__ = ["KIND", "NAMES_FILE", "PACKAGE", "emit"]
-
-KIND = "coreml"
-PACKAGE, NAMES_FILE = "model.mlpackage", "coreml.json"
+__all__ = ["emit"]
 
 
 def emit(request: EmitRequest) -> Emitted:
@@ -51,7 +49,7 @@ def emit(request: EmitRequest) -> Emitted:
     )
     names: dict[str, Any] = {"functions": {b.form.name: _record(b) for b in built}, "half": options.half,
                              "stateful": options.stateful, "tables": tables,
-                             "weights": table.record(offsets), "rows": table.rows(module)}
+                             "weights": table.record(offsets)}
     (request.out / NAMES_FILE).write_text(json.dumps(names), encoding="utf-8")
     size = sum(f.stat().st_size for f in (request.out / PACKAGE).rglob("*") if f.is_file())
     remarks = [*_remarks(module, forms, options, size), *device_remarks(module, built, options, size)]

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from omnic.targets.coreml.build import Built
+from omnic.targets.coreml.files import MODEL, WEIGHTS
 from omnic.targets.coreml.mil import BlobWriter, CoreMLProtoExporter, MILProtoExporter, Program
 from omnic.targets.coreml.stored import WeightTable
 
-__all__ = ["MODEL", "WEIGHTS", "write_package"]
+__all__ = ["write_package"]
 
 _SPECIFICATION = 9  # of iOS 18
-_DATA = Path("Data") / "com.apple.CoreML"
-#: inside a package
-MODEL, WEIGHTS = _DATA / "model.mlmodel", _DATA / "weights" / "weight.bin"
 
 
 class _Exporter(MILProtoExporter):

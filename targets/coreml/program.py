@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from omnic.errors import BundleError, InputError
 from omnic.ir.dims import evaluate
 from omnic.ir.graph import Module, Value
-from omnic.targets.coreml.emit import NAMES_FILE, PACKAGE
 from omnic.targets.coreml.evaluator import Program
+from omnic.targets.coreml.files import NAMES_FILE, PACKAGE
 
 __all__ = ["Call", "Form", "Package"]
 

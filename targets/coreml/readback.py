@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +35,15 @@ class PackageSource:
         file: the package's weight file.
         module: of the bundle.
         table: weight -> part -> ``[offset, word, shape]``, or numbers that lie in the program itself.
-        rows: factors of the rows of weights with s4 scales.
         tables: whether codes of 4 bits went through tables.
     """
 
-    def __init__(
-        self, file: Path, module: Module, table: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Sequence[float]],
-        tables: bool,
-    ) -> None:
+    def __init__(self, file: Path, module: Module, table: Mapping[str, Mapping[str, Any]], tables: bool) -> None:
         if not file.is_file():
             raise BundleError(f"{file}: the package has no weight file", "copy the bundle again, or compile it again")
         self.description = str(file)
         self._reader = BlobReader(str(file))
-        self._module, self._table, self._rows, self._tables = module, table, rows, tables
+        self._module, self._table, self._tables = module, table, tables
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all tensors: a weight, its scales, zero points and row factors."""
@@ -86,6 +82,11 @@ class PackageSource:
             found = self._part(weight, "").reshape(self._shape(weight))
         return found[tuple(slice(a, b) for a, b in box)]
 
+    def quantised(self, name: str, rows: tuple[int, int]) -> QTensor:
+        """Return rows of a weight of codes; all of them where its groups run along the rows."""
+        found = self.tensor(name)
+        return found if rows == (0, found.shape[0]) else found.pick(slice(*rows))
+
     def tensor(self, name: str) -> QTensor:
         """Return a weight of codes."""
         element, shape = self._module.weights[name].type.element, self._shape(name)
@@ -99,11 +100,8 @@ class PackageSource:
             zero = (shifted.astype(np.int16) + 2 ** (element.bits - 1)).astype(np.uint8)
         row = None
         if element.scale == "s4":
-            # The file has step * row in f32; the rows lie beside, so that the steps come back exactly.
-            row = np.asarray(self._rows[name], np.float32).reshape(scale.shape[:-1])
-            divisor = np.where(row > 0, row, np.float32(1))[..., None]
-            scale = np.rint(scale / divisor).astype(np.uint8)
-            scale = np.maximum(scale, np.uint8(1))
+            row = self._part(name, "row").reshape(scale.shape[:-1])
+            scale = scale.astype(np.uint8)
         elif element.scale == "e8m0":
             scale = (np.rint(np.log2(scale.astype(np.float64))) + 127).astype(np.uint8)
         else:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnic.errors import InputError
-from omnic.ir.graph import Module, Weight
+from omnic.ir.graph import Weight
 from omnic.ir.packing import FP4_LEVELS, NF4_LEVELS, QTensor, scale_numbers
 from omnic.ir.types import Storage
 from omnic.ir.weights import WeightStore
@@ -101,10 +101,7 @@ def form_of(type: Storage, shape: tuple[int, ...], tables: bool = False) -> Form
 
 def _scales(q: QTensor, form: Form) -> NDArray[Any]:
     """Return the scales in the shape of ``form``, f32 or as they are stored."""
-    scale = q.scale if q.scale.dtype == np.float16 else scale_numbers(q)
-    if q.row is not None:
-        scale = scale * q.row[..., None]
-    return _placed(scale, q, form)
+    return _placed(q.scale if q.scale.dtype == np.float16 else scale_numbers(q), q, form)
 
 
 def _placed(values: NDArray[Any], q: QTensor, form: Form) -> NDArray[Any]:
@@ -202,7 +199,14 @@ class WeightTable:
                                 self._codes(weight), form),
             )
         given = {"offset": zero} if zero is not None else {}
-        return Builder.constexpr_blockwise_shift_scale(data=codes, scale=scale, name=name, **given)
+        if type.scale != "s4":
+            return Builder.constexpr_blockwise_shift_scale(data=codes, scale=scale, name=name, **given)
+        # Codes times steps, and that times the row's factor: in this order the products are the IR's to the bit.
+        axis = len(shape) + type.axis
+        rows = tuple(1 if i == axis else d for i, d in enumerate(shape)) + tail
+        factor = self._const(weight, "row", word, rows, f"{name}_row", lambda: _rows(self._codes(weight)))
+        steps = Builder.constexpr_blockwise_shift_scale(data=codes, scale=scale, name=f"{name}_steps", **given)
+        return Builder.constexpr_blockwise_shift_scale(data=steps, scale=factor, name=name)
 
     def array(self, values: NDArray[Any], name: str) -> Var:
         """Return a constant of the program that is no weight, such as a table of cosines."""
@@ -261,16 +265,10 @@ class WeightTable:
                 found.setdefault(name, {})["" if part in ("fp16", "fp32", "int32") else part] = entry
         return found
 
-    def rows(self, module: Module) -> dict[str, list[float]]:
-        """Return the factors of the rows of weights with s4 scales, which the program multiplies into its scales."""
-        found: dict[str, list[float]] = {}
-        for name in self.weights:
-            element = module.weights[name].type.element
-            if isinstance(element, Storage) and element.scale == "s4":
-                q = self.store.quantised(name)
-                assert q.row is not None
-                found[name] = [float(x) for x in q.row.reshape(-1)]
-        return found
+
+def _rows(q: QTensor) -> NDArray[Any]:
+    assert q.row is not None
+    return q.row
 
 
 def _zero(q: QTensor) -> NDArray[Any]:

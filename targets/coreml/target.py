@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,13 +22,15 @@ from omnic.runtime.bundle import Bundle
 from omnic.runtime.session import SessionOptions
 from omnic.targets.base import EmitRequest, Emitted, Phase, Target
 from omnic.targets.coreml.caps import CAPS
-from omnic.targets.coreml.devices import check_device
-from omnic.targets.coreml.emit import NAMES_FILE, PACKAGE, emit
+from omnic.targets.coreml.files import NAMES_FILE, PACKAGE, WEIGHTS
+from omnic.targets.coreml.matrix import check_device
 from omnic.targets.coreml.options import parse_options
-from omnic.targets.coreml.package import WEIGHTS
-from omnic.targets.coreml.readback import PackageSource
 
 __all__ = ["TARGET", "CoremlTarget"]
+
+# It takes seconds to import, which a compile that finds its bundle finished does not need.
+if find_spec("coremltools") is None:
+    raise ModuleNotFoundError("No module named 'coremltools'", name="coremltools")
 
 
 class CoremlTarget(Target):
@@ -49,6 +52,8 @@ class CoremlTarget(Target):
 
     def emit(self, request: EmitRequest) -> Emitted:
         """Write ``model.mlpackage`` with a function for each length, and ``coreml.json``, the table of its names."""
+        from omnic.targets.coreml.emit import emit
+
         return emit(request)
 
     def capture(
@@ -75,12 +80,14 @@ class CoremlTarget(Target):
 
     def weights(self, bundle: Path) -> Source:
         """Return the weights as they lie in the package's weight file, in the IR's own layouts."""
+        from omnic.targets.coreml.readback import PackageSource
+
         path = bundle / NAMES_FILE
         if not path.is_file():
             raise BundleError(f"{bundle}: the bundle has no file '{NAMES_FILE}'",
                               "copy the bundle again, or compile it again")
         about = json.loads(path.read_text(encoding="utf-8"))
-        return PackageSource(bundle / PACKAGE / WEIGHTS, _module(bundle), about["weights"], about["rows"],
+        return PackageSource(bundle / PACKAGE / WEIGHTS, _module(bundle), about["weights"],
                              bool(about["tables"]))
 
     def profile(self, bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int) -> list[Phase]:

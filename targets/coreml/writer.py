@@ -144,6 +144,9 @@ class MilWriter:
     def rename(self, var: Var, name: str) -> None:
         """Call ``var`` an output ``name``; the value of the IR that it holds is found under it."""
         old = var.name
+        if old == name:
+            return
+        name = self.fresh(name if name not in self._taken else f"{name}_out")
         var.name = name
         if len(var.op.outputs) == 1:
             var.op.name = name

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from omnic.ir.weights import WeightStore
-from omnic.targets.coreml.devices import matrix
+from omnic.targets.coreml.matrix import matrix
 from tests.targets.coreml.helpers import emitted, scaled
 
 
