@@ -66,7 +66,7 @@ def test_what_a_spec_would_have_said_is_refused(written: Path, capsys: pytest.Ca
     own = (str(written), "--target", "torch")
     code, error = said(capsys, "compile", *own, "--seed", "1")
     assert code == 2
-    assert error.endswith(f"error: {written}/module.ir has weights of its own leave out --weights and --seed")
+    assert error.endswith(f"error: {written}/module.ir has weights of its own leave out --weights, --seed and --lora")
     code, error = said(capsys, "compile", *own, "--budget", "4GB")
     assert code == 2 and "--budget is for specs" in error
 

@@ -24,7 +24,6 @@ def test_check_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines() == [
         "specs/tiny.yaml: ok: tiny, 3 layers, 3.54 M parameters",
         "specs/mobile_4gb.yaml: ok: mobile_4gb, 12 layers, 1,371.53 M parameters",
-        "  note: the target 'coreml' is not part of this omnic: its options are not checked",
     ]
 
 
