@@ -103,7 +103,6 @@ def _mix(
     return (mixed / torch.where(total == 0, 1.0, total)[..., None]).reshape(groups * per, -1)
 
 
-def block_attention(
 @dataclass(frozen=True)
 class Recent:
     """The newest tokens as they were before quantisation, and which of them a query reads.
@@ -151,14 +150,15 @@ class Recent:
         return self.index.clamp(min=0) % self.k_index.shape[1]
 
 
+def block_attention(
     q: Tensor,
     k: Rows,
     v: State,
     recent: Tensor,
     recent_index: Tensor,
     q_index: Tensor,
-    seen: Seen,
     k_index: Tensor,
+    seen: Seen,
     recent_v: Tensor | None = None,
     *,
     block: int,
@@ -171,8 +171,8 @@ class Recent:
 
     recent is [B, G, N, Dk], recent_v [B, G, N, Dv], recent_index i64[B, N], q_index i64[B, T], k_index i64[B, S].
     """
-    if q.shape[2] > FEW:
     newest = Recent(recent_index, q_index, k_index, block, keep)
+    if q.shape[2] > FEW:
         keys, values = _spread(k, seen), _spread(v, seen)
         closed, behind = newest.masks(seen.mask[..., : keys.shape[2]])
         if recent_v is None:
@@ -240,16 +240,16 @@ def mla(
     w_k: Tensor,
     w_v: Tensor,
     seen: Seen,
-    scale: float,
     recent: Tensor | None = None,
     recent_index: Tensor | None = None,
     q_index: Tensor | None = None,
     k_index: Tensor | None = None,
     *,
+    scale: float,
     softcap: float = 0.0,
-) -> Tensor:
     block: int = 1,
     keep: int = 0,
+) -> Tensor:
     """Latent attention over the states latent and rope_k: [B, H, T, V].
 
     Short calls move w_k into the query and w_v behind the softmax, so they read the latents only; long calls
@@ -257,11 +257,11 @@ def mla(
     come from ``recent`` [B, N, L] by ``recent_index`` [B, N].
     """
     batch, heads, tokens, _ = q_nope.shape
-    if tokens > FEW:
     newest = None
     if recent is not None:
         assert recent_index is not None and q_index is not None and k_index is not None
         newest = Recent(recent_index, q_index, k_index, block, keep)
+    if tokens > FEW:
         latents, turned, mask = _spread(latent, seen), _spread(rope_k, seen), seen.mask
         if newest is not None:
             assert recent is not None
@@ -278,23 +278,23 @@ def mla(
     out = q_nope.new_empty(batch, tokens, heads, width)
     for row, count in enumerate(seen.blocks):
         latents, turned = _key_blocks(latent, row, count), _key_blocks(rope_k, row, count).transpose(1, 2)
-        keys = latents.transpose(1, 2)
         if newest is not None:
             latents = latents.clone(memory_format=torch.contiguous_format)
-        for token in range(tokens):
+        keys = latents.transpose(1, 2)
         flat = latents.view(count * KEYS, width) if newest is not None else latents
-            scores = torch.bmm(aligned(absorbed[row, :, token].expand(count, heads, width)), keys)
+        for token in range(tokens):
             slot = before = None
             if newest is not None:
                 assert recent is not None
                 slot, found = newest.of_query(row, token, count * KEYS)
                 before = flat[slot]
                 flat[slot] = recent[row, found]
+            scores = torch.bmm(aligned(absorbed[row, :, token].expand(count, heads, width)), keys)
             scores = scores + torch.bmm(aligned(q_rope[row, :, token].expand(count, heads, turn)), turned)
             out[row, token] = _mix(scores[:, None], latents, seen, row, token, scale, softcap, None)
-    return head_product(out.transpose(1, 2), w_v.transpose(1, 2))
             if slot is not None and before is not None:
                 flat[slot] = before
+    return head_product(out.transpose(1, 2), w_v.transpose(1, 2))
 
 
 # -- mixtures of experts ----------------------------------------------------------------------------------
