@@ -38,23 +38,10 @@ _ELEMENTS = {
 }
 
 #: ops that only move or shape numbers: they stand for no op of the IR by themselves
-GLUE = frozenset(
-    {
-        "Reshape",
-        "Transpose",
-        "Shape",
-        "Unsqueeze",
-        "Squeeze",
-        "Concat",
-        "Slice",
-        "Cast",
-        "Identity",
-        "Range",
-        "Split",
-        "Expand",
-        "ConstantOfShape",
-    }
-)
+GLUE = frozenset((
+    "Reshape", "Transpose", "Shape", "Unsqueeze", "Squeeze", "Concat", "Slice", "Cast", "Identity", "Range", "Split",
+    "Expand", "ConstantOfShape",
+))  # fmt: skip
 
 
 def element_type(type: TensorType, state: bool = False) -> onnx.DataType:
