@@ -126,11 +126,19 @@ class Function:
     def stored(self, name: str) -> Stored:
         """Return a constant, to be read by rows: a ``const`` as it is stored, ``constexpr_*`` decoded.
 
+        ``NAME.PARAMETER`` is what the constant NAME is made of: ``w.data`` the codes of a blockwise one, ``w.scale``.
+
         Raises:
             InputError: there is no constant of this name.
         """
         at = self._makers.get(name)
         found = Walk(self._block).constant(name) if at is not None and self.ops[at].constant else None
+        maker, _, parameter = name.rpartition(".")
+        if at is None and maker in self._makers:
+            given = self.ops[self._makers[maker]].inputs.get(parameter, (None,))[0]
+            if isinstance(given, str):
+                return self.stored(given)
+            found = None if given is None else given[0]
         if not isinstance(found, Stored):
             known = [n for op in self.ops if op.constant for n, _ in op.outputs]
             near = nearest(name, known)
