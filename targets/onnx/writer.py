@@ -15,7 +15,6 @@ from omnic.ir.dims import Atom, Dim, Expr
 from omnic.ir.graph import Function, Module, Node, Value, Weight
 from omnic.ir.op import find_op
 from omnic.ir.types import DType, Storage, TensorType
-from omnic.targets.onnx import columns
 from omnic.targets.onnx.blocks import Blocks, blocks_of
 from omnic.targets.onnx.decoded import decode_weight
 from omnic.targets.onnx.tensors import DATA_FILE, Layout, Piece, TensorTable
@@ -267,22 +266,6 @@ class GraphWriter:
             made[part] = Layout(f"{name}.{part}", (*placed[:-2], offset, placed[-1]), tuple(pieces), group=name)
         for layout in made.values():
             self.tensors.add(layout)
-        return made
-
-    def columns(self, *values: Value) -> dict[str, Layout]:
-        """Return the parts of weights [N_i, K] of 8-bit rows, their columns side by side: [K, sum of N_i]."""
-        name = "@" + "+".join(v.name for v in values)
-        made: dict[str, Layout] = {}
-        for part in columns.DTYPES:
-            pieces, offset, axis = [], 0, int(part == columns.CODES)
-            for value in values:
-                shape = weight_shape(self.module.weights[value.name])
-                swap, type = part == columns.CODES, str(value.type.element)
-                pieces.append(Piece(value.name, shape, None, swap, axis, offset, 1, part, type))
-                offset += shape[0]
-            shape = (*pieces[0].placed()[:-1], offset)
-            made[part] = Layout(f"{name}.{part}", shape, tuple(pieces), group=f"{name}.{columns.CODES}")
-            self.tensors.add(made[part])
         return made
 
     # -- nodes --------------------------------------------------------------------------------------

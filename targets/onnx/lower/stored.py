@@ -12,8 +12,8 @@ from omnic.ir.ops.composite import gate_of
 from omnic.targets.onnx import columns
 from omnic.targets.onnx.blocks import Blocks
 from omnic.targets.onnx.legalise import expert_forms
-from omnic.targets.onnx.tensors import Layout
-from omnic.targets.onnx.writer import MICROSOFT, GraphWriter, attrs_of
+from omnic.targets.onnx.tensors import Layout, Piece
+from omnic.targets.onnx.writer import MICROSOFT, GraphWriter, attrs_of, weight_shape
 
 __all__ = ["PER_TOKEN", "embedding", "experts_fit", "integer_product", "product", "quantised_experts", "stored_form",
            "swiglu"]
@@ -57,9 +57,26 @@ def product(
     )
 
 
+def _columns(w: GraphWriter, values: tuple[Value, ...]) -> dict[str, Layout]:
+    """Return the parts of weights [N_i, K] of 8-bit rows, their columns side by side: [K, sum of N_i]."""
+    name = "@" + "+".join(v.name for v in values)
+    made: dict[str, Layout] = {}
+    for part in columns.DTYPES:
+        pieces, offset, axis = list[Piece](), 0, int(part == columns.CODES)
+        for value in values:
+            shape = weight_shape(w.module.weights[value.name])
+            swap, type = part == columns.CODES, str(value.type.element)
+            pieces.append(Piece(value.name, shape, None, swap, axis, offset, 1, part, type))
+            offset += shape[0]
+        shape = (*pieces[0].placed()[:-1], offset)
+        made[part] = Layout(f"{name}.{part}", shape, tuple(pieces), group=f"{name}.{columns.CODES}")
+        w.tensors.add(made[part])
+    return made
+
+
 def integer_product(w: GraphWriter, x: onnx.Value, values: tuple[Value, ...]) -> onnx.Value:
     """Return x [..., K], in 8 bits with a scale a token, times the rows of weights [N_i, K] of 8 bits, side by side."""
-    made, one = w.columns(*values), w.const(np.float32(1))
+    made, one = _columns(w, values), w.const(np.float32(1))
     zero = w.const(np.uint8(columns.ZERO), np.uint8)
     key = ("units", x)
     if key not in w.memo:
