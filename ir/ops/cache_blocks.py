@@ -26,7 +26,7 @@ S >= window + T_max - 1, as for any ring.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -47,7 +47,7 @@ def places(index: Array, wanted: Array) -> Array:
     ordered = np.take_along_axis(index, order, axis=1)
     found = np.full(wanted.shape, -1, np.int64)
     for row, (have, want) in enumerate(zip(ordered, wanted, strict=True)):
-        at = np.minimum(np.searchsorted(have, want), len(have) - 1)
+        at = np.minimum(cast(Array, np.searchsorted(have, want)), len(have) - 1)
         hit = (have[at] == want) & (want >= 0)
         found[row, hit] = order[row, at[hit]]
     return found

@@ -146,7 +146,8 @@ def _write_tokenizer(tokenizer: Tokenizer, out: Path) -> list[str]:
     contents = dict(tokenizer.files.contents())
     config = json.loads(contents.get("tokenizer_config.json", "{}"))
     by_id = {identity: text for text, identity in tokenizer.special_ids.items()}
-    named = {"bos_token": by_id.get(tokenizer.bos), "eos_token": by_id.get(tokenizer.eos)}
+    roles = (("bos_token", tokenizer.bos), ("eos_token", tokenizer.eos))
+    named = {role: by_id.get(identity) for role, identity in roles if identity is not None}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **{k: v for k, v in named.items() if v}, **config}
     contents["tokenizer_config.json"] = json.dumps(config, indent=2) + "\n"
     for name, text in contents.items():

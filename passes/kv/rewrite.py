@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from omnic.errors import InternalError
 from omnic.ir.builder import FunctionBuilder
@@ -268,14 +269,16 @@ class _Rewriter:
         keys, values = operands[place], operands[place + 1]
         assert keys is not None and values is not None
         recent, indices, form = self.recent[keys]
-        b, about = self.b, {"block": form.block, "keep": form.keep, "hint": node.result.name, **node.attrs}
+        b, hint = self.b, node.result.name
+        about: dict[str, Any] = {"block": form.block, "keep": form.keep, **node.attrs}
         with b.at(node):
             if node.op == "mla":
-                mixed = b.op("mla", *operands[:10], recent, indices, **about)
+                mixed = b.op("mla", *operands[:10], recent, indices, hint=hint, **about)
             else:
                 q, k, v, q_index, k_index, sinks = operands[:6]
                 recent_v = self.recent[values][0] if values in self.recent else None
-                mixed = b.op("block_attention", q, k, v, recent, q_index, k_index, indices, sinks, recent_v, **about)
+                given = (q, k, v, recent, q_index, k_index, indices, sinks, recent_v)
+                mixed = b.op("block_attention", *given, hint=hint, **about)
         self.found[node.result] = mixed
         for value in (keys, values):
             if value not in self.pending:

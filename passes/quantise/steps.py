@@ -60,7 +60,7 @@ def columns_with_steps(w: Floats, upper: Floats, type: Storage, clip: bool) -> t
         total += cost[best, every]
         work[:, stop:] -= errors[best, every] @ upper[start:stop, stop:]
     best_factor = cast("npt.NDArray[np.int64]", total.reshape(len(factors), rows).argmin(0))
-    kept = best_factor * rows + np.arange(rows)
+    kept = cast("npt.NDArray[np.int64]", best_factor * rows + np.arange(rows))
     numbers = (steps[kept] * row[kept, None]).astype(np.float32)
     return codes[kept], Grid(type, steps[kept], numbers, None, row[kept])
 

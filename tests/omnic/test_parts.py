@@ -67,5 +67,5 @@ def test_a_program_whose_codes_are_wrong_fails(tmp_path: Path) -> None:
 def test_a_child_process_finds_stored_weights_and_says_what_it_lacks(tmp_path: Path) -> None:
     bundle = compiled(tmp_path, "onnx", [STORED])
     assert all(c.ok for c in parity_of_parts(bundle, {"seed": 3}, tmp_path / "results", silent))
-    with pytest.raises(BundleError, match="stored result [0-9a-f]+ is not in"):
+    with pytest.raises(BundleError, match=r"stored result [0-9a-f]+ is not in"):
         checked(bundle, tmp_path / "empty")
