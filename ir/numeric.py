@@ -295,9 +295,9 @@ def compare(
 
 
 def held_to_f32(case: Case, found: Array, reference: Array, own: Array, kind: NumericClass) -> Case:
-    """Judge logits that miss the class f32 or int8 against the reference's own run in f32.
+    """Judge logits that miss the class f32, f16 or int8 against the reference's own run in f32.
 
-    Of f32 they pass where that run misses the bound too, and their errors are like its own: beyond the bound at no more
+    Of f32, and of f16 (whose roundings that run decides as closely as a program does), they pass where that run misses the bound too, and their errors are like its own: beyond the bound at no more
     than twice as many positions, the largest at most 4 times its largest and within the tail of the class, and every
     top token the reference's outside near-ties.
 
@@ -312,7 +312,7 @@ def held_to_f32(case: Case, found: Array, reference: Array, own: Array, kind: Nu
         own: [..., V] logits of the reference in f32.
         kind: the class.
     """
-    if case.ok or kind.name not in ("f32", "int8") or not np.isfinite(found).all():
+    if case.ok or kind.name not in ("f32", "f16", "int8") or not np.isfinite(found).all():
         return case
     wide = np.asarray(reference, np.float64).reshape(case.positions, -1)
     got, single = (np.asarray(x, np.float64).reshape(wide.shape) for x in (found, own))

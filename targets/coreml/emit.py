@@ -12,6 +12,7 @@ from omnic.ir.types import Storage
 from omnic.ir.weights.store import fixed_shape
 from omnic.targets.base import EmitRequest, Emitted
 from omnic.targets.coreml.build import Built, build_function, check_module
+from omnic.targets.coreml.caps import CAPS
 from omnic.targets.coreml.devices import device_remarks
 from omnic.targets.coreml.files import KIND, NAMES_FILE, PACKAGE
 from omnic.targets.coreml.legalise import legalise
@@ -108,6 +109,9 @@ def _remarks(module: Module, forms: Sequence[CallForm], options: Options, size: 
     for lies, names in grouped.items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         found.append(f"{lies}: {', '.join(names[:3])}{more}")
+    if options.compute == "ane" and size > CAPS.limit("file_bytes"):
+        found.append(f"the package is larger than {CAPS.limit('file_bytes'):,} bytes: it may not load where the neural"
+                     f" engine is to run it ({CAPS.sources['limits']})")
     if options.half and options.compute == "ane":
         found.append("norms square in fp16 on the neural engine: a residual stream beyond 255 overflows there")
     return found

@@ -92,7 +92,8 @@ def _function(
         if not half or node.op in (*_UPDATES, "cache_read", "constant"):
             nodes.append(replace(node, operands=operands, results=results))
             continue
-        nodes += _rounded(node, operands, results)
+        for one, given, made in _steps(node, operands, results):
+            nodes += _rounded(one, given, made)
     outs = tuple(Result(r.name, found.get(r.value, r.value), r.state) for r in function.results)
     return Function(function.name, tuple(params), tuple(nodes), outs)
 
@@ -101,6 +102,19 @@ def _result(node: Node, value: Value, operands: tuple[Value | None, ...]) -> Val
     if node.op in _UPDATES and operands[0] is not None:
         return replace(value, type=value.type.with_element(operands[0].type.element))
     return replace(value)
+
+
+def _steps(
+    node: Node, operands: tuple[Value | None, ...], results: tuple[Value, ...]
+) -> list[tuple[Node, tuple[Value | None, ...], tuple[Value, ...]]]:
+    """Return a node as the steps that each round: a gate is opened, then multiplied."""
+    gate = operands[0] if operands else None
+    if node.op != "gated_act" or gate is None or set(node.attrs) != {"kind"}:
+        return [(node, operands, results)]
+    opened = Value(f"{results[0].name}.open", gate.type)
+    first = replace(node, op="act", operands=(gate,), results=(opened,), name=f"{node.name}.act")
+    second = replace(node, op="mul", operands=(opened, operands[1]), attrs={}, results=results)
+    return [(first, (gate,), (opened,)), (second, (opened, operands[1]), results)]
 
 
 #: what only moves numbers, or chooses among them, rounds nothing

@@ -104,6 +104,10 @@ class MilWriter:
             raise InternalError(f"%{value.name} is read before it is made")
         return self._env[value]
 
+    def bound(self, value: Value) -> bool:
+        """Whether an operation has made ``value`` already."""
+        return value in self._env
+
     def has_columns(self, value: Value | None) -> bool:
         """Whether ``value`` [1, T, D] is there as [1, D, 1, T]."""
         return value is not None and value in self._columns

@@ -109,7 +109,8 @@ def _read(w: MilWriter, node: Node) -> None:
     state, start, length = node.operands
     assert state is not None and start is not None and length is not None
     ring = bool(attrs_of(node)["ring"])
-    held = w.caches.get(state)
+    # What a write has left is what the runtime's state holds; a state that was not written is read.
+    held = None if w.bound(state) else w.caches.get(state)
     found = w.op("read_state", input=held) if held is not None else w.need(state)
     w.bind(node.results[0], w.cast(found, w.float))
     w.bind(node.results[1], index_of(w, start, length, int(str(state.type.shape[-2])), ring))
