@@ -115,9 +115,10 @@ def _affine(f: Callable[[Array, Any, Any], Array]) -> Handler:
 def _quantize(c: Call) -> Array:
     x = c("input")
     scale, zero = _along(c, "scale", x), _along(c, "zero_point", x) if c.has("zero_point") else 0
-    limits = np.iinfo(NUMPY[c.text("output_dtype")])
+    dtype: Any = NUMPY[c.text("output_dtype")]
+    limits = np.iinfo(dtype)
     found = np.rint(x / scale) + np.asarray(zero, np.float32)
-    return np.clip(found, limits.min, limits.max).astype(NUMPY[c.text("output_dtype")])
+    return np.clip(found, limits.min, limits.max).astype(dtype)
 
 
 def _dequantize(c: Call) -> Array:

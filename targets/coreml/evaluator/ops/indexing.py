@@ -80,7 +80,7 @@ def _gather_nd(c: Call) -> Array:
     found = x[(*lead, *(indices[..., i] for i in range(depth)))]
     if outside is None:
         return found
-    rows = outside.any(-1)
+    rows = np.asarray(outside.any(-1))
     return _poisoned(found, rows.reshape(rows.shape + (1,) * (found.ndim - rows.ndim)))
 
 

@@ -120,7 +120,7 @@ def _reverse_sequence(c: Call) -> Array:
 
 def _range(c: Call) -> Array:
     start, end, step = (c(p).reshape(()) for p in ("start", "end", "step"))
-    return np.arange(start, end, step).astype(start.dtype)
+    return np.arange(start.item(), end.item(), step.item()).astype(start.dtype)
 
 
 def _fill(c: Call) -> Array:
