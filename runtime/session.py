@@ -38,6 +38,7 @@ EXECUTABLES: dict[str, str] = {
     "coreml": "omnic.targets.coreml.session:load",
     "torch": "omnic.targets.torch.session:load",
     "onnx": "omnic.targets.onnx.session:load",
+    "executorch": "omnic.targets.executorch.session:load",
 }
 ENTRY_POINTS = "omnic.executables"
 

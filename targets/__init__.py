@@ -21,6 +21,7 @@ ENTRY_POINTS = "omnic.targets"
 #: name -> (``module:attribute`` of its Target, the extra that brings its packages)
 TARGETS: dict[str, tuple[str, str]] = {
     "coreml": ("omnic.targets.coreml.target:TARGET", "coreml"),
+    "executorch": ("omnic.targets.executorch.target:TARGET", "executorch"),
     "onnx": ("omnic.targets.onnx.target:TARGET", "onnx"),
     "torch": ("omnic.targets.torch.target:TARGET", "torch"),
 }

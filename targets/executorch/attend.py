@@ -1,0 +1,287 @@
+"""Lowering of states, rotations, attention and experts to torch operators that ExecuTorch has kernels for.
+
+Attention over linear or ring states in f32 whose keys and values have one width is ``llama::custom_sdpa``, which reads
+the live slots only; with sinks, a softcap or latents it is an explicit softmax.  ``scaled_dot_product_attention`` is
+never written: its decomposition guards against rows that see nothing, in a dozen operators.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from omnic.ir.graph import Node
+from omnic.ir.rope import rope_frequencies
+from omnic.targets.executorch.module import StateRef, Walk, refuse
+
+__all__ = ["STATEFUL", "activated", "gated"]
+
+
+# -- states
+def _start(walk: Walk, start: Tensor, capacity: int, tokens: Any) -> Any:
+    """Return the first new token's index as a number, with what torch.export must know of it."""
+
+    def make() -> Any:
+        number = start.item()
+        torch._check_is_size(number)  # pyright: ignore[reportPrivateUsage]
+        return number
+
+    number = walk.once(("start", id(start)), make)
+    torch._check(number < capacity)  # pyright: ignore[reportPrivateUsage]
+    torch._check(number + tokens <= capacity)  # pyright: ignore[reportPrivateUsage]
+    return number
+
+
+def _slots(walk: Walk, start: Tensor, tokens: Any, capacity: int, ring: bool) -> Tensor:
+    """Return the slots i64[T] of the tokens of a call."""
+
+    def make() -> Tensor:
+        slots = start + torch.arange(tokens)
+        return torch.remainder(slots, capacity) if ring else slots
+
+    return walk.once(("slots", id(start), capacity if ring else 0), make)
+
+
+def cache_write(
+    walk: Walk, node: Node, state: StateRef, x: Tensor, start: Tensor, length: Tensor, *, ring: bool
+) -> Any:
+    """Write the tokens of the call; all of them are valid."""
+    capacity, tokens = state.tensor.shape[1], x.shape[-2]
+    fresh = x.reshape(1, state.tensor.shape[2], tokens, x.shape[-1]).transpose(1, 2).to(state.tensor.dtype)
+    if not walk.in_place:
+        slots = _slots(walk, start, tokens, capacity, ring)
+        return StateRef(state.name, torch.ops.aten.index_put(state.tensor, [None, slots], fresh), state.shape, True)
+    if ring:
+        slots = _slots(walk, start, tokens, capacity, ring)
+        torch.ops.llama.update_cache_with_indices(fresh, state.tensor, 0, slots[None])
+    else:
+        torch.ops.llama.update_cache(fresh, state.tensor, _start(walk, start, capacity, tokens))
+    return StateRef(state.name, state.tensor, state.shape, True)
+
+
+def cache_read(walk: Walk, node: Node, state: StateRef, start: Tensor, length: Tensor, *, ring: bool) -> Any:
+    """Return the state as it is (its readers take the numbers) and the logical index of each slot."""
+    slots = state.tensor.shape[1]
+
+    def make() -> Tensor:
+        last = start + length - 1
+        slot = torch.arange(slots)
+        if ring:
+            return (last - torch.remainder(last - slot, slots)).clamp(min=-1)[None]
+        return torch.where(slot <= last, slot, -1)[None]
+
+    return state, walk.once(("index", id(start), id(length), slots, ring), make)
+
+
+def cache_move(walk: Walk, node: Node, *operands: Any, **attrs: Any) -> Any:
+    raise refuse(node, "its states are not moved by a program", "compact a token tree on another target")
+
+
+# -- rotations
+def rope(walk: Walk, node: Node, x: Tensor, positions: Tensor, *, interleaved: bool, **settings: Any) -> Tensor:
+    """Rotate the leading dims of each head; angles in f64, made once for all layers of one base."""
+
+    def make() -> tuple[Tensor, Tensor]:
+        frequencies, magnitude = rope_frequencies(**settings)
+        angles = positions[..., None].double() * torch.tensor(frequencies, dtype=torch.float64)
+        return (angles.cos() * magnitude).float(), (angles.sin() * magnitude).float()
+
+    key = ("rope", id(positions), *((k, v) for k, v in settings.items()))
+    cos, sin = walk.once(key, make)
+    if x.dim() == 4:
+        cos, sin = cos[:, None], sin[:, None]
+    half = cos.shape[-1]
+    if interleaved:
+        pairs = x[..., : 2 * half].reshape(*x.shape[:-1], half, 2)
+        a, b = pairs[..., 0], pairs[..., 1]
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+        return torch.cat([turned, x[..., 2 * half :]], dim=-1) if x.shape[-1] > 2 * half else turned
+    a, b = x[..., :half], x[..., half : 2 * half]
+    parts = [a * cos - b * sin, a * sin + b * cos]
+    return torch.cat([*parts, x[..., 2 * half :]] if x.shape[-1] > 2 * half else parts, dim=-1)
+
+
+# -- attention
+def _bias(walk: Walk, q_index: Tensor, k_index: Tensor, window: int) -> Tensor:
+    """Return 0 where query t sees key s and -inf elsewhere, f32 [T, S]."""
+
+    def make() -> Tensor:
+        query, key = q_index[0, :, None], k_index[0, None, :]
+        seen = (key >= 0) & (key <= query)
+        if window:
+            seen = seen & (key > query - window)
+        return torch.where(seen, 0.0, float("-inf"))
+
+    return walk.once(("bias", id(q_index), id(k_index), window), make)
+
+
+def attention(
+    walk: Walk,
+    node: Node,
+    q: Tensor,
+    k: Any,
+    v: Any,
+    q_index: Tensor,
+    k_index: Tensor,
+    sinks: Tensor | None,
+    parents: Any,
+    start: Any,
+    *,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> Tensor:
+    """Masked softmax attention over states or plain keys: [1, H, T, Dv]."""
+    held = isinstance(k, StateRef) and isinstance(v, StateRef)
+    alike = held and k.tensor.shape == v.tensor.shape and k.tensor.dtype == v.tensor.dtype == torch.float32
+    if alike and sinks is None and not softcap:
+        begin = walk.memo.get(("start", id(_start_of(walk, node))))
+        query = q.transpose(1, 2)
+        if not window and begin is not None:
+            out = torch.ops.llama.custom_sdpa(query, k.tensor, v.tensor, begin, None, 0.0, True, scale)
+        else:
+            bias = _bias(walk, q_index, k_index, window)
+            out = torch.ops.llama.custom_sdpa(query, k.tensor, v.tensor, 0, bias, 0.0, False, scale)
+        return out.transpose(1, 2)
+    keys = k.numbers() if isinstance(k, StateRef) else k
+    values = v.numbers() if isinstance(v, StateRef) else v
+    _, heads, tokens, width = q.shape
+    groups, slots = keys.shape[1], keys.shape[2]
+    per = heads // groups
+    scores = (q.reshape(groups, per * tokens, width) @ keys[0].transpose(-1, -2)) * scale
+    shares = _shares(walk, scores.reshape(heads, tokens, slots), q_index, k_index, window, softcap, sinks)
+    return (shares.reshape(groups, per * tokens, slots) @ values[0]).reshape(1, heads, tokens, values.shape[-1])
+
+
+def _start_of(walk: Walk, node: Node) -> Any:
+    """Return the ``start`` that the write behind a read of this attention got, None when there is none."""
+    read = next((n for n in walk.function.nodes if node.operands[1] in n.results), None)
+    return walk.values.get(read.operands[1]) if read is not None and read.op == "cache_read" else None  # type: ignore[arg-type]
+
+
+def _shares(
+    walk: Walk, scores: Tensor, q_index: Tensor, k_index: Tensor, window: int, softcap: float, sinks: Tensor | None
+) -> Tensor:
+    """Return the shares [H, T, S] of scores [H, T, S]; every query sees at least itself."""
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores + _bias(walk, q_index, k_index, window)
+    if sinks is None:
+        return torch.softmax(scores, -1)
+    sink = sinks.reshape(-1, 1, 1)
+    top = torch.maximum(scores.amax(-1, keepdim=True), sink)
+    power = torch.exp(scores - top)
+    return power / (power.sum(-1, keepdim=True) + torch.exp(sink - top))
+
+
+def mla(
+    walk: Walk,
+    node: Node,
+    q_nope: Tensor,
+    q_rope: Tensor,
+    latent: Any,
+    rope_k: Any,
+    w_k: Tensor,
+    w_v: Tensor,
+    q_index: Tensor,
+    k_index: Tensor,
+    parents: Any,
+    start: Any,
+    recent: Any,
+    recent_index: Any,
+    *,
+    scale: float,
+    window: int,
+    softcap: float,
+    **attrs: Any,
+) -> Tensor:
+    """Latent attention in the absorbed order, which reads the latents alone: [1, H, T, V]."""
+    latents = (latent.numbers() if isinstance(latent, StateRef) else latent)[0]
+    turned = (rope_k.numbers() if isinstance(rope_k, StateRef) else rope_k)[0]
+    _, heads, tokens, _ = q_nope.shape
+    absorbed = (q_nope[0] @ w_k).reshape(heads * tokens, -1)
+    scores = absorbed @ latents.transpose(0, 1) + q_rope[0].reshape(heads * tokens, -1) @ turned.transpose(0, 1)
+    scores = scores.reshape(heads, tokens, latents.shape[0]) * scale
+    shares = _shares(walk, scores, q_index, k_index, window, softcap, None)
+    mixed = shares.reshape(heads * tokens, -1) @ latents
+    return (mixed.reshape(heads, tokens, -1) @ w_v.transpose(1, 2))[None]
+
+
+# -- experts
+def activated(x: Tensor, kind: str) -> Tensor:
+    """The activation ``kind`` of x."""
+    if kind == "gelu_tanh":
+        return F.gelu(x, approximate="tanh")
+    if kind == "relu2":
+        positive = F.relu(x)
+        return positive * positive
+    return {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}[kind](x)
+
+
+def gated(gate: Tensor, up: Tensor, kind: str, alpha: float, beta: float, limit: float | None) -> Tensor:
+    """act(min(gate, limit)) * (clamp(up, -limit, limit) + beta); alpha is silu's, no limit is none."""
+    if limit is not None:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    opening = activated(gate, kind) if alpha == 1.0 else gate * torch.sigmoid(alpha * gate)
+    return opening * (up if beta == 0.0 else up + beta)
+
+
+def moe(
+    walk: Walk,
+    node: Node,
+    x: Tensor,
+    indices: Tensor,
+    gates: Tensor,
+    up: Tensor,
+    down: Tensor,
+    gate: Tensor | None,
+    up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    gate_bias: Tensor | None,
+    *,
+    kind: str,
+    alpha: float,
+    beta: float,
+    limit: float | None,
+    **attrs: Any,
+) -> Tensor:
+    """A token's own experts by ``index_select`` where a call has one token; else every expert on every token.
+
+    To gather for many tokens would copy a set of weights for each of them.
+    """
+    one = node.operands[0].type.shape[1] == 1  # type: ignore[union-attr]
+    if one:
+        chosen = indices.reshape(-1)
+        pick = lambda w: None if w is None else w.index_select(0, chosen)  # noqa: E731
+        rows, share = x.reshape(1, 1, -1).expand(chosen.shape[0], -1, -1), gates.reshape(-1, 1, 1)
+    else:
+        experts = up.shape[0]
+        pick = lambda w: w  # noqa: E731
+        rows = x.expand(experts, -1, -1)
+        names = torch.arange(experts)[:, None, None]
+        share = torch.where(indices == names, gates, 0.0).sum(-1, keepdim=True)
+
+    def product(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y = h @ pick(weight).transpose(1, 2)
+        return y if bias is None else y + pick(bias)[:, None]
+
+    inner = product(rows, up, up_bias)
+    if gate is None:
+        inner = activated(inner, kind)
+    else:
+        inner = gated(product(rows, gate, gate_bias), inner, kind, alpha, beta, limit)
+    return (product(inner, down, down_bias) * share).sum(0)[None]
+
+
+STATEFUL = {
+    "cache_write": cache_write,
+    "cache_read": cache_read,
+    "cache_move": cache_move,
+    "rope": rope,
+    "attention": attention,
+    "mla": mla,
+    "moe": moe,
+}

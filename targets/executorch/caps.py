@@ -1,0 +1,120 @@
+"""What ExecuTorch's CPU runtime can do with a program of ours.
+
+Sources: the operators registered in the wheel (``Runtime.get().operator_registry``), the XNNPACK partitioner's
+configurations, and the tests of this target.
+"""
+
+from __future__ import annotations
+
+from omnic.ir.caps import Caps, GroupRule, OpSupport
+from omnic.ir.types import DType
+
+__all__ = ["CAPS"]
+
+_KERNELS = "ExecuTorch 1.5.1: operators registered in the runtime of the wheel"
+_RANKED = "its core ops in the order of ranks: ExecuTorch has no sort, and its topk leaves ties open"
+_LLAMA = "ExecuTorch 1.5.1 extension/llm/custom_ops: update_cache, custom_sdpa; explicit softmax where they do not fit"
+_CORE = (
+    "constant",
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "pow",
+    "minimum",
+    "maximum",
+    "floordiv",
+    "mod",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "and",
+    "or",
+    "not",
+    "neg",
+    "abs",
+    "exp",
+    "log",
+    "sqrt",
+    "rsqrt",
+    "sin",
+    "cos",
+    "tanh",
+    "sigmoid",
+    "erf",
+    "round",
+    "relu",
+    "clamp",
+    "where",
+    "cast",
+    "sum",
+    "max",
+    "mean",
+    "argmax",
+    "cumsum",
+    "softmax",
+    "matmul",
+    "reshape",
+    "transpose",
+    "broadcast",
+    "slice",
+    "concat",
+    "split",
+    "pad",
+    "iota",
+    "gather",
+    "index_select",
+    "scatter",
+    "depthwise_conv1d",
+    "linear",
+    "embedding",
+    "act",
+    "gated_act",
+    "rms_norm",
+    "layer_norm",
+    "rope",
+    "lm_head",
+    "moe",
+)
+
+CAPS = Caps(
+    target="executorch",
+    ops={
+        **{op: OpSupport("native", _KERNELS) for op in _CORE},
+        **{op: OpSupport("native", _RANKED) for op in ("topk", "sort")},
+        **{op: OpSupport("native", _LLAMA) for op in ("cache_write", "cache_read", "attention", "mla")},
+        **{
+            op: OpSupport("decompose", "its core ops are lowered")
+            for op in ("router", "short_conv", "linear_recurrence", "pool_blocks", "host.fetch")
+        },
+        **{
+            op: OpSupport("excluded", "states of codes have no operator here: keep states in f32 or f16")
+            for op in ("cache_close", "block_attention")
+        },
+        "cache_move": OpSupport("excluded", "a session moves tokens between the slots of its states, not a program"),
+        **{
+            op: OpSupport("excluded", "only weights are stored as codes, not what is computed between them")
+            for op in ("quantise", "dequantise", "fake_quant")
+        },
+    },
+    elements=frozenset({DType.F32, DType.F16, DType.BF16, DType.I64, DType.I32, DType.I8, DType.U8, DType.BOOL}),
+    storage=(
+        GroupRule("i4", (0, 32, 64, 128, 256), scales=frozenset({"f16", "f32"})),
+        GroupRule("i8", (0,), scales=frozenset({"f16", "f32"})),
+    ),
+    activations=frozenset({"none", "i8<per_token>"}),
+    dynamic=frozenset({"T", "R"}),
+    state="in_place",
+    programs="per_phase",
+    sources={
+        "elements": "ExecuTorch 1.5.1 schema/scalar_type.fbs",
+        "storage": "ExecuTorch 1.5.1 backends/xnnpack/operators/node_visitor.py: qd8-qb4w, qd8-qc4w, qd8-qc8w",
+        "activations": "the same, qd8: rounded while it runs, one scale and zero point a token",
+        "dynamic": "torch.export, Dim; a program is planned for the longest call",
+        "state": "ExecuTorch 1.5.1 exir/passes/memory_planning_pass.py: share_mutable_buffers",
+        "programs": "ExecuTorch 1.5.1 to_edge_transform_and_lower: methods of one program",
+    },
+)

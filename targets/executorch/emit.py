@@ -1,0 +1,192 @@
+"""From an IR module to the files of a bundle: ``program.pte``, and what a session has to know of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omnic.errors import InputError
+from omnic.ir.decompose import decompose
+from omnic.ir.graph import Module, Node
+from omnic.ir.types import DType, Storage
+from omnic.ir.weights import WeightStore
+from omnic.ir.weights.store import fixed_shape, part_layout
+from omnic.targets.base import EmitRequest, Emitted
+from omnic.targets.executorch.caps import CAPS
+from omnic.targets.executorch.coded import Coded, parts_in_file, product_form, readers_of, with_activations
+from omnic.targets.executorch.lowered import keep, kept, lower_methods, lowered_key
+from omnic.targets.executorch.methods import Method, methods_of, runner_metadata, token_state
+from omnic.targets.executorch.module import TORCH_DTYPES, refuse
+from omnic.targets.executorch.stored import Held, find_weights
+
+__all__ = ["ABOUT_FILE", "KIND", "PROGRAM_FILE", "TABLE_FILE", "emit", "legalised", "load_weights"]
+
+KIND = "executorch"
+PROGRAM_FILE = "program.pte"
+ABOUT_FILE = "program.json"
+TABLE_FILE = "weights.json"
+
+
+def legalised(module: Module) -> Module:
+    """Return ``module`` with the ops that have no lowering decomposed.
+
+    Raises:
+        InputError: it holds an op, a weight or a state that the target cannot take.
+    """
+    for function in module.functions.values():
+        for node in function.nodes:
+            refusal = CAPS.refusal(node.op)
+            if refusal:
+                raise refuse(node, refusal, "choose another target for this model: onnx, torch")
+    for name, state in module.states.items():
+        if isinstance(state.type.element, Storage) or state.type.dtype not in (DType.F32, DType.F16, DType.BF16):
+            raise InputError(
+                f"executorch keeps states in f32, f16 or bf16: '{name}' is {state.type}",
+                "leave out kv-quant for this target",
+            )
+    ready = decompose(module, _kept)
+    for function in ready.functions.values():
+        for node in function.nodes:
+            if not CAPS.lowers(node.op):
+                raise refuse(node, CAPS.refusal(node.op) or "there is no lowering of it", "choose another target")
+    return ready
+
+
+def _kept(node: Node) -> bool:
+    """Whether a composite is lowered as it is."""
+    if node.op == "attention" and node.operands[6] is not None:
+        return False
+    if node.op == "mla" and any(node.operands[at] is not None for at in (8, 10)):
+        return False
+    return CAPS.lowers(node.op)
+
+
+def coded_weights(module: Module) -> dict[str, str | None]:
+    """Return weight of a storage type -> why it is decoded to f32, None where its codes are in the program."""
+    found: dict[str, str | None] = {}
+    readers = readers_of(module)
+    for name, weight in module.weights.items():
+        type = weight.type.element
+        if isinstance(type, Storage) and name in readers:
+            others = readers[name] - {"linear", "lm_head", "embedding"}
+            found[name] = "it is read by more than products" if others else product_form(type, fixed_shape(weight.type))
+    return found
+
+
+def load_weights(module: Module, weights: WeightStore) -> dict[str, Tensor | Coded]:
+    """Return every weight that is read: codes where products take them, else f32, integers as they are."""
+    found: dict[str, Tensor | Coded] = {}
+    coded, readers = coded_weights(module), readers_of(module)
+    for name, weight in module.weights.items():
+        if name not in readers:
+            continue
+        if name in coded and coded[name] is None:
+            found[name] = Coded.of(weights.quantised(name))
+            continue
+        dtype = torch.float32 if weight.type.is_float else TORCH_DTYPES[weight.type.dtype]
+        tensor = torch.empty(fixed_shape(weight.type), dtype=dtype)
+        if weight.type.rank == 0:
+            tensor.numpy()[...] = weights.array(name)
+        for start, stop, part in weights.slices(name) if weight.type.rank else ():
+            tensor.numpy()[start:stop] = part
+        found[name] = tensor
+    return found
+
+
+def held_parts(module: Module, weights: Mapping[str, Tensor | Coded]) -> dict[str, Held]:
+    """Return what of the weights the program must hold, part by part."""
+    found: dict[str, Held] = {}
+    readers = readers_of(module)
+    for name, weight in weights.items():
+        if isinstance(weight, Coded):
+            layout = part_layout(module.weights[name].type)
+            for part, (array, form) in parts_in_file(name, weight, readers[name]).items():
+                kind, shape = layout[part.removeprefix(name)]
+                found[part] = Held(array, form, shape, kind.name)
+        else:
+            array = weight.numpy()
+            found[name] = Held(array, "as it is", array.shape, array.dtype.name)
+    return found
+
+
+def emit(request: EmitRequest) -> Emitted:
+    """Write the program, its description and the table of its weights.
+
+    Raises:
+        InputError: the module holds what the target cannot honour.
+    """
+    options = request.options
+    module = legalised(request.module)
+    decoded = coded_weights(module)
+    module = with_activations(module, {name for name, why in decoded.items() if why is None})
+    methods = methods_of(module, options)
+    request.progress("read weights", 0.0)
+    weights = load_weights(module, request.weights.with_module(module))
+    runner = any(m.kind == "runner" for m in methods)
+    constants = runner_metadata(module) if runner else {}
+    key = lowered_key(module, weights, {**options, "constants": constants})
+    program = request.out / PROGRAM_FILE
+    before = kept(key)
+    if before is not None:
+        request.progress("lowered before", 1.0)
+        program.write_bytes(before.read_bytes())
+    else:
+        made = lower_methods(module, methods, weights, options, constants, request.progress)
+        data = bytes(made.buffer)
+        program.write_bytes(data)
+        keep(key, data)
+    request.progress("find weights", 0.0)
+    (request.out / TABLE_FILE).write_text(
+        json.dumps(find_weights(program, held_parts(module, weights))), encoding="utf-8"
+    )
+    about = describe(module, methods, options)
+    (request.out / ABOUT_FILE).write_text(json.dumps(about), encoding="utf-8")
+    remarks = _remarks(module, options, decoded)
+    files = {name: PROGRAM_FILE for name in module.functions}
+    return Emitted(KIND, module, files, about, {}, tuple(remarks))
+
+
+def _remarks(module: Module, options: Mapping[str, Any], decoded: Mapping[str, str | None]) -> list[str]:
+    found: list[str] = []
+    delegate = str(options["delegate"])
+    for name, why in decoded.items():
+        if why is not None:
+            found.append(f"weight {name} ({module.weights[name].type}) lies in the file as f32: {why}")
+    packed = delegate != "portable"
+    tied = [n for n, ops in readers_of(module).items() if packed and "embedding" in ops and len(ops) > 1]
+    found += [f"weight {name} lies twice in the file: as a table of rows and in a product" for name in tied]
+    return found
+
+
+def describe(module: Module, methods: Sequence[Method], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a session has to know of a program."""
+    about: dict[str, Any] = {}
+    for method in methods:
+        if method.kind != "phase" or method.function is None:
+            continue
+        function = method.function
+        about[method.name] = {
+            "function": method.of,
+            "inputs": [p.value.name for p in function.params if p.state is None],
+            "states": [p.state for p in function.params if p.state is not None],
+            "results": [
+                {"name": r.name, "value": r.value.name, "shape": [str(d) for d in r.value.type.shape]}
+                for r in function.results
+                if r.state is None
+            ],
+        }
+    states = {
+        name: {"type": str(s.type), "token": token_state(module, name), "ring": s.ring}
+        for name, s in module.states.items()
+    }
+    return {
+        "methods": about,
+        "runner": any(m.kind == "runner" for m in methods),
+        "states": states,
+        "state": options["state"],
+        "delegate": options["delegate"],
+    }

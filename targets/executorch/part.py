@@ -1,0 +1,177 @@
+"""Values inside a function: the part between given and wanted values, lowered anew from the saved program's weights.
+
+A .pte shows what its methods return and nothing between.  So the IR of the part is lowered again, the same way, with
+the weights that were read back from the program's own bytes, and run; its shapes are those of the given arrays.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.export import export
+
+from omnic.errors import BundleError, InputError, nearest
+from omnic.ir.graph import Function, Module, Node, Param, Result, Value
+from omnic.ir.text import parse_module
+from omnic.ir.weights import WeightStore, saved
+from omnic.passes.specialise import substitute_dims
+from omnic.targets.executorch.emit import ABOUT_FILE, PROGRAM_FILE, TABLE_FILE, load_weights
+from omnic.targets.executorch.lower import LOWERINGS
+from omnic.targets.executorch.lowered import keep, kept, lower_methods, lowered_key
+from omnic.targets.executorch.methods import Method, new_states, token_state, zeros_of
+from omnic.targets.executorch.module import FunctionModule
+from omnic.targets.executorch.program import open_program
+from omnic.targets.executorch.stored import ProgramSource
+
+__all__ = ["module_of", "part_of", "run_part", "shown"]
+
+
+def module_of(bundle: Path) -> Module:
+    """Return the module of a bundle.
+
+    Raises:
+        BundleError: it has none.
+    """
+    path = bundle / "module.ir"
+    if not path.is_file():
+        raise BundleError(f"{bundle}: the bundle has no file 'module.ir'", "copy the bundle again, or compile it again")
+    return parse_module(path.read_text(encoding="utf-8"), str(path))
+
+
+def _states(function: Function) -> dict[Value, str]:
+    """Return the values that are a state before or after a write -> its name."""
+    found = {p.value: p.state for p in function.params if p.state is not None}
+    for node in function.nodes:
+        if node.op == "cache_write" and node.operands[0] in found:
+            found[node.result] = found[node.operands[0]]  # type: ignore[index]
+    return found
+
+
+def shown(function: Function) -> tuple[str, ...]:
+    """Return the names of the float values that can be shown, in order."""
+    hidden = _states(function)
+    return tuple(v.name for n in function.nodes for v in n.results if v.type.is_float and v not in hidden)
+
+
+def part_of(function: Function, inputs: Sequence[str], names: Sequence[str]) -> Function:
+    """Return the function from ``inputs`` to ``names``; states that are not given stay parameters, empty ones.
+
+    Raises:
+        InputError: a name is not a value of the function, or the inputs do not determine it.
+    """
+    values = {v.name: v for v in function.values()}
+    for name in (*names, *inputs):
+        if name not in values:
+            near = nearest(name, list(values))
+            raise InputError(f"@{function.name} has no value %{name}", f"did you mean '%{near}'?" if near else None)
+    states = _states(function)
+    for name in names:
+        if values[name] in states:
+            raise InputError(f"%{name} is a state", "ask for the value that reads it (cache_read)")
+    stop = {values[n] for n in inputs}
+    empty = {p.value: p.state for p in function.params if p.state is not None and p.value not in stop}
+    producers = {v: node for node in function.nodes for v in node.results}
+    wanted: set[Node] = set()
+    used: set[Value] = set()
+    queue = [values[n] for n in names]
+    while queue:
+        value = queue.pop()
+        if value in used or value.weight:
+            continue
+        used.add(value)
+        if value in stop or value in empty:
+            continue
+        if value not in producers:
+            raise InputError(f"%{value.name} is needed and is not among the inputs")
+        if producers[value] not in wanted:
+            wanted.add(producers[value])
+            queue += list(producers[value].inputs())
+    params = [Param(values[n], states.get(values[n])) for n in inputs if values[n] in used]
+    params += [Param(v, s) for v, s in empty.items() if v in used]
+    nodes = tuple(n for n in function.nodes if n in wanted)
+    return Function(function.name, tuple(params), nodes, tuple(Result(n, values[n]) for n in names))
+
+
+def run_part(
+    bundle: Path, inputs: Mapping[str, NDArray[Any]], names: Sequence[str], function: str
+) -> dict[str, NDArray[np.float32]]:
+    """Run the part of ``function`` between ``inputs`` and ``names``, row by row.
+
+    Raises:
+        InputError: a name is not a value of the function, or the inputs do not determine it.
+    """
+    module = module_of(bundle)
+    part = part_of(module.function(function), list(inputs), names)
+    batch = max((len(np.atleast_1d(inputs[p.value.name])) for p in part.params if p.value.name in inputs), default=1)
+    sizes: dict[str, int] = {"B": 1}
+    for param in part.params:
+        if param.value.name in inputs:
+            shape = np.shape(inputs[param.value.name])
+            sizes |= {
+                str(d): n
+                for d, n in zip(param.value.type.shape[1:], shape[1:], strict=True)
+                if not isinstance(d, int) and str(d) in module.dims
+            }
+    for dim in ("T", "R"):
+        sizes.setdefault(dim, 1)
+    small = replace(
+        module, functions={function: part}, weights={n: w for n, w in module.weights.items() if n in part.weights()}
+    )
+    source = ProgramSource(bundle / PROGRAM_FILE, bundle / TABLE_FILE)
+    store = WeightStore.loaded(saved(module), source)
+    weights = load_weights(small, store.with_module(saved(small)))
+    method = Method("part", "phase", substitute_dims(part, dict(sizes)), function, ("T", "R"))
+    # A state that the caller gives may be one after a write: it is a parameter like any other.
+    states = new_states(module)
+    about = json.loads((bundle / ABOUT_FILE).read_text(encoding="utf-8"))
+    options = {"delegate": about["delegate"], "state": "explicit"}
+    key = lowered_key(small, weights, {"part": sorted(sizes.items()), **options})
+    path = kept(key)
+    if path is None:
+        made = lower_methods(small, [method], weights, options, {}, lambda what, share: None, _exported)
+        keep(key, bytes(made.buffer))
+        path = kept(key)
+        assert path is not None
+    loaded = open_program(path).load_method("part")
+    rows: list[list[NDArray[Any]]] = []
+    for row in range(batch):
+        given: list[torch.Tensor] = []
+        for param in part.params:
+            array = inputs.get(param.value.name)
+            if array is None:
+                assert param.state is not None
+                given.append(states[param.state])
+                continue
+            tensor = torch.as_tensor(np.ascontiguousarray(np.asarray(array)[row : row + 1]))
+            tensor = tensor.float() if tensor.is_floating_point() else tensor.long()
+            given.append(
+                _as_state(tensor, states[param.state]) if param.state and token_state(module, param.state) else tensor
+            )
+        rows.append([t.numpy() for t in loaded.execute(given)[: len(names)]])
+    return {name: np.concatenate([r[at] for r in rows]).astype(np.float32) for at, name in enumerate(names)}
+
+
+def _as_state(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return numbers in the order of the IR as the buffer of a state."""
+    _, slots, heads, width = like.shape
+    return tensor.reshape(1, heads, slots, width).transpose(1, 2).contiguous().to(like.dtype)
+
+
+def _exported(module: Module, method: Method, weights: Any, states: Any, options: Any) -> Any:
+    """Export a part: its sizes are numbers, its states parameters that are given and not returned."""
+    function = method.function
+    assert function is not None
+    inner = FunctionModule(module, function, weights, states, LOWERINGS, in_place=False).eval()
+    arguments = [_example(p, states) for p in function.params]
+    return export(inner, tuple(arguments), strict=False)
+
+
+def _example(param: Param, states: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return torch.zeros_like(states[param.state]) if param.state is not None else zeros_of(param.value)
