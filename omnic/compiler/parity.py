@@ -121,6 +121,10 @@ class _Reference:
         self._given = module, weights
         self._single: dict[tuple[bytes, tuple[int, ...]], NDArray[Any]] = {}
 
+    def block(self, inputs: dict[str, NDArray[Any]]) -> NDArray[Any]:
+        """Return the logits of the MTP block's run in f32."""
+        return np.asarray(Interpreter(*self._given, np.float32).run(inputs, "mtp")["logits"][0])
+
     def single(self, tokens: NDArray[np.int64], length: NDArray[np.int64], sizes: Sequence[int] = ()) -> NDArray[Any]:
         """Return the logits of the same run in f32."""
         key = tokens.tobytes() + length.tobytes(), tuple(self._sizes(tokens, sizes))
@@ -338,4 +342,7 @@ def _mtp(
     unsure = undecided[0, :count] | reference.watch.undecided()[0]
     value = next(r.value.name for r in module.function("mtp").results if r.name == "logits")
     found = target.capture(bundle.path, inputs, [value], "mtp")[value][0]
-    return compare("mtp block", found, wanted, kind, unsure)
+    case = compare("mtp block", found, wanted, kind, unsure)
+    if not case.ok and kind.name in ("f32", "f16", "int8"):
+        return held_to_f32(case, found, wanted, reference.block(inputs), kind)
+    return case

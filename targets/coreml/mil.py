@@ -15,14 +15,19 @@ with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
     logging.disable(logging.WARNING)
     import coremltools
     from coremltools import proto
-    from coremltools.converters.mil import Builder
-    from coremltools.converters.mil.backend.mil.load import CoreMLProtoExporter, MILProtoExporter
+    from coremltools.converters.mil import Builder as _Builder
+    from coremltools.converters.mil.backend.mil.load import CoreMLProtoExporter as _CoreMLProtoExporter
+    from coremltools.converters.mil.backend.mil.load import MILProtoExporter
     from coremltools.converters.mil.mil import Function, Program, Var, get_new_symbol, types
     from coremltools.libmilstoragepython import _BlobStorageReader as BlobReader
     from coremltools.libmilstoragepython import _BlobStorageWriter as BlobWriter
     from coremltools.libmodelpackage import ModelPackage
 
     logging.disable(_level)
+
+#: the builder's methods are made when coremltools is imported
+Builder: Any = _Builder
+CoreMLProtoExporter: Any = _CoreMLProtoExporter
 
 __all__ = ["BlobReader", "BlobWriter", "Builder", "CoreMLProtoExporter", "Function", "MILProtoExporter", "ModelPackage",
            "Program", "Var", "coremltools", "get_new_symbol", "nptype", "proto", "type_word", "types"]

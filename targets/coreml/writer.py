@@ -152,7 +152,7 @@ class MilWriter:
             return
         name = self.fresh(name if name not in self._taken else f"{name}_out")
         var.name = name
-        if len(var.op.outputs) == 1:
+        if var.op is not None and len(var.op.outputs) == 1:
             var.op.name = name
         for value, known in self.names.items():
             if known == old:
