@@ -100,7 +100,7 @@ def _child(pipe: Any, package: str, jobs: Sequence[Job]) -> None:
 def peak() -> int:
     """Return the largest memory (resident set) of this process, in bytes."""
     try:
-        # Linux hands ru_maxrss of the parent down to what it starts; the mark of the address space is the process's own.
+        # Linux hands the parent's ru_maxrss down to what it starts; the mark of the address space is the process's own.
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
