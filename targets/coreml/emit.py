@@ -112,6 +112,4 @@ def _remarks(module: Module, forms: Sequence[CallForm], options: Options, size: 
     if options.compute == "ane" and size > CAPS.limit("file_bytes"):
         found.append(f"the package is larger than {CAPS.limit('file_bytes'):,} bytes: it may not load where the neural"
                      f" engine is to run it ({CAPS.sources['limits']})")
-    if options.half and options.compute == "ane":
-        found.append("norms square in fp16 on the neural engine: a residual stream beyond 255 overflows there")
     return found

@@ -118,6 +118,10 @@ def _rms_norm(w: MilWriter, node: Node) -> None:
     else:
         found, axis = w.as_float(x), -1
         scale = None if weight is None else w.as_float(weight)
+    if w.columnar and w.half:
+        # Divided by its largest number first: squares beyond 65504 do not fit fp16, and eps is far below them.
+        peak = w.op("reduce_max", x=w.op("abs", x=found), axes=[axis], keep_dims=True)
+        found = w.op("real_div", x=found, y=w.op("maximum", x=peak, y=w.const(2.0**-14)))
     square = w.op("reduce_mean", x=w.op("mul", x=found, y=found), axes=[axis], keep_dims=True)
     y = w.op("mul", x=found, y=w.op("rsqrt", x=square, epsilon=w.const(eps)))
     y = y if scale is None else w.op("mul", x=y, y=scale)
