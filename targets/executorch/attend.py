@@ -252,17 +252,19 @@ def moe(
 
     To gather for many tokens would copy a set of weights for each of them.
     """
-    one = node.operands[0].type.shape[1] == 1  # type: ignore[union-attr]
-    if one:
+    source = node.operands[0]
+    chosen: Tensor | None = None
+    if source is not None and source.type.shape[1] == 1:
         chosen = indices.reshape(-1)
-        pick = lambda w: None if w is None else w.index_select(0, chosen)  # noqa: E731
         rows, share = x.reshape(1, 1, -1).expand(chosen.shape[0], -1, -1), gates.reshape(-1, 1, 1)
     else:
         experts = up.shape[0]
-        pick = lambda w: w  # noqa: E731
         rows = x.expand(experts, -1, -1)
         names = torch.arange(experts)[:, None, None]
         share = torch.where(indices == names, gates, 0.0).sum(-1, keepdim=True)
+
+    def pick(weight: Tensor) -> Tensor:
+        return weight if chosen is None else weight.index_select(0, chosen)
 
     def product(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y = h @ pick(weight).transpose(1, 2)
