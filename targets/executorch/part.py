@@ -17,11 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch.export import export
 
-from omnic.errors import BundleError, InputError, nearest
-from omnic.ir.graph import Function, Module, Node, Param, Result, Value
-from omnic.ir.text import parse_module
+from omnic.ir.graph import Module, Param
 from omnic.ir.weights import WeightStore, saved
 from omnic.passes.specialise import substitute_dims
+from omnic.targets.cut import module_of, part_of
 from omnic.targets.executorch.emit import ABOUT_FILE, PROGRAM_FILE, TABLE_FILE, load_weights
 from omnic.targets.executorch.lower import LOWERINGS
 from omnic.targets.executorch.lowered import keep, kept, lower_methods, lowered_key
@@ -30,73 +29,7 @@ from omnic.targets.executorch.module import FunctionModule
 from omnic.targets.executorch.program import open_program
 from omnic.targets.executorch.stored import ProgramSource
 
-__all__ = ["module_of", "part_of", "run_part", "shown"]
-
-
-def module_of(bundle: Path) -> Module:
-    """Return the module of a bundle.
-
-    Raises:
-        BundleError: it has none.
-    """
-    path = bundle / "module.ir"
-    if not path.is_file():
-        raise BundleError(f"{bundle}: the bundle has no file 'module.ir'", "copy the bundle again, or compile it again")
-    return parse_module(path.read_text(encoding="utf-8"), str(path))
-
-
-def _states(function: Function) -> dict[Value, str]:
-    """Return the values that are a state before or after a write -> its name."""
-    found = {p.value: p.state for p in function.params if p.state is not None}
-    for node in function.nodes:
-        if node.op == "cache_write" and node.operands[0] in found:
-            found[node.result] = found[node.operands[0]]  # type: ignore[index]
-    return found
-
-
-def shown(function: Function) -> tuple[str, ...]:
-    """Return the names of the float values that can be shown, in order."""
-    hidden = _states(function)
-    return tuple(v.name for n in function.nodes for v in n.results if v.type.is_float and v not in hidden)
-
-
-def part_of(function: Function, inputs: Sequence[str], names: Sequence[str]) -> Function:
-    """Return the function from ``inputs`` to ``names``; states that are not given stay parameters, empty ones.
-
-    Raises:
-        InputError: a name is not a value of the function, or the inputs do not determine it.
-    """
-    values = {v.name: v for v in function.values()}
-    for name in (*names, *inputs):
-        if name not in values:
-            near = nearest(name, list(values))
-            raise InputError(f"@{function.name} has no value %{name}", f"did you mean '%{near}'?" if near else None)
-    states = _states(function)
-    for name in names:
-        if values[name] in states:
-            raise InputError(f"%{name} is a state", "ask for the value that reads it (cache_read)")
-    stop = {values[n] for n in inputs}
-    empty = {p.value: p.state for p in function.params if p.state is not None and p.value not in stop}
-    producers = {v: node for node in function.nodes for v in node.results}
-    wanted: set[Node] = set()
-    used: set[Value] = set()
-    queue = [values[n] for n in names]
-    while queue:
-        value = queue.pop()
-        if value in used or value.weight:
-            continue
-        used.add(value)
-        if value in stop or value in empty:
-            continue
-        if value not in producers:
-            raise InputError(f"%{value.name} is needed and is not among the inputs")
-        if producers[value] not in wanted:
-            wanted.add(producers[value])
-            queue += list(producers[value].inputs())
-    params = [Param(values[n], states.get(values[n])) for n in inputs if values[n] in used]
-    params += [Param(v, s) for v, s in empty.items() if v in used]
-    nodes = tuple(n for n in function.nodes if n in wanted)
-    return Function(function.name, tuple(params), nodes, tuple(Result(n, values[n]) for n in names))
+__all__ = ["run_part"]
 
 
 def run_part(
@@ -108,7 +41,7 @@ def run_part(
         InputError: a name is not a value of the function, or the inputs do not determine it.
     """
     module = module_of(bundle)
-    part = part_of(module.function(function), list(inputs), names)
+    part, _ = part_of(module.function(function), inputs, names)
     batch = max((len(np.atleast_1d(inputs[p.value.name])) for p in part.params if p.value.name in inputs), default=1)
     sizes: dict[str, int] = {"B": 1}
     for param in part.params:

@@ -15,10 +15,11 @@ from omnic.ir.weights import Source
 from omnic.ir.weights.store import fixed_shape
 from omnic.runtime.bundle import Bundle
 from omnic.targets.base import EmitRequest, Emitted, Phase, Target
+from omnic.targets.cut import float_values, module_of
 from omnic.targets.executorch.caps import CAPS
 from omnic.targets.executorch.emit import PROGRAM_FILE, TABLE_FILE, emit
 from omnic.targets.executorch.options import parse_options
-from omnic.targets.executorch.part import module_of, run_part, shown
+from omnic.targets.executorch.part import run_part
 from omnic.targets.executorch.profile import profile
 from omnic.targets.executorch.program import Program, RowStates
 from omnic.targets.executorch.stored import ProgramSource
@@ -73,7 +74,7 @@ class ExecutorchTarget(Target):
 
     def preserved(self, bundle: Path, function: str = "forward") -> tuple[str, ...]:
         """Return the names of the float values that :meth:`capture` can show."""
-        return shown(module_of(bundle).function(function))
+        return float_values(module_of(bundle).function(function))
 
     def weights(self, bundle: Path) -> Source:
         """Return the weights as they lie in the program's bytes."""

@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from omnic.errors import BundleError, InputError, nearest
-from omnic.ir.graph import Function, Module, Node, Param, Result, Value
-from omnic.ir.text import parse_module
+from omnic.errors import InputError
 from omnic.ir.weights import SafetensorsSource, Source, WeightStore, saved
 from omnic.runtime.bundle import Bundle
 from omnic.runtime.session import SessionOptions
 from omnic.targets.base import EmitRequest, Emitted, Phase, Target
+from omnic.targets.cut import float_values, module_of, part_of
 from omnic.targets.torch import emit
 from omnic.targets.torch.caps import CAPS
 from omnic.targets.torch.inference import InferenceModule, load_weights, new_states
@@ -27,8 +26,6 @@ from omnic.targets.torch.session import WEIGHTS_FILE, load
 from omnic.targets.torch.states import Rows
 
 __all__ = ["TARGET", "TorchTarget"]
-
-_MODULE_FILE = "module.ir"
 
 
 class TorchTarget(Target):
@@ -65,8 +62,8 @@ class TorchTarget(Target):
         Raises:
             InputError: a name is not a value of the function, or the inputs do not determine it.
         """
-        module = saved(_module(bundle))
-        part, states = _part(module.function(function), inputs, names)
+        module = saved(module_of(bundle))
+        part, states = part_of(module.function(function), inputs, names)
         small = replace(
             module, functions={function: part}, weights={n: w for n, w in module.weights.items() if n in part.weights()}
         )
@@ -91,9 +88,7 @@ class TorchTarget(Target):
 
     def preserved(self, bundle: Path, function: str = "forward") -> tuple[str, ...]:
         """Return the names of the float values that :meth:`capture` can show; states are shown where they are read."""
-        target = _module(bundle).function(function)
-        hidden = _state_values(target)
-        return tuple(v.name for node in target.nodes for v in node.results if v.type.is_float and v not in hidden)
+        return float_values(module_of(bundle).function(function))
 
     def profile(self, bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int) -> list[Phase]:
         """Run a prefill and ``steps`` single tokens with a clock on every line of the emitted function."""
@@ -102,65 +97,6 @@ class TorchTarget(Target):
     def weights(self, bundle: Path) -> Source:
         """Return the weights as the program holds them."""
         return SafetensorsSource(bundle / WEIGHTS_FILE)
-
-
-def _module(bundle: Path) -> Module:
-    path = bundle / _MODULE_FILE
-    if not path.is_file():
-        raise BundleError(
-            f"{bundle}: the bundle has no file '{_MODULE_FILE}'", "copy the bundle again, or compile it again"
-        )
-    return parse_module(path.read_text(encoding="utf-8"), str(path))
-
-
-def _state_values(function: Function) -> dict[Value, str]:
-    """Return the values that are a state before or after a write -> its name."""
-    found = {p.value: p.state for p in function.params if p.state is not None}
-    for node in function.nodes:
-        if node.op in ("cache_write", "cache_move", "cache_close") and node.operands[0] in found:
-            found[node.result] = found[node.operands[0]]
-    return found
-
-
-def _part(function: Function, inputs: Mapping[str, Any], names: Sequence[str]) -> tuple[Function, dict[str, str]]:
-    """Return the function from ``inputs`` to ``names``, and which inputs are states."""
-    values = {v.name: v for v in function.values()}
-    for name in (*names, *inputs):
-        if name not in values:
-            near = nearest(name, list(values))
-            raise InputError(f"@{function.name} has no value %{name}", f"did you mean '%{near}'?" if near else None)
-    states = _state_values(function)
-    for name in names:
-        if values[name] in states:
-            raise InputError(
-                f"%{name} is a state, which is a buffer here", "ask for the value that reads it (cache_read)"
-            )
-    stop = {values[n] for n in inputs}
-    empty = {p.value: p.state for p in function.params if p.state is not None and p.value not in stop}
-    producers = {v: node for node in function.nodes for v in node.results}
-    wanted: set[Node] = set()
-    used: set[Value] = set()
-    queue = [values[n] for n in names]
-    while queue:
-        value = queue.pop()
-        if value in used or value.weight:
-            continue
-        used.add(value)
-        if value in stop or value in empty:
-            continue
-        if value not in producers:
-            raise InputError(f"%{value.name} is needed and is not among the inputs")
-        node = producers[value]
-        if node not in wanted:
-            wanted.add(node)
-            queue += list(node.inputs())
-    params = [Param(values[n], states.get(values[n])) for n in inputs if values[n] in used]
-    params += [Param(v, s) for v, s in empty.items() if v in used]
-    nodes = tuple(n for n in function.nodes if n in wanted)
-    results = tuple(Result(n, values[n]) for n in names)
-    return Function(function.name, tuple(params), nodes, results), {
-        n: states[values[n]] for n in inputs if values[n] in states
-    }
 
 
 TARGET = TorchTarget()

@@ -26,6 +26,7 @@ __all__ = [
     "llama_block",
     "llama_experts",
     "llama_mlp",
+    "llama_table",
     "shortest",
     "window_of",
     "windowed",
@@ -224,6 +225,14 @@ def llama_block(layer: Layer, ours: str, theirs: str) -> dict[str, Recipe]:
     return (
         table | llama_attention(layer, f"{ours}.attn", f"{theirs}.self_attn") | llama_mlp(layer, ours, f"{theirs}.mlp")
     )
+
+
+def llama_table(spec: Spec, tensors: Tensors) -> dict[str, Recipe]:
+    """Return the whole table of a dense model in the Llama layout."""
+    table = decoder_table(spec)
+    for layer in spec.layers():
+        table |= llama_block(layer, f"blocks.{layer.index}", f"model.layers.{layer.index}")
+    return table
 
 
 def llama_attention(layer: Layer, ours: str, theirs: str) -> dict[str, Recipe]:

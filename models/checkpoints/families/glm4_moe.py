@@ -6,16 +6,15 @@ from typing import Any
 
 from omnic.ir.graph import Recipe
 from omnic.models.checkpoints.config import Config
-from omnic.models.checkpoints.families.common import attention_keys, base_keys, decoder_table, llama_attention
+from omnic.models.checkpoints.families.common import attention_keys, base_keys
 from omnic.models.checkpoints.families.mixtures import (
     copies_of_the_main_model,
     further_blocks,
     further_table,
     layered,
     left_out_blocks,
-    llama_norms,
     mixture_layer,
-    mixture_table,
+    mixtures_table,
     scored_experts,
 )
 from omnic.models.checkpoints.families.publishing import publish_base, publish_limited, publish_scored
@@ -37,12 +36,7 @@ def _describe(config: Config) -> dict[str, Any]:
 
 
 def _weights(spec: Spec, tensors: Tensors) -> dict[str, Recipe]:
-    table = decoder_table(spec)
-    for layer in spec.layers():
-        ours, theirs = f"blocks.{layer.index}", f"model.layers.{layer.index}"
-        table |= llama_norms(ours, theirs) | llama_attention(layer, f"{ours}.attn", f"{theirs}.self_attn")
-        table |= mixture_table(layer, ours, f"{theirs}.mlp", tensors)
-    return table | further_table(spec, tensors)
+    return mixtures_table(spec, tensors) | further_table(spec, tensors)
 
 
 def _publish(spec: Spec) -> dict[str, Any]:

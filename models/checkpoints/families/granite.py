@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from omnic.ir.graph import Recipe
 from omnic.models.checkpoints.config import Config
 from omnic.models.checkpoints.families.common import (
     attention_keys,
     base_keys,
-    decoder_table,
     equal_blocks,
     gated_ffn,
-    llama_block,
+    llama_table,
 )
 from omnic.models.checkpoints.families.publishing import publish_base, publish_ffn, publish_multipliers
-from omnic.models.checkpoints.family import Family, Tensors
+from omnic.models.checkpoints.family import Family
 from omnic.models.checkpoints.rope import rope_of
 from omnic.spec import Spec
 
@@ -40,13 +38,6 @@ def _describe(config: Config) -> dict[str, Any]:
     return base | {"multipliers": multipliers(config), "blocks": equal_blocks(config, attention, ffn)}
 
 
-def _weights(spec: Spec, tensors: Tensors) -> dict[str, Recipe]:
-    table = decoder_table(spec)
-    for layer in spec.layers():
-        table |= llama_block(layer, f"blocks.{layer.index}", f"model.layers.{layer.index}")
-    return table
-
-
 def _publish(spec: Spec) -> dict[str, Any]:
     layer = spec.layers()[0]
     bias = {"attention_bias": bool(layer.attention.bias), "mlp_bias": layer.ffn.bias}
@@ -57,7 +48,7 @@ FAMILY = Family(
     model_types=("granite",),
     title="Granite 3",
     describe=_describe,
-    weights=_weights,
+    weights=llama_table,
     publish=_publish,
     source="transformers, models/granite; Granite 3.0 Language Models, IBM, 2024",
 )

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from omnic.ir.graph import Recipe
 from omnic.models.checkpoints.config import Config
 from omnic.models.checkpoints.families.common import (
     attention_keys,
     base_keys,
-    decoder_table,
     equal_blocks,
     gated_ffn,
-    llama_block,
+    llama_table,
     windowed,
 )
 from omnic.models.checkpoints.families.publishing import publish_base, publish_ffn, publish_windows
-from omnic.models.checkpoints.family import Family, Tensors
+from omnic.models.checkpoints.family import Family
 from omnic.models.checkpoints.rope import rope_of
 from omnic.spec import Spec
 
@@ -42,13 +40,6 @@ def _describe(config: Config) -> dict[str, Any]:
     return base | {"blocks": equal_blocks(config, attention, gated_ffn(config, bias=mlp_bias))}
 
 
-def _weights(spec: Spec, tensors: Tensors) -> dict[str, Recipe]:
-    table = decoder_table(spec)
-    for layer in spec.layers():
-        table |= llama_block(layer, f"blocks.{layer.index}", f"model.layers.{layer.index}")
-    return table
-
-
 def _publish(spec: Spec) -> dict[str, Any]:
     layer = spec.layers()[0]
     kind = {"attention_bias": bool(layer.attention.bias), "mlp_bias": layer.ffn.bias}
@@ -62,7 +53,7 @@ FAMILY = Family(
     model_types=("llama", "mistral"),
     title="Llama 2 and 3, Mistral, SmolLM2",
     describe=_describe,
-    weights=_weights,
+    weights=llama_table,
     publish=_publish,
     ignored={"*.rotary_emb.inv_freq": "rope frequencies, which follow from the configuration"},
     source="arXiv:2307.09288, arXiv:2407.21783, arXiv:2310.06825",

@@ -11,6 +11,7 @@ from omnic.models.checkpoints.config import Config
 from omnic.models.checkpoints.families.common import (
     GATED,
     block_groups,
+    decoder_table,
     llama_attention,
     llama_experts,
     llama_mlp,
@@ -32,6 +33,7 @@ __all__ = [
     "llama_norms",
     "mixture_layer",
     "mixture_table",
+    "mixtures_table",
     "scored_experts",
     "sparse_layers",
 ]
@@ -203,6 +205,16 @@ def mixture_table(
         table[f"{ours}.ffn.shared_gate"] = load(f"{theirs}.shared_expert_gate.weight")
         return table | llama_mlp(layer, ours, f"{theirs}.shared_expert", "ffn.shared")
     return table | (llama_mlp(layer, ours, f"{theirs}.shared_experts", "ffn.shared") if ffn.shared else {})
+
+
+def mixtures_table(spec: Spec, tensors: Tensors) -> dict[str, Recipe]:
+    """Return the whole table of a model in the Llama layout whose layers may have experts."""
+    table = decoder_table(spec)
+    for layer in spec.layers():
+        ours, theirs = f"blocks.{layer.index}", f"model.layers.{layer.index}"
+        table |= llama_norms(ours, theirs) | llama_attention(layer, f"{ours}.attn", f"{theirs}.self_attn")
+        table |= mixture_table(layer, ours, f"{theirs}.mlp", tensors)
+    return table
 
 
 def further_table(spec: Spec, tensors: Tensors, attention: Any = llama_attention) -> dict[str, Recipe]:

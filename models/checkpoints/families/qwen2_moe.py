@@ -5,25 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from omnic.errors import InputError
-from omnic.ir.graph import Recipe
 from omnic.models.checkpoints.config import Config
 from omnic.models.checkpoints.families.common import (
     attention_keys,
     base_keys,
-    decoder_table,
     layer_names,
-    llama_attention,
     window_of,
 )
 from omnic.models.checkpoints.families.mixtures import (
     activation_of,
     layered,
-    llama_norms,
-    mixture_table,
+    mixtures_table,
     sparse_layers,
 )
 from omnic.models.checkpoints.families.publishing import publish_base, publish_sparse
-from omnic.models.checkpoints.family import Family, Tensors
+from omnic.models.checkpoints.family import Family
 from omnic.models.checkpoints.rope import rope_of
 from omnic.spec import MoE, Spec
 
@@ -71,15 +67,6 @@ def _windows(config: Config, layers: int) -> tuple[list[str], int | None]:
     return names, window_of(config, names, default=4096)
 
 
-def _weights(spec: Spec, tensors: Tensors) -> dict[str, Recipe]:
-    table = decoder_table(spec)
-    for layer in spec.layers():
-        ours, theirs = f"blocks.{layer.index}", f"model.layers.{layer.index}"
-        table |= llama_norms(ours, theirs) | llama_attention(layer, f"{ours}.attn", f"{theirs}.self_attn")
-        table |= mixture_table(layer, ours, f"{theirs}.mlp", tensors)
-    return table
-
-
 def _publish(spec: Spec) -> dict[str, Any]:
     first = spec.layers()[0].attention
     shared = next((x.ffn.shared_hidden for x in spec.layers() if isinstance(x.ffn, MoE)), 0)
@@ -91,7 +78,7 @@ FAMILY = Family(
     model_types=("qwen2_moe",),
     title="Qwen1.5-MoE, Qwen2-MoE",
     describe=_describe,
-    weights=_weights,
+    weights=mixtures_table,
     publish=_publish,
     source="arXiv:2407.10671",
 )

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from omnic.ir.graph import Recipe
 from omnic.models.checkpoints.config import Config
 from omnic.models.checkpoints.families.common import (
     attention_keys,
     base_keys,
-    decoder_table,
     equal_blocks,
     gated_ffn,
-    llama_block,
+    llama_table,
 )
 from omnic.models.checkpoints.families.publishing import publish_base, publish_ffn, publish_switched_windows
 from omnic.models.checkpoints.families.qwen2 import switched_window
-from omnic.models.checkpoints.family import Family, Tensors
+from omnic.models.checkpoints.family import Family
 from omnic.models.checkpoints.rope import rope_of
 from omnic.spec import Spec
 
@@ -32,13 +30,6 @@ def _describe(config: Config) -> dict[str, Any]:
     return base | {"blocks": equal_blocks(config, switched_window(config, attention), gated_ffn(config))}
 
 
-def _weights(spec: Spec, tensors: Tensors) -> dict[str, Recipe]:
-    table = decoder_table(spec)
-    for layer in spec.layers():
-        table |= llama_block(layer, f"blocks.{layer.index}", f"model.layers.{layer.index}")
-    return table
-
-
 def _publish(spec: Spec) -> dict[str, Any]:
     layer = spec.layers()[0]
     bias = {"attention_bias": bool(layer.attention.bias)}
@@ -49,7 +40,7 @@ FAMILY = Family(
     model_types=("qwen3",),
     title="Qwen3",
     describe=_describe,
-    weights=_weights,
+    weights=llama_table,
     publish=_publish,
     source="arXiv:2505.09388",
 )

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from omnic.ir.graph import Recipe
 from omnic.models.checkpoints.config import Config
 from omnic.models.checkpoints.families.common import (
     attention_keys,
     base_keys,
-    decoder_table,
-    llama_attention,
     window_of,
 )
 from omnic.models.checkpoints.families.mixtures import (
     activation_of,
     layered,
-    llama_norms,
-    mixture_table,
+    mixtures_table,
     sparse_layers,
 )
 from omnic.models.checkpoints.families.publishing import publish_base, publish_sparse
-from omnic.models.checkpoints.family import Family, Tensors
+from omnic.models.checkpoints.family import Family
 from omnic.models.checkpoints.rope import rope_of
 from omnic.spec import Spec
 
@@ -58,15 +54,6 @@ def _describe(config: Config) -> dict[str, Any]:
     return base | {"blocks": layered(config, attention, ffns, names, window)}
 
 
-def _weights(spec: Spec, tensors: Tensors) -> dict[str, Recipe]:
-    table = decoder_table(spec)
-    for layer in spec.layers():
-        ours, theirs = f"blocks.{layer.index}", f"model.layers.{layer.index}"
-        table |= llama_norms(ours, theirs) | llama_attention(layer, f"{ours}.attn", f"{theirs}.self_attn")
-        table |= mixture_table(layer, ours, f"{theirs}.mlp", tensors)
-    return table
-
-
 def _publish(spec: Spec) -> dict[str, Any]:
     bias = {"attention_bias": bool(spec.layers()[0].attention.bias)}
     window = {"use_sliding_window": False}
@@ -77,7 +64,7 @@ FAMILY = Family(
     model_types=("qwen3_moe",),
     title="Qwen3-MoE",
     describe=_describe,
-    weights=_weights,
+    weights=mixtures_table,
     publish=_publish,
     source="arXiv:2505.09388",
 )

@@ -15,10 +15,10 @@ from omnic.ir.types import parse_element
 from omnic.models import build
 from omnic.spec import load_spec, scale
 from omnic.targets import get_target
+from omnic.targets.cut import float_values, part_of
 from omnic.targets.executorch import lowered
 from omnic.targets.executorch.coded import Coded, coded_product, coded_rows, parts_in_file, product_form
 from omnic.targets.executorch.methods import methods_of, runner_metadata
-from omnic.targets.executorch.part import part_of, shown
 from omnic.targets.executorch.program import Program
 from omnic.targets.executorch.stored import Held, ProgramSource, find_weights
 from omnic.targets.executorch.target import TARGET
@@ -143,9 +143,9 @@ def test_scales_of_groups_are_bf16_in_the_program() -> None:
 
 def test_a_part_is_the_nodes_between_two_values() -> None:
     function = build(scale(load_spec("tiny"))).function()
-    part = part_of(function, ["normed.1"], ["down"])
+    part, _ = part_of(function, ["normed.1"], ["down"])
     assert [n.op for n in part.nodes] == ["linear", "linear", "gated_act", "linear"]
-    assert "kv.0.k" not in shown(function)
+    assert "kv.0.k" not in float_values(function)
     with pytest.raises(InputError, match="@forward has no value %dwn"):
         part_of(function, ["normed.1"], ["dwn"])
     with pytest.raises(InputError, match="%tokens is needed and is not among the inputs"):
