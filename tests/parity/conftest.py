@@ -22,7 +22,16 @@ BACKENDS = tuple(TOLERANCES)
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to run a model, and how far it may be off."""
+    """One way to run a model, and how far it may be off.
+
+    Attributes:
+        name: the row of ``tolerances.yaml``; its first word is the target.
+        target: name of the target.
+        options: what the target is compiled with; what is not here has its default.
+        kind: the numeric class of its programs.
+        bitwise: whether a row of a call is the same to the bit however the tokens are cut into calls.
+        causality: how far an earlier logit may move when a later token changes, over the rms of the logits.
+    """
 
     name: str
     target: str
@@ -34,12 +43,11 @@ class Backend:
 
 def backend_of(name: str) -> Backend:
     """Return the backend that ``tolerances.yaml`` calls ``name``."""
-    target, _, profile = name.partition(" ")
     row = TOLERANCES[name]
     return Backend(
         name,
-        target,
-        {"profile": profile} if profile else {},
+        name.split()[0],
+        dict(row.get("options", {})),
         find_class(row["class"]),
         row["bitwise"],
         row["causality"],
