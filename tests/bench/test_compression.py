@@ -137,7 +137,6 @@ def test_a_picture_draws_every_point_and_says_its_numbers() -> None:
 
 
 def test_llama_cpp_formats_come_back_near_and_cost_what_they_say(tmp_path: Path) -> None:
-    pytest.importorskip("gguf")
     if importlib.util.find_spec("llama_cpp") is None:
         pytest.skip("llama-cpp-python is not installed")
     from bench.compression.llama_cpp import FORMATS, quantise, through_gguf

@@ -64,12 +64,12 @@ def test_yarn_ramp_and_temperature() -> None:
 
 @pytest.mark.slow
 def test_yarn_is_what_transformers_computes() -> None:
-    rope_utils = pytest.importorskip("transformers.modeling_rope_utils")
-    config_class = pytest.importorskip("transformers").LlamaConfig
+    from transformers import LlamaConfig, modeling_rope_utils
+
     scaling = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 256, "rope_theta": 10000.0}
-    config = config_class(hidden_size=64, num_attention_heads=1, max_position_embeddings=2048, rope_theta=10000.0,
+    config = LlamaConfig(hidden_size=64, num_attention_heads=1, max_position_embeddings=2048, rope_theta=10000.0,
                           rope_parameters=scaling)
-    theirs, their_magnitude = rope_utils.ROPE_INIT_FUNCTIONS["yarn"](config, "cpu")
+    theirs, their_magnitude = modeling_rope_utils.ROPE_INIT_FUNCTIONS["yarn"](config, "cpu")
     ours, magnitude = frequencies("yarn", 8.0)
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-5)
     assert magnitude == pytest.approx(their_magnitude)
@@ -102,11 +102,11 @@ def test_llama3_mixes_by_turns() -> None:
     ("llama3", {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}, {"beta_fast": 4.0}),
 ])
 def test_both_are_what_transformers_computes(scaling: str, theirs: dict[str, Any], options: dict[str, Any]) -> None:
-    rope_utils = pytest.importorskip("transformers.modeling_rope_utils")
-    config_class = pytest.importorskip("transformers").LlamaConfig
+    from transformers import LlamaConfig, modeling_rope_utils
+
     given = {"factor": 8.0, "original_max_position_embeddings": 256, "rope_theta": 10000.0, **theirs}
-    config = config_class(hidden_size=64, num_attention_heads=1, max_position_embeddings=2048, rope_parameters=given)
-    wanted, magnitude = rope_utils.ROPE_INIT_FUNCTIONS[scaling](config, "cpu")
+    config = LlamaConfig(hidden_size=64, num_attention_heads=1, max_position_embeddings=2048, rope_parameters=given)
+    wanted, magnitude = modeling_rope_utils.ROPE_INIT_FUNCTIONS[scaling](config, "cpu")
     ours, gain = frequencies(scaling, 8.0, **options)
     np.testing.assert_allclose(ours, wanted.numpy(), rtol=1e-5)
     assert gain == pytest.approx(magnitude)

@@ -14,8 +14,6 @@ from omnic.models.onnx import import_onnx
 from omnic.runtime.bundle import open_bundle
 from omnic.targets.torch.session import TorchSession
 
-pytest.importorskip("onnx")
-
 LLAMA = Path(__file__).parent.parent / "models" / "onnx" / "data" / "genai_llama.onnx"
 
 

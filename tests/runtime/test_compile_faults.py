@@ -119,14 +119,12 @@ def fill_the_disk(spec: Path, target: str, tmp_path: Path, monkeypatch, capsys, 
 
 @pytest.mark.parametrize("target", ["torch", "onnx"])
 def test_a_disk_that_fills_up_at_some_writes(spec, target, tmp_path, monkeypatch, capsys):
-    pytest.importorskip({"torch": "torch", "onnx": "onnxruntime"}[target])
     fill_the_disk(spec, target, tmp_path, monkeypatch, capsys, 2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["torch", "onnx"])
 def test_a_disk_that_fills_up_at_every_write(spec, target, tmp_path, monkeypatch, capsys):
-    pytest.importorskip({"torch": "torch", "onnx": "onnxruntime"}[target])
     fill_the_disk(spec, target, tmp_path, monkeypatch, capsys, None)
 
 
@@ -139,7 +137,6 @@ def start(spec: Path, out: Path) -> subprocess.Popen[bytes]:
 
 @pytest.mark.slow
 def test_a_compile_killed_at_random_moments(spec, tmp_path):
-    pytest.importorskip("onnxruntime")
     began = time.monotonic()
     assert start(spec, tmp_path / "whole").wait() == 0
     length = time.monotonic() - began

@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 import pytest
 
-pytest.importorskip("transformers")
-
 from tests.models.checkpoints.making import Example
 from tests.models.checkpoints.proof import Proof
 

@@ -200,11 +200,12 @@ def test_mxfp4_is_e2m1_numbers_times_powers_of_two(tmp_path: Path) -> None:
 
 
 def test_mxfp4_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    theirs = pytest.importorskip("transformers.integrations.mxfp4")
+    import torch
+    from transformers.integrations import mxfp4
+
     tensors, numbers = made.mxfp4(np.random.default_rng(5), (3, 8, 64))
     blocks, scales = (torch.from_numpy(tensors[part]) for part in ("_blocks", "_scales"))
-    turned = theirs.convert_moe_packed_tensors(blocks, scales, dtype=torch.float64)
+    turned = mxfp4.convert_moe_packed_tensors(blocks, scales, dtype=torch.float64)
     np.testing.assert_array_equal(turned.numpy().swapaxes(1, 2), numbers)
 
 
@@ -228,8 +229,10 @@ def test_a_scale_that_is_no_number_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["int4", "int8"])
 def test_what_torchao_saves_is_read_as_it_dequantises(config: str, tmp_path: Path) -> None:
-    torch, quantization = pytest.importorskip("torch"), pytest.importorskip("torchao.quantization")
-    transformers = pytest.importorskip("transformers")
+    import torch
+    import transformers
+    from torchao import quantization
+
     keys = {k: v for k, v in made.CONFIG.items() if k not in ("model_type", "architectures")}
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**keys)).to(torch.bfloat16)
     model.save_pretrained(tmp_path / "plain")

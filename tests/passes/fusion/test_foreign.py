@@ -20,9 +20,6 @@ from omnic.passes.fusion import AttentionFusion
 from omnic.spec import parse_spec
 from tests.models.onnx.exports import EXPORTERS, exported
 
-pytest.importorskip("torch")
-pytest.importorskip("onnx")
-
 HEAD = "omnic: 1\nmodel: m\nvocab: {size: 97}\ncontext: 64\nchunk: 16\n"
 GQA = "kind: gqa, heads: 4, kv_heads: 2, head_dim: 12"
 MHA = "kind: mha, heads: 4"

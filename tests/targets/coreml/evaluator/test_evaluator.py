@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("coremltools")
-
 from omnic.errors import BundleError, InputError
 from omnic.targets.coreml.evaluator import Program
 from omnic.targets.coreml.evaluator.blobs import WeightFile

@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("coremltools")
-
-from omnic.targets.coreml.evaluator import Program  # noqa: E402
-from omnic.targets.coreml.mil import coremltools as ct  # noqa: E402
-from tests.targets.coreml.evaluator.cases import DIFFERENT, GROUPS, INPUTS, Case, Packed  # noqa: E402
+from omnic.targets.coreml.evaluator import Program
+from omnic.targets.coreml.mil import coremltools as ct
+from tests.targets.coreml.evaluator.cases import DIFFERENT, GROUPS, INPUTS, Case, Packed
 
 PRECISIONS = ("f32", "f16")
 
