@@ -18,6 +18,7 @@ __all__ = [
     "Diagnostic",
     "InputError",
     "InternalError",
+    "MissingDeviceError",
     "MissingExtraError",
     "OmnicError",
     "Span",
@@ -119,6 +120,20 @@ class MissingExtraError(OmnicError):
     def __init__(self, what: str, extra: str | None = None) -> None:
         hint = f"install it: pip install 'omnic[{extra}]'" if extra else None
         super().__init__(f"{what} is not available here", hint)
+
+
+class MissingDeviceError(OmnicError):
+    """A program that only another device runs (exit code 3).
+
+    Args:
+        what: the program.
+        device: where it runs.
+    """
+
+    exit_code = 3
+
+    def __init__(self, what: str, device: str) -> None:
+        super().__init__(f"{what}, which does not run here", f"it needs {device}")
 
 
 class InternalError(OmnicError):

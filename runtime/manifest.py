@@ -127,6 +127,7 @@ class Manifest(_Record):
     prefill: Prefill | None = None
     tokenizer: TokenizerEntry | None = None
     fallbacks: tuple[str, ...] = Field(default=(), description="What --allow-fallback let pass.")
+    needs: str = Field(default="", description="Device that runs it, where the compiling machine was not one.")
     fidelity: dict[str, Any] | None = Field(default=None, description="What the lossy passes cost.")
     files: dict[str, FileEntry] = Field(default_factory=dict)
     checksum: str = Field(default="", description="SHA-256 of this object without this field, as canonical JSON.")

@@ -38,6 +38,7 @@ class EmitRequest:
         out: an existing empty folder; relative paths in the result are inside it.
         options: the target's options, already validated by :meth:`Target.options`.
         progress: to be called as the work goes on.
+        source: SHA-256 of the spec (or the imported module) as the manifest has it.
     """
 
     module: Module
@@ -45,6 +46,7 @@ class EmitRequest:
     out: Path
     options: Mapping[str, Any]
     progress: Progress
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Emitted:
         interface: inputs, outputs and states with their types, a description that tools may read.
         nodes: node of the program -> ops of the IR it stands for, for reports (may be empty).
         remarks: what a user should know: choices made, fallbacks that were allowed.
+        needs: the device that runs the program, where this machine is not one: nothing of it is measured here.
     """
 
     kind: str
@@ -66,6 +69,7 @@ class Emitted:
     interface: Mapping[str, Any]
     nodes: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     remarks: tuple[str, ...] = ()
+    needs: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,13 @@ class Phase:
         name: ``prefill`` or ``decode``.
         tokens: how many were computed.
         seconds: by scope of the IR (``blocks.0.attn``); the empty scope is what several parts share.
+        nodes: seconds by name of the node of the IR, where the target knows them.
     """
 
     name: str
     tokens: int
     seconds: Mapping[str, float]
+    nodes: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 class Target(ABC):

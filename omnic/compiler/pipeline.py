@@ -195,7 +195,8 @@ def compile_spec(request: CompileRequest, progress: Progress = silent) -> Bundle
     with BundleWriter(out, force=request.force, key=key) as writer:
         need = sum(w.type.bytes() for w in lowered.lossy.weights.values())
         writer.require(target.disk_bytes(lowered.lossy), need)
-        emitted = target.emit(EmitRequest(lowered.lossy, weights, writer.folder, options, progress))
+        source = hashlib.sha256(_text_of(spec).text.encode()).hexdigest()
+        emitted = target.emit(EmitRequest(lowered.lossy, weights, writer.folder, options, progress, source))
         text = print_module(emitted.module)
         writer.text("module.ir", text)
         if tokenizer is not None:
@@ -205,7 +206,7 @@ def compile_spec(request: CompileRequest, progress: Progress = silent) -> Bundle
         progress("fidelity", 0.0)
         fidelity = measure_fidelity(lowered.front, lowered.lossy, weights, tokenizer)
         manifest = manifest.model_copy(update={"fidelity": fidelity})
-        if request.parity != "off":
+        if request.parity != "off" and not emitted.needs:
             parity = measure_parity(
                 writer.preview(manifest),
                 target,
@@ -218,7 +219,7 @@ def compile_spec(request: CompileRequest, progress: Progress = silent) -> Bundle
                 progress=progress,
             )
             writer.json("parity.json", parity.model_dump(mode="json", by_alias=True))
-        if whole_model(emitted.module):
+        if whole_model(emitted.module) and not emitted.needs:
             progress("profile", 0.0)
             profile = measure_profile(writer.preview(manifest), target, tokenizer, request.threads or threads())
             writer.json("profile.json", profile)
@@ -358,6 +359,7 @@ def _manifest(
         prefill=_prefill(module),
         tokenizer=TokenizerEntry(files=tuple(tokenizer.files.contents()), vocab=tokenizer.size) if tokenizer else None,
         fallbacks=emitted.remarks,
+        needs=emitted.needs,
     )
 
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from omnic.compiler.sample import sample_tokens
+from omnic.ir.graph import Module
 from omnic.runtime.bundle import Bundle
 from omnic.runtime.session import SessionOptions, open_session
 from omnic.runtime.tokenizer import Tokenizer
 from omnic.targets.base import Target
 
-__all__ = ["measure_profile", "part_of"]
+__all__ = ["lines_of", "measure_profile", "part_of"]
 
 TOKENS, STEPS = 128, 16
 
@@ -19,8 +20,8 @@ TOKENS, STEPS = 128, 16
 def measure_profile(bundle: Bundle, target: Target, tokenizer: Tokenizer | None, threads: int) -> dict[str, Any]:
     """Return the contents of ``profile.json``.
 
-    ``phases``, each with seconds by kind of part and by scope, and ``state_bytes``: what the states of one row take
-    in a session of the bundle.
+    ``phases``, each with seconds by kind of part, by scope and, where the target knows them, by line of the spec and
+    op; and ``state_bytes``: what the states of one row take in a session of the bundle.
     """
     module = bundle.module
     vocab = int(str(module.meta["vocab"]))
@@ -30,7 +31,12 @@ def measure_profile(bundle: Bundle, target: Target, tokenizer: Tokenizer | None,
     ids, _ = sample_tokens(vocab, count, tokenizer)
     routed = {n.scope for n in module.function("forward").nodes if n.op == "moe"}
     phases = [
-        {"phase": f"{p.name}, {p.tokens} tokens", "parts": _grouped(p.seconds, routed), "scopes": dict(p.seconds)}
+        {
+            "phase": f"{p.name}, {p.tokens} tokens",
+            "parts": _grouped(p.seconds, routed),
+            "scopes": dict(p.seconds),
+            "lines": lines_of(p.nodes, module),
+        }
         for p in target.profile(bundle, ids, min(STEPS, capacity - len(ids)), threads)
     ]
     conditions = f"Measured on the machine that compiled, {threads} thread{'s' if threads > 1 else ''}, batch 1."
@@ -46,6 +52,24 @@ def _grouped(seconds: Mapping[str, float], routed: set[str]) -> list[dict[str, A
         name = part_of(scope, routed)
         found[name] = found.get(name, 0.0) + spent
     return [{"part": name, "seconds": spent} for name, spent in sorted(found.items(), key=lambda item: -item[1])]
+
+
+def lines_of(seconds: Mapping[str, float], module: Module) -> list[dict[str, Any]]:
+    """Return seconds by line of the spec and op, the longest first, of seconds by node of ``@forward``.
+
+    ``line`` is None where a node comes from no line, ``count`` how many nodes are meant.
+    """
+    found: dict[tuple[str, int | None, str], list[float]] = {}
+    of = {n.name: n for n in module.function("forward").nodes}
+    for name, spent in seconds.items():
+        node = of[name]
+        place = (node.loc.file, node.loc.line) if node.loc else ("", None)
+        found.setdefault((*place, node.op), []).append(spent)
+    rows = [
+        {"file": file, "line": line, "op": op, "count": len(each), "seconds": sum(each)}
+        for (file, line, op), each in found.items()
+    ]
+    return sorted(rows, key=lambda row: -row["seconds"])
 
 
 def part_of(scope: str, routed: set[str]) -> str:

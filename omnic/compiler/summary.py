@@ -28,6 +28,7 @@ def bundle_summary(bundle: Bundle) -> dict[str, Any]:
         "fidelity": fidelity,
         "prefill": None if manifest.prefill is None else manifest.prefill.model_dump(),
         "fallbacks": list(manifest.fallbacks),
+        "needs": manifest.needs,
     }
 
 
@@ -41,7 +42,9 @@ def print_summary(summary: dict[str, Any]) -> None:
         f"[bold]{summary['bundle']}[/bold]  {summary['model']} for {summary['target']}{profile}, "
         f"{summary['bytes'] / 1e6:,.1f} MB"
     )
-    if summary["parity"] is None:
+    if summary["needs"]:
+        console.print(f"  parity    not measured here: needs {summary['needs']}")
+    elif summary["parity"] is None:
         console.print("  parity    not measured (--parity off)")
     else:
         verdict = "[green]ok[/green]" if summary["parity_ok"] else "[red]MISSED[/red]"
