@@ -252,6 +252,12 @@ class Module:
         """Return the name of the function that a call of ``tokens`` tokens a row (T, padding included) runs."""
         return "forward" if self.prefill_from is None or tokens < self.prefill_from else "prefill"
 
+    @property
+    def decoded(self) -> DType | None:
+        """What weights of storage types are decoded to, where that is 16 bits; None where their numbers are exact."""
+        found = self.meta.get("decoded")
+        return DType(found) if found in ("f16", "bf16") else None
+
     def with_function(self, function: Function) -> Module:
         """Return the module with ``function`` added or replaced by name."""
         return replace(self, functions={**self.functions, function.name: function})

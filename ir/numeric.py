@@ -295,12 +295,11 @@ def compare(
 
 
 def held_to_f32(case: Case, found: Array, reference: Array, own: Array, kind: NumericClass) -> Case:
-    """Judge logits that miss the class f32, f16 or int8 against the reference's own run in f32.
+    """Judge logits that miss the class f32 or int8 against the reference's own run in f32.
 
-    Of f32, and of f16 (whose roundings that run decides as closely as a program does), they pass where that run misses
-    the bound too, and their errors are like its own: beyond the bound at no more than twice as many positions, the
-    largest at most 4 times its largest and within the tail of the class, and every top token the reference's outside
-    near-ties.
+    Of f32 they pass where that run misses the bound too, and their errors are like its own: beyond the bound at no more
+    than twice as many positions, the largest at most 4 times its largest and within the tail of the class, and every
+    top token the reference's outside near-ties.
 
     Of int8 they pass where rounding decides codes so often that half of that run's positions err by more than the class
     expects, and the program is like it: a mean KL within the class or twice that run's, half of the positions erring by
@@ -313,7 +312,7 @@ def held_to_f32(case: Case, found: Array, reference: Array, own: Array, kind: Nu
         own: [..., V] logits of the reference in f32.
         kind: the class.
     """
-    if case.ok or kind.name not in ("f32", "f16", "int8") or not np.isfinite(found).all():
+    if case.ok or kind.name not in ("f32", "int8") or not np.isfinite(found).all():
         return case
     wide = np.asarray(reference, np.float64).reshape(case.positions, -1)
     got, single = (np.asarray(x, np.float64).reshape(wide.shape) for x in (found, own))

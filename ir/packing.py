@@ -33,7 +33,7 @@ from numpy.typing import DTypeLike
 
 from omnic.errors import InputError
 from omnic.ir.op import Array
-from omnic.ir.types import Storage
+from omnic.ir.types import DType, Storage
 
 __all__ = ["FP4_LEVELS", "NF4_LEVELS", "QTensor", "check_storage", "code_units", "decode", "layout", "nearest_codes",
            "pack_codes", "pack_scales", "packed_parts", "peak_of", "powers", "quantise", "round_scales",
@@ -308,17 +308,25 @@ def nearest_codes(units: Array, type: Storage) -> Array:
     return np.clip(whole, -1 if type.kind == "t2" else -peak - 1, peak, out=whole).astype(np.int8)
 
 
-def decode(q: QTensor, dtype: DTypeLike = np.float32) -> Array:
-    """Return the numbers of ``q`` in ``dtype`` (f32 or f64)."""
+def decode(q: QTensor, dtype: DTypeLike = np.float32, to: DType | None = None) -> Array:
+    """Return the numbers of ``q`` in ``dtype`` (f32 or f64).
+
+    With ``to``, f16 or bf16, they are what arithmetic in it makes of them: levels and numbers are rounded to it.
+    """
     type = q.type
     kind = np.dtype(dtype)
     groups = _grouped(code_units(q.codes, type, kind), type)
+    if to is not None:
+        groups = groups.astype(to.numpy).astype(kind)
     if q.zero is not None:
         shift: Array = q.zero.astype(kind)
         groups -= (shift - _OFFSET[type.kind])[..., None]
     groups *= scale_numbers(q, kind)[..., None]
     if q.row is not None:
         groups *= q.row.astype(kind)[..., None, None]
+    if to is not None:
+        with np.errstate(over="ignore"):
+            groups = groups.astype(to.numpy).astype(kind)
     return _ungrouped(groups, type, q.shape)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from omnic.ir.builder import FunctionBuilder
     from omnic.ir.graph import Value
 
-__all__ = ["rope_tables", "rotate"]
+__all__ = ["rope_angles", "rope_tables", "rotate"]
 
 # Bits kept in each leading part of a frequency when a decomposition splits it (see Rope.decompose).
 _SPLIT_BITS = 8
@@ -112,7 +112,7 @@ class Rope(Composite):
         in f32, so the angle's error does not grow with the position.
         """
         x, positions = values
-        cos, sin = _decompose_tables(b, positions, attrs)
+        cos, sin = rope_angles(b, positions, attrs)
         return rotate(b, x, cos, sin, attrs["interleaved"])
 
 
@@ -147,8 +147,8 @@ def rotate(b: FunctionBuilder, x: Value, cos: Value, sin: Value, interleaved: bo
     return b.op("concat", y, rest, axis=axis)
 
 
-def _decompose_tables(b: FunctionBuilder, positions: Value, attrs: dict[str, Any]) -> tuple[Value, Value]:
-    """Build cos and sin [B, T, dims/2] in f32."""
+def rope_angles(b: FunctionBuilder, positions: Value, attrs: dict[str, Any]) -> tuple[Value, Value]:
+    """Build :func:`rope_tables` in f32 from core ops."""
     inverse, magnitude = frequencies_of(attrs)
     parts = [_split_turns(f / (2.0 * math.pi)) for f in inverse]
     batch, tokens = positions.type.shape

@@ -163,7 +163,8 @@ class Interpreter:
             given: Any = self._weights[name]
         else:
             given = self._weights.array(name)
-        array = packing.decode(given, self.dtype) if isinstance(given, QTensor) else np.asarray(given)
+        to = self.module.decoded
+        array = packing.decode(given, self.dtype, to) if isinstance(given, QTensor) else np.asarray(given)
         weight = self.module.weights[name]
         if array.shape != weight.type.shape:
             raise InputError(f"weight '{name}' must be {weight.type}, got {list(array.shape)}")

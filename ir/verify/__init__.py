@@ -25,6 +25,7 @@ MODULE_RULES: dict[str, ModuleRule] = {
     "recipes": recipes.recipes,
     "states": declarations.states,
     "prefill": stateful.prefill,
+    "decoded": stateful.decoded,
 }
 
 FUNCTION_RULES: dict[str, FunctionRule] = {

@@ -160,6 +160,14 @@ def prefill(module: Module) -> Iterator[Problem]:
         yield Problem(f"@prefill stands for @forward and has {differ[1]} where that has {differ[0]}", place)
 
 
+def decoded(module: Module) -> Iterator[Problem]:
+    """``meta decoded``, the type that weights of storage types are decoded to, is ``f16`` or ``bf16``."""
+    found = module.meta.get("decoded")
+    if found is not None and module.decoded is None:
+        place = Place("func", next(iter(module.functions), "forward"))
+        yield Problem(f"meta decoded is {found}, it is f16 or bf16", place)
+
+
 def _signature(function: Function) -> list[str]:
     taken = [f"parameter %{p.value.name}: {p.value.type} of {p.state or 'no state'}" for p in function.params]
     return taken + [f"result {r.name}: {r.value.type} of {r.state or 'no state'}" for r in function.results]

@@ -191,7 +191,7 @@ class WeightStore:
         """Return the numbers of rows."""
         element = weight.type.element
         if isinstance(element, Storage):
-            return packing.decode(self.quantised(weight.name, rows))
+            return packing.decode(self.quantised(weight.name, rows), to=self.module.decoded)
         box = (rows, *whole(shape[1:])) if shape else ()
         numbers = self._evaluator(weight).numbers(weight.recipe, box)
         if not element.is_float:

@@ -216,7 +216,7 @@ def whole_model_cases(
         # The routing of several calls cannot be captured: undecided positions are then only left out.
         again = (lambda at=at, want=want: want[at]) if several else (lambda at=at: forced()[at])
         case = _judge(name, found, want[at], unsure[at], kind, again)
-        if not case.ok and kind.name in ("f32", "f16", "int8"):
+        if not case.ok and kind.name in ("f32", "int8"):
             case = held_to_f32(case, found, want[at], reference.single(ids[None], length, sizes)[0][at], kind)
         yield case
     progress("parity: ragged batch of 3", 0.0)
@@ -292,7 +292,7 @@ def _ragged(session: Session, reference: _Reference, tokens: NDArray[np.int64], 
     got, logits = np.asarray(found)[valid], np.asarray(wanted["logits"])[valid]
     case = compare("ragged batch of 3", got, logits, kind, undecided[valid])
     session.reset(1)
-    if not case.ok and kind.name in ("f32", "f16", "int8"):
+    if not case.ok and kind.name in ("f32", "int8"):
         return held_to_f32(case, got, logits, reference.single(tokens, length)[valid], kind)
     return case
 
@@ -343,6 +343,6 @@ def _mtp(
     value = next(r.value.name for r in module.function("mtp").results if r.name == "logits")
     found = target.capture(bundle.path, inputs, [value], "mtp")[value][0]
     case = compare("mtp block", found, wanted, kind, unsure)
-    if not case.ok and kind.name in ("f32", "f16", "int8"):
+    if not case.ok and kind.name in ("f32", "int8"):
         return held_to_f32(case, found, wanted, reference.block(inputs), kind)
     return case

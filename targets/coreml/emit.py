@@ -20,6 +20,7 @@ from omnic.targets.coreml.metadata import describe, metadata_of
 from omnic.targets.coreml.options import Options, parse_options
 from omnic.targets.coreml.package import write_package
 from omnic.targets.coreml.phases import CallForm, call_forms
+from omnic.targets.coreml.rounded import rounded
 from omnic.targets.coreml.stored import WeightTable, check_scales, form_of
 
 __all__ = ["emit"]
@@ -43,7 +44,8 @@ def emit(request: EmitRequest) -> Emitted:
     for done, form in enumerate(forms):
         request.progress(f"lower {form.name}", done / len(forms))
         built.append(build_function(module, form, table, options))
-    text = print_module(module)
+    record = rounded(module, options)
+    text = print_module(record)
     offsets = write_package(
         request.out / PACKAGE, built, table, metadata_of(module, options, text), lambda d: describe(d, module, built),
         request.progress,
@@ -56,7 +58,7 @@ def emit(request: EmitRequest) -> Emitted:
     remarks = [*_remarks(module, forms, options, size), *device_remarks(module, built, options, size)]
     programs = {name: PACKAGE for name in module.functions}
     interface = {"functions": {b.form.name: _interface(module, b) for b in built}, "bytes": size}
-    return Emitted(KIND, module, programs, interface, _nodes(built), tuple(remarks))
+    return Emitted(KIND, record, programs, interface, _nodes(built), tuple(remarks))
 
 
 def _record(built: Built) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from omnic.ir.dims import evaluate
 from omnic.ir.graph import Module, Value
 from omnic.targets.coreml.evaluator import Program
 from omnic.targets.coreml.files import NAMES_FILE, PACKAGE
+from omnic.targets.coreml.legalise import rounds
 
 __all__ = ["Call", "Form", "Package"]
 
@@ -71,6 +72,8 @@ class Package:
         about = json.loads(path.read_text(encoding="utf-8"))
         self.folder, self.module, self.about = folder, module, about
         self.half, self.stateful = bool(about["half"]), bool(about["stateful"])
+        #: where the program rounds to fp16, the last bit of a sum decides how: both sides sum exactly
+        self.rounding = "exact" if self.half or rounds(module) else "as_typed"
         self.forms = tuple(
             Form(name, f["function"], tuple(f["sizes"]), f["length"], int(f["rows"]), f["inputs"], f["outputs"],
                  f["names"], frozenset(f["columns"]))
@@ -140,10 +143,10 @@ class Package:
         given = self._fed(form, length, inputs)
         kept = {n: states[v] for n, v in form.inputs.items() if v in self.module.states}
         if self.stateful:
-            found = self.program.function(form.name).run(given, kept, until=None, rounding="as_typed")
+            found = self.program.function(form.name).run(given, kept, until=None, rounding=self.rounding)
             states.update({form.inputs[n]: array for n, array in kept.items()})
         else:
-            found = self.program.function(form.name).run({**given, **kept}, {}, until=None, rounding="as_typed")
+            found = self.program.function(form.name).run({**given, **kept}, {}, until=None, rounding=self.rounding)
         results: dict[str, NDArray[np.float32]] = {}
         for name, result in form.outputs.items():
             if result in self.module.states:
@@ -175,7 +178,7 @@ class Package:
             fed |= {n: a for n, a in kept.items() if n not in fed}
             kept = {}
         until = [form.names[n] for n in names] + (list(kept) if advance else [])
-        found = self.program.function(form.name).run(fed, kept, until=until, rounding="as_typed")
+        found = self.program.function(form.name).run(fed, kept, until=until, rounding=self.rounding)
         for name, state in form.inputs.items():
             if state in states and name in kept:
                 states[state] = kept[name]
@@ -211,7 +214,7 @@ class Package:
         value = self.value(form.function, name)
         if not value.type.is_float:
             return array.astype(np.bool_ if array.dtype.kind == "b" else np.int32)
-        numbers = array.astype(np.float32, copy=False)
+        numbers = array if self.rounding == "exact" else array.astype(np.float32, copy=False)
         return np.ascontiguousarray(numbers.transpose(0, 2, 1)[:, :, None]) if name in form.columns else numbers
 
     def _shaped(self, form: Form, name: str, array: NDArray[Any]) -> NDArray[Any]:

@@ -48,8 +48,8 @@ class Call:
         return found.array() if isinstance(found, Stored) else found
 
     def __call__(self, parameter: str) -> NDArray[Any]:
-        """Return an operand as it is computed with: floats in f32."""
-        return working(self.raw(parameter))
+        """Return an operand as it is computed with (:meth:`working`)."""
+        return self.working(self.raw(parameter))
 
     def stored(self, parameter: str) -> Stored | None:
         """Return an operand that is a constant, not read; None when it is computed."""
@@ -62,7 +62,7 @@ class Call:
         for given in self.op.inputs[parameter]:
             value: Any = self.walk.value(given) if isinstance(given, str) else given[0]
             array = value.array() if isinstance(value, Stored) else value
-            found.append(working(array) if work else array)
+            found.append(self.working(array) if work else array)
         return found
 
     def ints(self, parameter: str) -> list[int]:
@@ -89,6 +89,12 @@ class Call:
         """Return an operand that is text."""
         return str(self._one(parameter)) if self.has(parameter) else default
 
+    def working(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return floats as they are computed with: fp16 in f32, everything in f64 where sums are exact."""
+        if array.dtype.kind == "f" and self.walk.exact:
+            return array.astype(np.float64, copy=False)
+        return array.astype(np.float32) if array.dtype == np.float16 else array
+
     def state(self, parameter: str) -> str:
         """Return the name of the state that an operand is."""
         return str(self.op.inputs[parameter][0])
@@ -108,8 +114,3 @@ class Call:
         """Whether the op set is iOS 17's or later, where a negative index is out of range."""
         digits = self.walk.opset.removeprefix("CoreML")
         return not digits.isdigit() or int(digits) >= _MODERN
-
-
-def working(array: NDArray[Any]) -> NDArray[Any]:
-    """Return floats as they are computed with: f32 for fp16."""
-    return array.astype(np.float32) if array.dtype == np.float16 else array

@@ -16,7 +16,7 @@ from omnic.targets.coreml.evaluator.graph import Block, Op, read_block, reads_of
 from omnic.targets.coreml.evaluator.package import Package
 from omnic.targets.coreml.evaluator.stored import Stored
 from omnic.targets.coreml.evaluator.types import NUMPY, Type, is_float
-from omnic.targets.coreml.evaluator.walk import ROUNDINGS, Walk
+from omnic.targets.coreml.evaluator.walk import ROUNDINGS, Walk, kept_as
 
 __all__ = ["Function", "Program", "ValueInfo"]
 
@@ -168,10 +168,11 @@ class Function:
             inputs: the function's inputs, or any values inside it: what makes those is not evaluated.
             states: by name; a state that is absent begins as zeros, and what is written is put in here.
             until: names of values or states wanted; the function's outputs and all of its states when None.
-            rounding: ``as_typed`` rounds every value of type fp16 to fp16; ``none`` keeps it in f32.
+            rounding: ``as_typed`` rounds every value of type fp16 to fp16; ``none`` keeps it in f32; ``exact`` rounds
+                it too, and computes everything else in f64, so that no sum depends on its order.
 
         Returns:
-            name -> value, of the declared type (f32 for fp16 with ``rounding="none"``).
+            name -> value, of the declared type (f32 for fp16 with ``rounding="none"``, f64 for fp32 with ``exact``).
 
         Raises:
             InputError: an unknown name, a missing input, one of another shape, or an operation that is not known.
@@ -216,10 +217,8 @@ class Function:
             limits = np.iinfo(dtype)
             if int(array.min()) < limits.min or int(array.max()) > limits.max:
                 raise InputError(f"function {self.name}: '{name}' is {type}, and was given numbers beyond its range")
-        if type.word == "fp16" and rounding == "none":
-            dtype = np.float32
         with np.errstate(over="ignore"):
-            return array.astype(dtype)
+            return array.astype(kept_as(type.word, rounding))
 
     def _plan(
         self, given: Mapping[str, Any], names: Sequence[str], ends: set[int], wanted: Sequence[str]

@@ -16,12 +16,20 @@ from omnic.targets.coreml.evaluator.ops.constexpr import CONSTEXPR
 from omnic.targets.coreml.evaluator.stored import Stored
 from omnic.targets.coreml.evaluator.types import NUMPY, Type, is_float
 
-__all__ = ["ROUNDINGS", "Walk"]
+__all__ = ["ROUNDINGS", "Walk", "kept_as"]
 
-#: ``as_typed``: values of type fp16 are rounded to it; ``none``: they are kept in f32
-ROUNDINGS = ("as_typed", "none")
+#: ``as_typed``: values of type fp16 are rounded to it; ``none``: they are kept in f32; ``exact``: values of fp16 are
+#: rounded, and nothing else is: everything is computed in f64
+ROUNDINGS = ("as_typed", "none", "exact")
 #: most passes of one loop: one that does not end is a defect of the program
 MOST_PASSES = 1_000_000
+
+
+def kept_as(word: str, rounding: str) -> Any:
+    """Return the dtype in which values of a type are kept."""
+    if word == "fp16" and rounding == "none":
+        return np.float32
+    return np.float64 if word == "fp32" and rounding == "exact" else NUMPY[word]
 
 
 class Walk:
@@ -46,6 +54,7 @@ class Walk:
         outer: Walk | None = None,
     ) -> None:
         self.block, self.rounding, self.outer = block, rounding, outer
+        self.exact = rounding == "exact"
         self._given = dict(given or {})
         self._env: dict[str, NDArray[Any]] = dict(self._given)
         self._states: MutableMapping[str, NDArray[Any]] = {} if states is None else states
@@ -115,8 +124,7 @@ class Walk:
             root = root.outer
         if name not in root._states:
             type = root.block.types[name]
-            dtype: Any = np.float32 if type.word == "fp16" and self.rounding == "none" else NUMPY[type.word]
-            root._states[name] = np.zeros([d or 0 for d in type.shape], dtype)
+            root._states[name] = np.zeros([d or 0 for d in type.shape], kept_as(type.word, self.rounding))
         return root._states[name]
 
     def write(self, name: str, value: NDArray[Any], op: Op) -> NDArray[Any]:
@@ -171,9 +179,7 @@ class Walk:
             raise InputError(f"{_place(op)}: '{name}' is declared {type} and has the shape {list(array.shape)}")
         if is_float(type.word) != (array.dtype.kind == "f"):
             raise InputError(f"{_place(op)}: '{name}' is declared {type} and has {array.dtype} elements")
-        dtype: Any = NUMPY[type.word]
-        if type.word == "fp16" and self.rounding == "none":
-            dtype = np.float32
+        dtype = kept_as(type.word, self.rounding)
         with np.errstate(over="ignore", invalid="ignore"):
             return array.astype(dtype, copy=False)
 

@@ -8,7 +8,7 @@ from typing import Any
 from omnic.ir.graph import Node, Uses, Value
 from omnic.targets.coreml.writer import MilWriter, attrs_of
 
-__all__ = ["attention", "cached", "latent_attention"]
+__all__ = ["attention", "cached", "factor_of", "latent_attention"]
 
 #: added to the score of a key that is not seen
 _FLOOR = {"fp32": -1e30, "fp16": -60000.0}
@@ -63,10 +63,16 @@ def _mask(w: MilWriter, q_index: Value, k_index: Value, window: int, heads: int)
     return w.caches.get(key, w.caches[one])
 
 
+def factor_of(scale: float, width: int) -> float | None:
+    """Return what queries are multiplied by before the operation, None when its own scale is the wanted one."""
+    factor = scale * math.sqrt(width)
+    return factor if abs(factor - 1.0) > 1e-9 else None
+
+
 def _fused(w: MilWriter, q: Any, k: Any, v: Any, mask: Any, scale: float, width: int) -> Any:
     """The operation scales by 1 / sqrt(width) itself."""
-    factor = scale * math.sqrt(width)
-    if abs(factor - 1.0) > 1e-9:
+    factor = factor_of(scale, width)
+    if factor is not None:
         q = w.op("mul", x=q, y=w.const(factor))
     return w.op("scaled_dot_product_attention", query=q, key=k, value=v, attn_mask=mask)
 
@@ -111,7 +117,8 @@ def latent_attention(w: MilWriter, node: Node) -> None:
     kept4 = w.op("expand_dims", x=kept, axes=[1])
     keys4 = w.op("expand_dims", x=keys, axes=[1])
     up_k, up_v = (w.op("expand_dims", x=w.as_float(v), axes=[0]) for v in (w_k, w_v))
-    if attrs["form"] == "naive":
+    # Each order rounds elsewhere.  In fp16 there is one, so that a prompt and its verification are the same numbers.
+    if attrs["form"] == "naive" and not w.half:
         each = w.op("matmul", x=kept4, y=up_k, transpose_y=True)
         shared = w.op("tile", x=keys4, reps=[1, heads, 1, 1])
         key = w.op("concat", values=[each, shared], axis=3)

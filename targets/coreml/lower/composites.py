@@ -6,12 +6,22 @@ from typing import Any
 
 import numpy as np
 
+from omnic.ir.builder import FunctionBuilder
 from omnic.ir.graph import Node, Value
+from omnic.ir.op import find_op
 from omnic.ir.ops.rope import rope_tables
+from omnic.targets.coreml.legalise import rounds
+from omnic.targets.coreml.lower import core, indexing
 from omnic.targets.coreml.lower.core import Lowering
+from omnic.targets.coreml.lower.experts import decompose_experts
 from omnic.targets.coreml.writer import MilWriter, attrs_of, refuse
 
-__all__ = ["COLUMNS", "TABLE", "position_limit"]
+__all__ = ["COLUMNS", "SMALLEST_PEAK", "TABLE", "TABLE_STEP", "position_limit"]
+
+#: what a norm of the neural engine divides by at least
+SMALLEST_PEAK = 2.0**-14
+#: where something is rounded to fp16, tables of cosines in fp32 hold multiples of this, which the reference can too
+TABLE_STEP = 2.0**-22
 
 
 def position_limit(w: MilWriter) -> int:
@@ -121,7 +131,7 @@ def _rms_norm(w: MilWriter, node: Node) -> None:
     if w.columnar and w.half:
         # Divided by its largest number first: squares beyond 65504 do not fit fp16, and eps is far below them.
         peak = w.op("reduce_max", x=w.op("abs", x=found), axes=[axis], keep_dims=True)
-        found = w.op("real_div", x=found, y=w.op("maximum", x=peak, y=w.const(2.0**-14)))
+        found = w.op("real_div", x=found, y=w.op("maximum", x=peak, y=w.const(SMALLEST_PEAK)))
     square = w.op("reduce_mean", x=w.op("mul", x=found, y=found), axes=[axis], keep_dims=True)
     y = w.op("mul", x=found, y=w.op("rsqrt", x=square, epsilon=w.const(eps)))
     y = y if scale is None else w.op("mul", x=y, y=scale)
@@ -138,6 +148,8 @@ def _rope(w: MilWriter, node: Node) -> None:
     key = ("rope", repr(sorted(frequency.items(), key=str)), positions, w.half)
     if key not in w.caches:
         tables = rope_tables(np.arange(position_limit(w)), attrs)
+        if not w.half and rounds(w.module):
+            tables = tuple(np.rint(t / TABLE_STEP) * TABLE_STEP for t in tables)
         w.caches[key] = tuple(
             w.op("gather", x=w.const(t), indices=w.need(positions), axis=0, validate_indices=False) for t in tables)
     cos, sin = w.caches[key]
@@ -200,9 +212,22 @@ def _dequantise(w: MilWriter, node: Node) -> None:
     w.bind(node.result, w.as_float(x))
 
 
+def _experts(w: MilWriter, node: Node) -> None:
+    """Lower what :func:`decompose_experts` builds."""
+    b = FunctionBuilder(node.name)
+    with b.at(node):
+        y = decompose_experts(b, *find_op("moe").arrange(node.operands), **attrs_of(node))
+    entries = {**core.TABLE, **indexing.TABLE, **TABLE}
+    for inner in b.nodes:
+        if inner.op not in entries:
+            raise refuse(inner, "a program has no such operation", "compile without activation quantisation")
+        entries[inner.op](w, inner)
+    w.bind(node.result, w.need(y))
+
+
 TABLE: dict[str, Lowering] = {
     "linear": _linear, "embedding": _embedding, "act": _act, "gated_act": _gated, "rms_norm": _rms_norm, "rope": _rope,
-    "lm_head": _lm_head, "dequantise": _dequantise,
+    "lm_head": _lm_head, "dequantise": _dequantise, "moe": _experts,
 }
 #: what replaces entries of :data:`TABLE` where products are convolutions
 COLUMNS: dict[str, Lowering] = {"linear": _conv}

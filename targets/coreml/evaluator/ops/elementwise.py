@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -52,6 +53,8 @@ def _cast(c: Call) -> Array:
         raise ValueError(f"no type '{word}'")
     dtype: Any = NUMPY[word]
     if is_float(word):
+        if c.walk.exact:
+            return x.astype(np.float64)
         return x.astype(np.float32) if word == "fp16" else x.astype(dtype)  # rounded to fp16 where it is kept
     return np.trunc(x).astype(dtype) if x.dtype.kind == "f" and word != "bool" else x.astype(dtype)
 
@@ -59,12 +62,11 @@ def _cast(c: Call) -> Array:
 def _gelu(c: Call) -> Array:
     x, mode = c("x"), c.text("mode", "EXACT")
     if mode == "EXACT":
-        return x * np.float32(0.5) * (1 + erf(x * np.float32(np.sqrt(0.5))))
+        return x * 0.5 * (1 + erf(x * math.sqrt(0.5)))
     if mode == "TANH_APPROXIMATION":
-        inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)
-        return x * np.float32(0.5) * (1 + np.tanh(inner))
+        return x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     if mode == "SIGMOID_APPROXIMATION":
-        return x * sigmoid(np.float32(1.702) * x)
+        return x * sigmoid(1.702 * x)
     raise ValueError(f"no mode '{mode}' of gelu")
 
 
@@ -122,7 +124,7 @@ def _quantize(c: Call) -> Array:
 
 
 def _dequantize(c: Call) -> Array:
-    x = c.raw("input").astype(np.float32)
+    x = c.raw("input").astype(np.float64 if c.walk.exact else np.float32)
     scale, zero = _along(c, "scale", x), _along(c, "zero_point", x) if c.has("zero_point") else 0
     return (x - np.asarray(zero, np.float32)) * scale
 

@@ -5,13 +5,14 @@ The weights of ``linear`` and of a convolution of one element are read some rows
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from omnic.targets.coreml.evaluator.call import Call, working
+from omnic.targets.coreml.evaluator.call import Call
 from omnic.targets.coreml.evaluator.ops.reduction import softmax
 
 __all__ = ["TABLE"]
@@ -26,10 +27,10 @@ def _rows_product(c: Call, x: Array) -> Array:
     if stored is None:
         weight = c("weight")
         return x @ weight.reshape(weight.shape[0], -1).T
-    found = np.empty((*x.shape[:-1], stored.shape[0]), np.float32)
+    found = np.empty((*x.shape[:-1], stored.shape[0]), x.dtype)
     for a in range(0, stored.shape[0], stored.step()):
         b = min(a + stored.step(), stored.shape[0])
-        found[..., a:b] = x @ working(stored.rows(a, b)).reshape(b - a, -1).T
+        found[..., a:b] = x @ c.working(stored.rows(a, b)).reshape(b - a, -1).T
     return found
 
 
@@ -54,12 +55,12 @@ def _einsum(c: Call) -> Array:
 
 def _attention(c: Call) -> Array:
     q, k, v = c("query"), c("key"), c("value")
-    score = np.matmul(q, np.swapaxes(k, -1, -2)) / np.float32(np.sqrt(q.shape[-1]))
+    score = np.matmul(q, np.swapaxes(k, -1, -2)) / math.sqrt(q.shape[-1])
     if c.has("attn_mask"):
         mask = c("attn_mask")
-        score = np.where(mask, score, np.float32(-np.inf)) if mask.dtype == np.bool_ else score + mask
+        score = np.where(mask, score, -math.inf) if mask.dtype == np.bool_ else score + mask
     wide = score.astype(np.float64) if c.raw("query").dtype == np.float32 else score
-    return np.matmul(softmax(wide, -1).astype(np.float32), v)
+    return np.matmul(softmax(wide, -1).astype(v.dtype), v)
 
 
 def _padding(c: Call, sizes: tuple[int, ...], kernel: list[int], strides: list[int]) -> list[tuple[int, int]]:
@@ -109,7 +110,7 @@ def _conv(c: Call) -> Array:
         found = np.moveaxis(made, -1, 2).reshape(x.shape[0], shape[0], *out)
     if c.has("bias"):
         found = found + c("bias").reshape((1, -1, *(1,) * rank))
-    return found.astype(np.float32, copy=False)
+    return found.astype(x.dtype, copy=False)
 
 
 def _conv_transpose(c: Call) -> Array:
@@ -127,7 +128,7 @@ def _conv_transpose(c: Call) -> Array:
     wanted = c.ints("output_shape")[2:] if c.has("output_shape") else [
         d - pad[2 * i] - pad[2 * i + 1] for i, d in enumerate(sizes)]
     room = [max(d, pad[2 * i] + wanted[i]) for i, d in enumerate(sizes)]
-    found = np.zeros((n, out_channels, *room), np.float32)
+    found = np.zeros((n, out_channels, *room), x.dtype)
     per_in, per_out = x.shape[1] // groups, weight.shape[1]
     for g in range(groups):
         part, each = x[:, g * per_in : (g + 1) * per_in], weight[g * per_in : (g + 1) * per_in]

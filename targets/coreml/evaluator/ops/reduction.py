@@ -18,8 +18,10 @@ Handler = Callable[[Call], Any]
 
 
 def _wide(c: Call, parameter: str = "x") -> Array:
-    """Return an operand in the type that its sums are computed in: f64 for fp32, f32 for fp16."""
+    """Return an operand in the type that its sums are computed in: f64 for fp32, f32 for fp16, f64 for exact sums."""
     x = c.raw(parameter)
+    if c.walk.exact:
+        return c.working(x)
     return x.astype(np.float64) if x.dtype == np.float32 else x.astype(np.float32) if x.dtype == np.float16 else x
 
 
