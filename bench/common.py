@@ -7,7 +7,6 @@ bootstrap interval reaches no further than 3 % below (above, for a bar that must
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from omnic.runtime.machine import processor
 
 HISTORY = Path(__file__).parent / "history"
 ROUNDS = 21
@@ -65,19 +66,6 @@ def ratio(upper: list[float], lower: list[float]) -> Ratio:
     medians = np.median(each[draws], axis=1)
     low, high = np.percentile(medians, (2.5, 97.5))
     return Ratio(float(np.median(each)), float(low), float(high), len(each))
-
-
-def processor() -> str:
-    """Return the name of the processor."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        flags = next((line for line in info.read_text().splitlines() if line.startswith("flags")), "")
-        units = [f for f in ("amx_bf16", "avx512_vnni", "avx512f", "avx2") if f" {f} " in f"{flags} "]
-        return f"{names[0] if names else 'unknown'} ({units[0] if units else 'no vector unit known'})"
-    return platform.processor() or platform.machine()
 
 
 def record(name: str, conditions: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Measuring what was compiled on this machine, beside the engines people would use instead."""

@@ -1,0 +1,219 @@
+"""``omnic bench [BUNDLE|SPEC]``: prompts and decoding on this machine, beside other engines, against thresholds."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omnic.errors import InputError
+
+if TYPE_CHECKING:
+    from omnic.bench.measure import Measurement, Plan
+    from omnic.bench.thresholds import Verdict
+    from omnic.runtime.bundle import Bundle
+
+NAME = "bench"
+HELP = "measure prompts and decoding, beside other engines and against thresholds"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("model", metavar="BUNDLE|SPEC", nargs="?", default="tiny",
+                        help="a bundle, or a spec or preset that is compiled first (default tiny)")
+    parser.add_argument("--target", metavar="T", help="target a spec is compiled for (default onnx)")
+    parser.add_argument("--device", default="local", metavar="D", help="where it runs: local, this machine")
+    parser.add_argument("--weights", metavar="FILE", help="of a spec: a safetensors file (default: what it names)")
+    parser.add_argument("--seed", type=int, metavar="N", help="of a spec: random weights instead of trained ones")
+    parser.add_argument("--pass", dest="passes", action="append", default=[], metavar="NAME{opt=val}",
+                        help="of a spec: run this pass; may be repeated")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE",
+                        help="of a spec: an option of the target; may be repeated")
+    parser.add_argument("--prompts", default="128", metavar="N,N", help="lengths of prompts (default 128)")
+    parser.add_argument("--contexts", default="128", metavar="N,N",
+                        help="tokens in the caches when decoding begins (default 128)")
+    parser.add_argument("--new", type=int, default=16, metavar="N", help="tokens decoded in a turn (default 16)")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="turns of each engine (default 7)")
+    parser.add_argument("--warmup", type=int, default=2, metavar="N", help="calls before anything counts (default 2)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each engine (default 1)")
+    parser.add_argument("--peers", default="", metavar="P,P",
+                        help="engines to measure beside it, on the same numbers: all, or some of onnxruntime-genai, "
+                             "llama.cpp")
+    parser.add_argument("--thresholds", type=Path, metavar="FILE", help="check these bounds; exit 1 when one is missed")
+    parser.add_argument("--write-thresholds", type=Path, metavar="FILE",
+                        help="raise the bounds in FILE to 0.95 of what was measured")
+    parser.add_argument("--write-acceptance", type=Path, metavar="FILE",
+                        help="raise this model's least tokens a second in FILE likewise")
+    parser.add_argument("--history", type=Path, metavar="FILE", default=Path("build/bench/history.sqlite"),
+                        help="SQLite file the run is added to (default build/bench/history.sqlite)")
+    parser.add_argument("--no-history", action="store_true", help="add it to none")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the measurement as a page")
+    parser.add_argument("--schema", choices=("thresholds", "acceptance"), help="print a file's JSON Schema, and end")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, compare, record; 1 when a threshold is missed."""
+    import json
+
+    from omnic.bench import history
+    from omnic.bench.thresholds import (
+        accepted,
+        failures,
+        judge,
+        load_acceptance,
+        load_thresholds,
+        raised,
+        save_thresholds,
+        schemas,
+    )
+
+    if args.schema:
+        print(json.dumps(schemas()[args.schema], indent=2))
+        return 0
+    plan = _plan(args)
+    bounds = load_thresholds(args.thresholds) if args.thresholds else None
+    known = load_thresholds(args.write_thresholds) if _there(args.write_thresholds) else None
+    least = load_acceptance(args.write_acceptance) if _there(args.write_acceptance) else None
+    if args.html and not args.html.absolute().parent.is_dir():
+        raise InputError(f"{args.html}: there is no folder {args.html.parent}", "make it, or name another file")
+    measured = _measure(args, plan)
+    verdicts = judge(bounds, measured) if bounds else []
+    earlier: list[tuple[str, str, int, float]] = []
+    if not args.no_history:
+        history.append(args.history, measured)
+        earlier = history.earlier(args.history, measured)
+    if args.write_thresholds:
+        save_thresholds(args.write_thresholds, raised(known, measured))
+    if args.write_acceptance:
+        save_thresholds(args.write_acceptance, accepted(least, measured))
+    if args.html:
+        from omnic.bench.page import render
+
+        args.html.write_text(render(measured, verdicts, earlier), encoding="utf-8")
+    if args.json:
+        print(json.dumps(_as_dict(measured, verdicts)))
+    else:
+        _print(measured, verdicts)
+    return 1 if failures(verdicts) else 0
+
+
+def _there(path: Path | None) -> bool:
+    return path is not None and path.is_file()
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    """Return what to measure, from the options alone."""
+    from omnic.bench.measure import Plan
+
+    if args.device != "local":
+        raise InputError(f"device '{args.device}' cannot be measured", "this omnic measures on this machine: local")
+    for name in ("new", "rounds", "threads"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name} must be 1 or more, not {getattr(args, name)}")
+    if args.warmup < 0:
+        raise InputError(f"--warmup must be 0 or more, not {args.warmup}")
+    prompts, contexts = _lengths("prompts", args.prompts), _lengths("contexts", args.contexts)
+    if not prompts and not contexts:
+        raise InputError("nothing to measure: both --prompts and --contexts are empty", "leave one of them out")
+    return Plan(prompts, contexts, args.new, args.rounds, args.warmup, args.threads)
+
+
+def _lengths(name: str, text: str) -> tuple[int, ...]:
+    words = [w.strip() for w in text.split(",") if w.strip()]
+    bad = next((w for w in words if not w.isdigit() or int(w) < 1), None)
+    if bad is not None:
+        raise InputError(f"--{name}: '{bad}' is not a number of tokens", f"write --{name} 128,512")
+    return tuple(dict.fromkeys(int(w) for w in words))
+
+
+def _measure(args: argparse.Namespace, plan: Plan) -> Measurement:
+    from omnic.bench.measure import measure
+    from omnic.bench.peers import PeerRequest, peer_names, precision_of, prepared
+    from omnic.bench.runners import bundle_contestant
+    from omnic.bench.traffic import Traffic
+    from omnic.compiler.progress import Bar
+    from omnic.runtime.machine import machine
+
+    bundle, spec_given = _bundle(args, plan)
+    module = bundle.module
+    names = tuple(n.strip() for n in args.peers.split(",") if n.strip())
+    names = peer_names() if names == ("all",) else names
+    if names and not spec_given:
+        raise InputError("--peers are built from the model's own numbers", "give the spec instead of the bundle")
+    vocab, capacity = int(str(module.meta["vocab"])), int(str(module.meta["capacity"]))
+    plan.check(capacity, vocab)
+    manifest = bundle.manifest
+    ours = bundle_contestant(bundle.path, manifest.target, manifest.model, plan.threads)
+    precision = precision_of(module)
+    with Bar(f"measure {manifest.model}") as bar:
+        others, absent = [], {}
+        if names:
+            bar("build the peers", 0.0)
+            request = PeerRequest(bundle.spec, Path(args.weights) if args.weights else None, args.seed, precision,
+                                  capacity, plan.threads, Path("build/bench/peers"))
+            others, absent = prepared(names, request)
+        return measure(
+            manifest.model, [ours, *others], plan, vocab, Traffic.of(module), machine(), bar, absent,
+            {"target": manifest.target, "weights": str(precision), "numeric class": manifest.numeric_class,
+             "omnic": manifest.omnic, "threads": plan.threads},
+        )  # fmt: skip
+
+
+def _bundle(args: argparse.Namespace, plan: Plan) -> tuple[Bundle, bool]:
+    """Return the bundle to measure, and whether a spec was given."""
+    from omnic.compiler.options import key_values
+    from omnic.runtime.bundle import MANIFEST, open_bundle
+
+    path = Path(args.model)
+    if (path / MANIFEST).is_file() or path.name == MANIFEST:
+        given = [n for n, v in (("--target", args.target), ("--weights", args.weights), ("--seed", args.seed),
+                                ("--pass", args.passes), ("--option", args.option)) if v not in (None, [])]  # fmt: skip
+        if given:
+            raise InputError(f"{given[0]} is for a spec, and {path} is a bundle", "leave it out, or give the spec")
+        return open_bundle(path), False
+    from omnic.api import compile as compile_model
+    from omnic.compiler.options import with_passes
+    from omnic.spec import load_spec
+
+    spec = with_passes(load_spec(args.model), args.passes)
+    made = compile_model(spec, args.target or "onnx", weights=args.weights, seed=args.seed,
+                         options=key_values(args.option), parity="off", threads=plan.threads)
+    return made, True
+
+
+def _as_dict(measured: Measurement, verdicts: list[Verdict]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    figures = [{**asdict(f), "tokens_per_second": f.per_second} for f in measured.figures]
+    return {
+        **asdict(measured), "figures": figures,
+        "thresholds": [{**v.threshold.model_dump(), "found": v.found, "ok": v.ok} for v in verdicts],
+    }  # fmt: skip
+
+
+def _print(measured: Measurement, verdicts: list[Verdict]) -> None:
+    from omnic.runtime.files import human_bytes
+    from omnic.verbs._columns import columns
+
+    plan = measured.plan
+    print(f"{measured.model} on {measured.machine['processor']}, {plan.threads} thread{'s' * (plan.threads > 1)},"
+          f" {plan.rounds} rounds in turns, weights {measured.conditions['weights']}")
+    print(f"the machine reads {measured.limits.read / 1e9:.1f} GB/s and multiplies at"
+          f" {measured.limits.flops / 1e9:.0f} GFLOP/s (f32) in this run\n")
+    rows = [("engine", "phase", "tokens", "p50 ms", "p95 ms", "tokens/s", "of limit", "omnic's speed over it")]
+    for f in measured.figures:
+        gain = f"{f.speedup.median:.2f}x [{f.speedup.low:.2f}, {f.speedup.high:.2f}]" if f.speedup else ""
+        rows.append((f.contestant, f.phase, f"{f.tokens:,}", f"{1e3 * f.p50:.2f}", f"{1e3 * f.p95:.2f}",
+                     f"{f.per_second:,.1f}", "" if f.share is None else f"{f.share:.0%}", gain))
+    print("\n".join(columns(rows, (False, False, True, True, True, True, True, False))))
+    peaks = [(name, human_bytes(size), f"{measured.loads[name]:.2f} s") for name, size in measured.peaks.items()]
+    print("\n" + "\n".join(columns([("engine", "peak memory", "opened in"), *peaks], (False, True, True))))
+    for name, why in measured.absent.items():
+        print(f"{name}: not measured: {why}")
+    for v in verdicts:
+        t = v.threshold
+        bound = f">= {t.min:g}" if t.min is not None else f"<= {t.max:g}"
+        what = f"{t.metric} at {'any context' if t.ctx is None else t.ctx}, {t.ep}"
+        print(f"{what}: {'not measured' if v.found is None else f'{v.found:.4g}'}, bound {bound}:"
+              f" {({True: 'met', False: 'MISSED', None: 'not measured'})[v.ok]}")
