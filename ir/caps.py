@@ -10,13 +10,37 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from omnic.errors import InputError, InternalError
+from omnic.ir.graph import AttrValue
 from omnic.ir.types import DType, ScaleKind, Storage, StorageKind
 
-__all__ = ["Caps", "GroupRule", "HostForm", "OpSupport", "StateForm"]
+__all__ = ["Caps", "GroupRule", "HostForm", "OpSupport", "Refused", "StateForm", "computing_ops"]
 
 HostForm = Literal["callback", "segments", "kernel_mmap"]
 StateForm = Literal["in_place", "functional", "state_type"]
 OpForm = Literal["native", "decompose", "excluded"]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Values of an attribute that a target cannot take.
+
+    Attributes:
+        attr: the attribute.
+        value: as it is written, ``storage`` for every storage type, or ``other`` for all but the default.
+        source: the document that says so, or the reason.
+    """
+
+    attr: str
+    value: str
+    source: str
+
+    def holds(self, value: AttrValue | None, default: object) -> bool:
+        """Whether ``value`` is refused; None = not given."""
+        if value is None or (self.value == "other" and value == default):
+            return False
+        return self.value == "other" or (
+            isinstance(value, Storage) if self.value == "storage" else str(value) == self.value
+        )
 
 
 @dataclass(frozen=True)
@@ -28,12 +52,34 @@ class OpSupport:
         source: the document that says so, or for an exclusion the reason.
         elements: plain element types of its operands; empty = every one in ``Caps.elements``.
         storage: kinds of storage-typed weights it reads without decoding them first.
+        refuses: values of attributes that it cannot take.
     """
 
     form: OpForm
     source: str
     elements: frozenset[DType] = frozenset()
     storage: frozenset[StorageKind] = frozenset()
+    refuses: tuple[Refused, ...] = ()
+
+
+def computing_ops() -> tuple[str, ...]:
+    """Return the names of the core ops that touch neither states nor storage types, in the registry's order.
+
+    These every target has; what it says of the others is its own.
+    """
+    from omnic.ir.op import all_ops
+
+    return tuple(
+        name
+        for name, op in all_ops().items()
+        if not op.composite and name not in ("quantise", "dequantise") and not any(i.state for i in op.inputs)
+    )
+
+
+def _default(op: str, attr: str) -> object:
+    from omnic.ir.op import find_op
+
+    return next((a.default for a in find_op(op).attrs if a.name == attr), None)
 
 
 @dataclass(frozen=True)
@@ -139,6 +185,9 @@ class Caps:
         yield from (f"'{n}' has no source" for n in sorted(names) if self._is_set(n) and not self.sources.get(n))
         yield from (f"op '{n}' does not exist" for n in self.ops if n not in all_ops())
         yield from (f"op '{n}' has no source" for n, support in self.ops.items() if not support.source)
+        yield from (f"op '{n}' has no attribute '{one.attr}' to refuse" for n, support in self.ops.items()
+                    for one in support.refuses
+                    if n in all_ops() and one.attr not in {a.name for a in all_ops()[n].attrs})
         composites = {name for name, op in all_ops().items() if op.composite}
         yield from (f"op '{n}' is core and cannot be decomposed" for n, support in self.ops.items()
                     if support.form == "decompose" and n in all_ops() and n not in composites)
@@ -167,6 +216,18 @@ class Caps:
         if support is None:
             return f"{self.target} has no lowering of {op}"
         return f"{self.target} excludes {op}: {support.source}" if support.form == "excluded" else None
+
+    def reason(self, op: str, attrs: Mapping[str, AttrValue]) -> str | None:
+        """Return the reason why the target cannot take an op with these attributes, or None when it can."""
+        support = self.ops.get(op)
+        if support is None:
+            return "there is no lowering of it"
+        if support.form == "excluded":
+            return support.source
+        for one in support.refuses:
+            if one.holds(attrs.get(one.attr), _default(op, one.attr)):
+                return f"with {one.attr}={attrs[one.attr]}, and {one.source}"
+        return None
 
     def rule(self, kind: StorageKind, state: bool = False) -> GroupRule | None:
         """Return the rule for a storage kind of weights (or of states), or None."""

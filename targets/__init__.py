@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from omnic.errors import InputError, InternalError, MissingExtraError, nearest
 
 if TYPE_CHECKING:
+    from omnic.ir.caps import Caps
     from omnic.targets.base import Target
 
-__all__ = ["TARGETS", "get_target", "target_names"]
+__all__ = ["TARGETS", "caps_of", "get_target", "target_names"]
 
 ENTRY_POINTS = "omnic.targets"
 #: name -> (``module:attribute`` of its Target, the extra that brings its packages)
@@ -34,6 +35,12 @@ def _known() -> dict[str, tuple[str, str]]:
 def target_names() -> list[str]:
     """Return the names of all targets, those of installed plug-ins included; imports none of them."""
     return sorted(_known())
+
+
+def caps_of(name: str) -> Caps:
+    """Return what a target of omnic's own can do, whether or not its packages are installed."""
+    module = TARGETS[name][0].partition(":")[0].rpartition(".")[0]
+    return importlib.import_module(f"{module}.caps").CAPS
 
 
 def get_target(name: str) -> Target:

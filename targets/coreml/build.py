@@ -22,6 +22,7 @@ from omnic.targets.coreml.options import Options
 from omnic.targets.coreml.phases import CallForm, clone
 from omnic.targets.coreml.stored import WeightTable
 from omnic.targets.coreml.writer import MilWriter, refuse, sanitised
+from omnic.targets.refusals import check_ops
 
 __all__ = ["Built", "build_function", "check_module"]
 
@@ -59,11 +60,9 @@ def check_module(module: Module) -> None:
     Raises:
         InputError: naming the op, the line of the spec and why.
     """
+    check_ops("coreml", CAPS, module)
     for function in module.functions.values():
         for node in function.nodes:
-            why = CAPS.refusal(node.op)
-            if why is not None:
-                raise refuse(node, why, "choose another target for this model, such as torch")
             for value in (*node.inputs(), *node.results):
                 if value.type.rank > CAPS.limit("rank"):
                     raise refuse(

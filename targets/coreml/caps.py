@@ -6,7 +6,7 @@ Sources: the operation sets of coremltools 9.0 (``converters/mil/mil/ops/defs/iO
 
 from __future__ import annotations
 
-from omnic.ir.caps import Caps, GroupRule, OpSupport
+from omnic.ir.caps import Caps, GroupRule, OpSupport, Refused
 from omnic.ir.types import DType, ScaleKind, StorageKind
 
 __all__ = ["CAPS"]
@@ -35,12 +35,24 @@ _NATIVE = {
 }
 _DECOMPOSED = ("router", "moe", "layer_norm", "fake_quant", "short_conv", "linear_recurrence", "pool_blocks",
                "block_attention", "host.fetch")
+_BF16 = "MIL has no bf16 (MIL format, DataType)"
+_ACTIVATIONS = "the products of an ML Program take fp16 and fp32 (coremltools 9.0, iOS18 linear)"
+_REFUSES = {
+    "cast": (Refused("to", "bf16", _BF16),),
+    "dequantise": (Refused("to", "bf16", _BF16),),
+    "linear": (Refused("act", "other", _ACTIVATIONS),),
+    "lm_head": (Refused("act", "other", _ACTIVATIONS),),
+    "moe": (Refused("act", "other", _ACTIVATIONS),),
+    "fake_quant": (Refused("to", "storage", "only weights are stored as codes, not what is computed between them"),
+                   Refused("to", "bf16", _BF16)),
+}
 _STATES = "StateType is fp16 and inputs and outputs hold no codes (coremltools 9.0, backend/mil/load.py)"
 
 
 def _ops() -> dict[str, OpSupport]:
-    native = {op: OpSupport("native", f"{_OPS}: {how}") for op, how in _NATIVE.items()}
-    rest = {op: OpSupport("decompose", f"its core ops are lowered ({_OPS})") for op in _DECOMPOSED}
+    native = {op: OpSupport("native", f"{_OPS}: {how}", refuses=_REFUSES.get(op, ())) for op, how in _NATIVE.items()}
+    rest = {op: OpSupport("decompose", f"its core ops are lowered ({_OPS})", refuses=_REFUSES.get(op, ()))
+            for op in _DECOMPOSED}
     out = {op: OpSupport("excluded", _STATES) for op in ("quantise", "cache_close")}
     return {**native, **rest, **out}
 

@@ -17,6 +17,7 @@ from omnic.ir.op import find_op
 from omnic.ir.types import DType, Storage
 from omnic.targets.coreml.mil import Builder, Var
 from omnic.targets.coreml.stored import WeightTable
+from omnic.targets.refusals import refused
 
 __all__ = ["MilWriter", "attrs_of", "refuse", "sanitised"]
 
@@ -33,8 +34,7 @@ def attrs_of(node: Node) -> dict[str, Any]:
 
 def refuse(node: Node, why: str, hint: str) -> InputError:
     """Return the error for a node that the target cannot honour: it names the op and the line of the spec."""
-    place = f" ({node.loc!s})".replace('"', "") if node.loc else ""
-    return InputError(f"coreml cannot take {node.op} of {node.scope or node.name}{place}: {why}", hint)
+    return refused("coreml", node, why, hint)
 
 
 def sanitised(name: str) -> str:

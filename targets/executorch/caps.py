@@ -6,7 +6,7 @@ configurations, and the tests of this target.
 
 from __future__ import annotations
 
-from omnic.ir.caps import Caps, GroupRule, OpSupport
+from omnic.ir.caps import Caps, GroupRule, OpSupport, computing_ops
 from omnic.ir.types import DType
 
 __all__ = ["CAPS"]
@@ -14,76 +14,15 @@ __all__ = ["CAPS"]
 _KERNELS = "ExecuTorch 1.5.1: operators registered in the runtime of the wheel"
 _RANKED = "its core ops in the order of ranks: ExecuTorch has no sort, and its topk leaves ties open"
 _LLAMA = "ExecuTorch 1.5.1 extension/llm/custom_ops: update_cache, custom_sdpa; explicit softmax where they do not fit"
-_CORE = (
-    "constant",
-    "add",
-    "sub",
-    "mul",
-    "div",
-    "pow",
-    "minimum",
-    "maximum",
-    "floordiv",
-    "mod",
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "and",
-    "or",
-    "not",
-    "neg",
-    "abs",
-    "exp",
-    "log",
-    "sqrt",
-    "rsqrt",
-    "sin",
-    "cos",
-    "tanh",
-    "sigmoid",
-    "erf",
-    "round",
-    "relu",
-    "clamp",
-    "where",
-    "cast",
-    "sum",
-    "max",
-    "mean",
-    "argmax",
-    "cumsum",
-    "softmax",
-    "matmul",
-    "reshape",
-    "transpose",
-    "broadcast",
-    "slice",
-    "concat",
-    "split",
-    "pad",
-    "iota",
-    "gather",
-    "index_select",
-    "scatter",
-    "depthwise_conv1d",
-    "linear",
-    "embedding",
-    "act",
-    "gated_act",
-    "rms_norm",
-    "layer_norm",
-    "rope",
-    "lm_head",
-    "moe",
+#: composites that are lowered as they are
+_COMPOSITES = (
+    "linear", "embedding", "act", "gated_act", "rms_norm", "layer_norm", "rope", "lm_head", "moe",
 )
 
 CAPS = Caps(
     target="executorch",
     ops={
-        **{op: OpSupport("native", _KERNELS) for op in _CORE},
+        **{op: OpSupport("native", _KERNELS) for op in (*computing_ops(), *_COMPOSITES)},
         **{op: OpSupport("native", _RANKED) for op in ("topk", "sort")},
         **{op: OpSupport("native", _LLAMA) for op in ("cache_write", "cache_read", "attention", "mla")},
         **{

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -17,11 +17,12 @@ from omnic.ir.weights import WeightStore
 from omnic.ir.weights.store import fixed_shape, part_layout
 from omnic.targets.base import EmitRequest, Emitted
 from omnic.targets.executorch.caps import CAPS
-from omnic.targets.executorch.coded import Coded, parts_in_file, product_form, readers_of, with_activations
+from omnic.targets.executorch.coded import ACTIVATION, Coded, parts_in_file, product_form, readers_of, with_activations
 from omnic.targets.executorch.lowered import keep, kept, lower_methods, lowered_key
 from omnic.targets.executorch.methods import Method, methods_of, runner_metadata, token_state
 from omnic.targets.executorch.module import TORCH_DTYPES, refuse
 from omnic.targets.executorch.stored import Held, find_weights
+from omnic.targets.refusals import check_ops
 
 __all__ = ["ABOUT_FILE", "KIND", "PROGRAM_FILE", "TABLE_FILE", "emit", "legalised", "load_weights"]
 
@@ -37,18 +38,15 @@ def legalised(module: Module) -> Module:
     Raises:
         InputError: it holds an op, a weight or a state that the target cannot take.
     """
-    for function in module.functions.values():
-        for node in function.nodes:
-            refusal = CAPS.refusal(node.op)
-            if refusal:
-                raise refuse(node, refusal, "choose another target for this model: onnx, torch")
+    check_ops("executorch", CAPS, module)
     for name, state in module.states.items():
         if isinstance(state.type.element, Storage) or state.type.dtype not in (DType.F32, DType.F16, DType.BF16):
             raise InputError(
                 f"executorch keeps states in f32, f16 or bf16: '{name}' is {state.type}",
                 "leave out kv-quant for this target",
             )
-    ready = decompose(module, _kept)
+    coded = {name for name, why in coded_weights(module).items() if why is None}
+    ready = decompose(module, lambda node: _kept(node, coded))
     for function in ready.functions.values():
         for node in function.nodes:
             if not CAPS.lowers(node.op):
@@ -56,8 +54,11 @@ def legalised(module: Module) -> Module:
     return ready
 
 
-def _kept(node: Node) -> bool:
-    """Whether a composite is lowered as it is."""
+def _kept(node: Node, coded: Set[str]) -> bool:
+    """Whether a composite is lowered as it is; products of 8-bit activations are those with a weight in ``coded``."""
+    act, weight = node.attrs.get("act", "none"), node.operands[1] if len(node.operands) > 1 else None
+    if act != "none" and not (act == ACTIVATION and weight is not None and weight.name in coded):
+        return False
     if node.op == "attention" and node.operands[6] is not None:
         return False
     if node.op == "mla" and any(node.operands[at] is not None for at in (8, 10)):

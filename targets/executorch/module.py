@@ -19,6 +19,7 @@ from omnic.ir.graph import Function, Module, Node, Value
 from omnic.ir.op import find_op
 from omnic.ir.types import DType
 from omnic.targets.executorch.coded import Coded
+from omnic.targets.refusals import refused
 
 __all__ = ["TORCH_DTYPES", "FunctionModule", "StateRef", "Walk", "buffer_name", "refuse", "state_shape", "whole"]
 
@@ -36,8 +37,7 @@ TORCH_DTYPES = {
 
 def refuse(node: Node, why: str, hint: str) -> InputError:
     """Return the error that the target cannot take ``node``; it names the line of the spec."""
-    place = f" ({node.loc})".replace('"', "") if node.loc else ""
-    return InputError(f"executorch cannot lower {node.op} of {node.scope or node.name}{place}: {why}", hint)
+    return refused("executorch", node, why, hint)
 
 
 def buffer_name(kind: str, name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from omnic.ir.caps import Caps, GroupRule, OpSupport
+from omnic.ir.caps import Caps, GroupRule, OpSupport, Refused
 from omnic.ir.types import DType, ScaleKind, StorageKind
 
 __all__ = ["CAPS", "KINDS", "PROFILE_CAPS"]
@@ -109,13 +109,17 @@ _FUSED = {
     "moe": "MoE (QMoE with stored weights) where its activation is exact, If and a product per expert else"
     " (tests/targets/onnx/test_experts.py)",
 }
+_REFUSES = {"fake_quant": (Refused("to", "storage", _STORED),)}
 _DECOMPOSED = ("router", "fake_quant", "short_conv", "linear_recurrence", "pool_blocks", "host.fetch")
 
 
 def _ops(contrib: Mapping[str, str]) -> dict[str, OpSupport]:
     standard = {op: OpSupport("native", f"{_SPEC}: {how}") for op, how in _STANDARD.items()}
     fused = {op: OpSupport("native", f"{_CONTRIB}: {how}") for op, how in contrib.items()}
-    rest = {op: OpSupport("decompose", f"its core ops are lowered ({_SPEC})") for op in _DECOMPOSED}
+    rest = {
+        op: OpSupport("decompose", f"its core ops are lowered ({_SPEC})", refuses=_REFUSES.get(op, ()))
+        for op in _DECOMPOSED
+    }
     return {**standard, **fused, **rest, **{op: OpSupport("excluded", _STORED) for op in ("quantise",)},
             }
 

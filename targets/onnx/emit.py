@@ -15,12 +15,12 @@ from omnic.ir.dims import DimRange
 from omnic.ir.graph import Function, Module, Node, Uses
 from omnic.ir.types import DType, Storage, TensorType
 from omnic.targets.base import EmitRequest, Emitted
-from omnic.targets.onnx.caps import KINDS
+from omnic.targets.onnx.caps import KINDS, PROFILE_CAPS
 from omnic.targets.onnx.codes import buffers
 from omnic.targets.onnx.columns import is_product
 from omnic.targets.onnx.legalise import activation_of, legalise
 from omnic.targets.onnx.legalise import remarks as stored_remarks
-from omnic.targets.onnx.lower import CACHED, PROFILES, REFUSED
+from omnic.targets.onnx.lower import CACHED, PROFILES
 from omnic.targets.onnx.lower.attend import fused_attention
 from omnic.targets.onnx.lower.composites import position_limit, skip_norm
 from omnic.targets.onnx.lower.core import refuse
@@ -30,6 +30,7 @@ from omnic.targets.onnx.plan import Plan, make_plan
 from omnic.targets.onnx.program import METADATA, row_program
 from omnic.targets.onnx.tensors import DATA_FILE, TensorTable
 from omnic.targets.onnx.writer import IR_VERSION, GraphWriter
+from omnic.targets.refusals import check_ops
 
 __all__ = ["KIND", "TABLE_FILE", "Program", "emit", "write_function"]
 
@@ -71,6 +72,7 @@ def emit(request: EmitRequest) -> Emitted:
     """
     profile = str(request.options["profile"])
     fused = profile == "fused"
+    check_ops("onnx", PROFILE_CAPS[profile], request.module)
     if request.options["prepacked"]:
         check_packable(request.module)
     module = legalise(request.module, int(request.options["accuracy_level"]) if fused else 0)
@@ -187,8 +189,6 @@ def _lower(w: GraphWriter, node: Node, plan: Plan, table: Mapping[str, Any]) -> 
             CACHED[node.op](w, plan.cached[node.name])
         elif node.op in table:
             table[node.op](w, node)
-        elif node.op in REFUSED:
-            REFUSED[node.op](w, node)
         else:
             raise refuse(node, "there is no lowering of it", "choose another target for this model")
 

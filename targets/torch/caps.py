@@ -4,72 +4,14 @@ from __future__ import annotations
 
 from typing import get_args
 
-from omnic.ir.caps import Caps, GroupRule, OpSupport
+from omnic.ir.caps import Caps, GroupRule, OpSupport, Refused, computing_ops
 from omnic.ir.types import DType, ScaleKind, StorageKind
 
 __all__ = ["CAPS"]
 
 _DOCS = "torch 2.13 documentation"
-_KERNELS = "targets/torch/kernels.py; tests/targets/torch/test_kernels.py"
+_KERNELS = "targets/torch/kernels.py"
 
-_CORE = (
-    "constant",
-    "add",
-    "sub",
-    "mul",
-    "div",
-    "pow",
-    "minimum",
-    "maximum",
-    "floordiv",
-    "mod",
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "and",
-    "or",
-    "not",
-    "neg",
-    "abs",
-    "exp",
-    "log",
-    "sqrt",
-    "rsqrt",
-    "sin",
-    "cos",
-    "tanh",
-    "sigmoid",
-    "erf",
-    "round",
-    "relu",
-    "clamp",
-    "where",
-    "cast",
-    "sum",
-    "max",
-    "mean",
-    "argmax",
-    "cumsum",
-    "softmax",
-    "matmul",
-    "reshape",
-    "transpose",
-    "broadcast",
-    "slice",
-    "concat",
-    "split",
-    "pad",
-    "iota",
-    "gather",
-    "index_select",
-    "scatter",
-    "topk",
-    "sort",
-    "depthwise_conv1d",
-)
 _KERNEL_OPS = (
     "cache_write",
     "cache_read",
@@ -89,6 +31,9 @@ _KERNEL_OPS = (
     "moe",
     "lm_head",
 )
+_REFUSES = {
+    "moe": (Refused("act", "other", "its experts multiply f32 rows (targets/torch/kernels.py: grouped products)"),),
+}
 # Weights are decoded when they are loaded, so every group is as good as another.
 _GROUPS = (-1, 0, 8, 16, 32, 64, 128, 256, 512)
 _STATE_KINDS: tuple[StorageKind, ...] = ("i8", "i4", "i2", "nf4")
@@ -98,8 +43,8 @@ _NO_STORAGE = "the kernels read f32, f16 and bf16 numbers; a storage type has no
 CAPS = Caps(
     target="torch",
     ops={
-        **{op: OpSupport("native", f"{_DOCS}: torch, Tensor and torch.nn.functional") for op in _CORE},
-        **{op: OpSupport("native", _KERNELS) for op in _KERNEL_OPS},
+        **{op: OpSupport("native", f"{_DOCS}: torch, Tensor and torch.nn.functional") for op in computing_ops()},
+        **{op: OpSupport("native", _KERNELS, refuses=_REFUSES.get(op, ())) for op in _KERNEL_OPS},
         **{
             op: OpSupport("decompose", "its core ops are lowered")
             for op in ("short_conv", "linear_recurrence", "pool_blocks", "host.fetch")

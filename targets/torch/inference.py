@@ -10,8 +10,9 @@ from torch import Tensor
 
 from omnic.errors import InputError
 from omnic.ir.decompose import decompose
-from omnic.ir.graph import Module
+from omnic.ir.graph import Module, Node
 from omnic.ir.types import DType, TensorType
+from omnic.targets.refusals import check_ops
 from omnic.targets.torch.caps import CAPS
 from omnic.targets.torch.kernels import KEYS, blocked_shape
 from omnic.targets.torch.states import Rows, new_rows
@@ -42,14 +43,16 @@ def legalised(module: Module) -> Module:
     Raises:
         InputError: it holds an op, a weight or a state that the target excludes.
     """
-    for function in module.functions.values():
-        for node in function.nodes:
-            refusal = CAPS.refusal(node.op)
-            if refusal:
-                raise InputError(f"{node.name}: {refusal}")
+    check_ops("torch", CAPS, module)
     for name, state in module.states.items():
         _check_state(name, state.type)
-    return decompose(module, lambda node: CAPS.lowers(node.op))
+    read = {n.results[0] for f in module.functions.values() for n in f.nodes if n.op == "cache_read"}
+
+    def kept(node: Node) -> bool:
+        # Its kernel reads a state block by block; other keys are what it decomposes into.
+        return CAPS.lowers(node.op) and (node.op != "block_attention" or node.operands[1] in read)
+
+    return decompose(module, kept)
 
 
 def _check_state(name: str, type: TensorType) -> None:

@@ -72,7 +72,7 @@ class TorchTarget(Target):
         buffers = new_states(module, batch)
         given: dict[str, torch.Tensor] = {}
         for name, array in inputs.items():
-            tensor = torch.as_tensor(np.ascontiguousarray(array))
+            tensor = torch.as_tensor(np.array(array, order="C"))
             tensor = tensor.float() if tensor.is_floating_point() else tensor
             if name in states:
                 # A copy: the program writes into it, and the array is the caller's.

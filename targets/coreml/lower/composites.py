@@ -10,6 +10,7 @@ from omnic.ir.builder import FunctionBuilder
 from omnic.ir.graph import Node, Value
 from omnic.ir.op import find_op
 from omnic.ir.ops.rope import rope_tables
+from omnic.ir.types import DType
 from omnic.targets.coreml.legalise import rounds
 from omnic.targets.coreml.lower import core, indexing
 from omnic.targets.coreml.lower.core import Lowering
@@ -209,7 +210,10 @@ def _dequantise(w: MilWriter, node: Node) -> None:
     assert x is not None
     if not x.weight:
         raise refuse(node, "what it reads is no weight", "only weights are stored as codes")
-    w.bind(node.result, w.as_float(x))
+    found, to = w.as_float(x), attrs_of(node)["to"]
+    if to == DType.BF16:
+        raise refuse(node, "MIL has no bf16 (MIL format, DataType)", "ask for f16 or f32")
+    w.bind(node.result, w.cast(w.cast(found, "fp16"), w.float) if to == DType.F16 else found)
 
 
 def _experts(w: MilWriter, node: Node) -> None:

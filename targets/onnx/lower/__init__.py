@@ -13,7 +13,7 @@ from omnic.targets.onnx.lower import attend, composites, core, experts, indexing
 from omnic.targets.onnx.plan import Cached
 from omnic.targets.onnx.writer import GraphWriter
 
-__all__ = ["CACHED", "FUSED", "PLAIN", "PROFILES", "REFUSED", "Lowering"]
+__all__ = ["CACHED", "FUSED", "PLAIN", "PROFILES", "Lowering"]
 
 Lowering = Callable[[GraphWriter, Node], None]
 
@@ -33,5 +33,3 @@ CACHED: Mapping[str, Callable[[GraphWriter, Cached], None]] = {
     "block_attention": recent.recent_attention,
     "mla": recent.latent_attention,
 }
-#: ops that raise the error that says why
-REFUSED: Mapping[str, Lowering] = indexing.REFUSED

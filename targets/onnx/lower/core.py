@@ -13,6 +13,7 @@ from omnic.ir.dims import Dim
 from omnic.ir.graph import Node
 from omnic.ir.types import DType, Storage
 from omnic.targets.onnx.writer import GraphWriter, attrs_of, element_type
+from omnic.targets.refusals import refused
 
 __all__ = ["TABLE", "refuse", "rounded"]
 
@@ -32,8 +33,7 @@ _NUMPY: dict[DType, Any] = {
 
 def refuse(node: Node, why: str, hint: str) -> InputError:
     """Return the error for a node that the target cannot honour: it names the op and the line of the spec."""
-    place = f" ({node.loc!s})".replace('"', "") if node.loc else ""
-    return InputError(f"onnx cannot take {node.op} of {node.scope or node.name}{place}: {why}", hint)
+    return refused("onnx", node, why, hint)
 
 
 def _where(w: GraphWriter, node: Node) -> None:
@@ -127,8 +127,12 @@ def rounded(w: GraphWriter, found: onnx.Value, to: DType) -> onnx.Value:
 
 def _constant(w: GraphWriter, node: Node) -> None:
     attrs = attrs_of(node)
-    values = np.array(attrs["values"], _NUMPY[node.result.type.dtype]).reshape([int(d) for d in attrs["shape"]])
-    w.bind(node.result, w.const(values, values.dtype))
+    values, shape = np.array(attrs["values"], _NUMPY[node.result.type.dtype]), node.result.type.shape
+    if values.size == 1 and shape:
+        # One value fills any shape, a symbolic one too.
+        w.bind(node.result, w.op("Expand", w.const(values, values.dtype), w.dims(shape)))
+        return
+    w.bind(node.result, w.const(values.reshape([int(str(d)) for d in shape]), values.dtype))
 
 
 def _matmul(w: GraphWriter, node: Node) -> None:

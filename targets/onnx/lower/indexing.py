@@ -12,7 +12,7 @@ from omnic.ir.types import DType
 from omnic.targets.onnx.lower.core import refuse, rounded
 from omnic.targets.onnx.writer import GraphWriter, attrs_of, element_type
 
-__all__ = ["REFUSED", "TABLE"]
+__all__ = ["TABLE"]
 
 Lowering = Callable[[GraphWriter, Node], None]
 
@@ -121,14 +121,6 @@ def _conv(w: GraphWriter, node: Node) -> None:
     w.bind(node.result, w.op("Transpose", y, perm=[0, 2, 1]))
 
 
-def _quantise(w: GraphWriter, node: Node) -> None:
-    raise refuse(
-        node,
-        "only weights and states are stored as codes, not what is computed between them",
-        "quantise the weight or the state, or say fake_quant or act of a product",
-    )
-
-
 def _dequantise(w: GraphWriter, node: Node) -> None:
     """A stored weight as numbers."""
     value, to = node.operands[0], attrs_of(node)["to"]
@@ -155,5 +147,3 @@ TABLE: dict[str, Lowering] = {
     "depthwise_conv1d": _conv,
     "dequantise": _dequantise,
 }
-#: core ops that are refused, with the error they raise
-REFUSED: dict[str, Lowering] = {"quantise": _quantise}

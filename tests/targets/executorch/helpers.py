@@ -11,24 +11,29 @@ import torch
 from omnic.ir.graph import Module
 from omnic.ir.weights import WeightStore
 from omnic.targets.base import EmitRequest, Emitted
-from omnic.targets.executorch.emit import legalised
+from omnic.targets.executorch.emit import legalised, load_weights
 from omnic.targets.executorch.lower import LOWERINGS
+from omnic.targets.executorch.methods import new_states
 from omnic.targets.executorch.module import FunctionModule
 from omnic.targets.executorch.program import Program
 from omnic.targets.executorch.session import ExecutorchSession
 from omnic.targets.executorch.target import TARGET
 
 
-def run_eager(module: Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Run @forward of a module without weights and states as the torch module that is exported."""
+def run_eager(module: Module, inputs: dict[str, Any], weights: WeightStore | None = None) -> dict[str, Any]:
+    """Run @forward once from empty states as the torch module that is exported; its results but for states."""
+    from executorch.extension.llm.custom_ops import custom_ops as _  # noqa: F401  (registers llama::*)
+
     ready = legalised(module)
     function = ready.function()
-    arguments = [torch.as_tensor(np.asarray(inputs[p.value.name])) for p in function.params]
-    found = FunctionModule(ready, function, {}, {}, LOWERINGS, in_place=False)(*arguments)
-    return {r.name: t.numpy() for r, t in zip(function.results, found, strict=True)}
+    arguments = [torch.as_tensor(np.array(inputs[p.value.name])) for p in function.params if p.state is None]
+    numbers = load_weights(ready, weights.with_module(ready)) if weights is not None else {}
+    found = FunctionModule(ready, function, numbers, new_states(ready), LOWERINGS)(*arguments)
+    results = [r for r in function.results if r.state is None]
+    return {r.name: (t.float() if t.is_floating_point() else t).numpy() for r, t in zip(results, found, strict=True)}
 
 
-def emitted(module: Module, weights: WeightStore, out: Path, **options: Any) -> Emitted:
+def emitted(module: Module, weights: WeightStore, out: Path, /, **options: Any) -> Emitted:
     """Emit into a new folder; the module is written beside the program, as a bundle has it."""
     from omnic.ir.text import print_module
 

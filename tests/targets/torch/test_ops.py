@@ -1,4 +1,4 @@
-"""Every op that the target lowers, one at a time, against the reference."""
+"""States in blocks and in rows against the reference; the other ops are in tests/parity."""
 
 from __future__ import annotations
 
@@ -7,102 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from omnic.errors import InputError
 from omnic.ir.builder import ModuleBuilder
 from omnic.ir.dims import DimRange, symbol
-from omnic.ir.graph import Module
-from omnic.ir.op import all_ops, find_op
 from omnic.ir.reference import Interpreter
 from omnic.ir.types import DType, TensorType, parse_element
-from omnic.targets.torch.caps import CAPS
 from omnic.targets.torch.inference import InferenceModule, legalised, new_states
 from omnic.targets.torch.kernels import state_values, to_blocks
 from omnic.targets.torch.states import Rows
-from tests.ir import composite_cases, core_cases
 
-NATIVE = sorted(name for name, support in CAPS.ops.items() if support.form != "excluded")
 STATE_OPS = ("cache_write", "cache_read", "cache_move")
-# These take states of codes; tests/targets/torch/test_states.py holds them against the reference.
-CODE_OPS = ("cache_close", "block_attention")
-FEW = settings(max_examples=8)
-
-
-def test_every_op_has_an_entry_or_a_reasoned_exclusion() -> None:
-    assert set(CAPS.ops) == set(all_ops())
-    assert all(support.source for support in CAPS.ops.values())
-
-
-def rounded(array: Any) -> Any:
-    """Floats as f32 numbers, so that both sides see the same operands."""
-    array = np.asarray(array)
-    return array.astype(np.float32) if array.dtype.kind == "f" else array
-
-
-def check(module: Module, inputs: dict[str, Any]) -> None:
-    inputs = {name: rounded(array) for name, array in inputs.items()}
-    wanted = Interpreter(module, {}).run(
-        {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in inputs.items()}
-    )
-    found = InferenceModule(legalised(module), {}).run("forward", {}, inputs)
-    assert set(found) == set(wanted)
-    for name, value in wanted.items():
-        other = found[name].numpy()
-        assert other.shape == value.shape, name
-        if np.asarray(value).dtype.kind != "f":
-            assert np.array_equal(other, value), name
-            continue
-        finite = value[np.isfinite(value)]
-        scale = max(float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0, 1.0)
-        assert np.allclose(other, value, rtol=1e-4, atol=2e-5 * scale, equal_nan=True), name
-
-
-def core_module(name: str, case: core_cases.Case) -> tuple[Module, dict[str, Any]]:
-    builder = ModuleBuilder("one", {n: DimRange(1, 4096) for n in core_cases.SIZES})
-    f = builder.function("forward")
-    inputs: dict[str, Any] = {}
-
-    def param(type: Any, array: Any) -> Any:
-        if type is None:
-            return None
-        key = f"p{len(inputs)}"
-        inputs[key] = array
-        return f.param(key, type)
-
-    operands: list[Any] = []
-    for type, array in zip(case.types, case.arrays, strict=True):
-        if isinstance(type, list):
-            operands += [param(t, a) for t, a in zip(type, array, strict=True)]
-        else:
-            operands.append(param(type, array))
-    # The shapes of results may name dims that no operand shows.
-    shown = f.param("shown", TensorType(DType.F32, tuple(symbol(n) for n in core_cases.SIZES)))
-    inputs["shown"] = np.zeros(tuple(core_cases.SIZES.values()))
-    f.result("shown", shown)
-    names = find_op(name).outputs
-    for index, value in enumerate(f.emit(name, *operands, **case.attrs)):
-        f.result(names[index] if index < len(names) else f"y{index}", value)
-    return builder.build(), inputs
-
-
-@pytest.mark.parametrize("name", [n for n in NATIVE if n in core_cases.CASES and n not in (*STATE_OPS, *CODE_OPS)])
-@FEW
-@given(data=st.data())
-def test_core_op(name: str, data: st.DataObject) -> None:
-    module, inputs = core_module(name, core_cases.CASES[name](core_cases.Maker(data.draw)))
-    check(module, inputs)
-
-
-@pytest.mark.parametrize("name", [n for n in NATIVE if n in composite_cases.CASES and n not in CODE_OPS])
-@FEW
-@given(data=st.data())
-def test_composite(name: str, data: st.DataObject) -> None:
-    case = composite_cases.CASES[name](composite_cases.Maker(data.draw))
-    symbols = {"T": composite_cases.TOKENS, "S": composite_cases.SLOTS}
-    check(composite_cases.module_of(name, case.arrays, symbols, **case.attrs), composite_cases.inputs_of(case.arrays))
-
 
 @pytest.mark.parametrize("name", STATE_OPS)
 @pytest.mark.parametrize("element", [DType.F32, DType.F16, DType.BF16])
@@ -154,18 +69,6 @@ def test_state_op(name: str, element: DType, ring: bool, middle: tuple[int, ...]
         kept = buffers["kv"]
         numbers = kept.every() if isinstance(kept, Rows) else state_values(kept, capacity)
         assert np.array_equal(numbers.numpy(), np.asarray(wanted["kv"], np.float32))
-
-
-def test_an_excluded_op_is_refused_with_its_place() -> None:
-    builder = ModuleBuilder("one", {"B": DimRange(1, 4)})
-    f = builder.function("forward")
-    with f.scope("blocks.0"):
-        f.result(
-            "y", f.op("fake_quant", f.param("x", TensorType(DType.F32, (symbol("B"), 8))), to=parse_element("i4<g4>"))
-        )
-    with pytest.raises(InputError) as caught:
-        legalised(builder.build())
-    assert caught.value.message.startswith("blocks.0/fake_quant.0: torch excludes fake_quant: ")
 
 
 def test_a_state_of_a_kind_without_a_kernel_is_refused() -> None:
