@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,14 +18,15 @@ from omnic.runtime.bundle import Bundle
 from omnic.targets.base import EmitRequest, Emitted, Phase, Target
 from omnic.targets.cut import float_values, module_of
 from omnic.targets.executorch.caps import CAPS
-from omnic.targets.executorch.emit import PROGRAM_FILE, TABLE_FILE, emit
+from omnic.targets.executorch.files import PROGRAM_FILE, TABLE_FILE
 from omnic.targets.executorch.options import parse_options
-from omnic.targets.executorch.part import run_part
-from omnic.targets.executorch.profile import profile
-from omnic.targets.executorch.program import Program, RowStates
-from omnic.targets.executorch.stored import ProgramSource
 
 __all__ = ["TARGET", "ExecutorchTarget"]
+
+# They take seconds to import, which a compile that finds its bundle finished does not need.
+for _package in ("torch", "executorch", "torchao"):
+    if find_spec(_package) is None:
+        raise ModuleNotFoundError(f"No module named '{_package}'", name=_package)
 
 
 class ExecutorchTarget(Target):
@@ -44,6 +46,8 @@ class ExecutorchTarget(Target):
 
     def emit(self, request: EmitRequest) -> Emitted:
         """Write ``program.pte``, ``program.json`` (what it is called with) and ``weights.json`` (where they lie)."""
+        from omnic.targets.executorch.emit import emit
+
         return emit(request)
 
     def capture(
@@ -54,6 +58,9 @@ class ExecutorchTarget(Target):
         What its methods return comes from the program itself; any other value from its function lowered again with
         the program's own weights (:mod:`omnic.targets.executorch.part`).
         """
+        from omnic.targets.executorch.part import run_part
+        from omnic.targets.executorch.program import Program, RowStates
+
         program = Program(bundle)
         results = {r["value"]: r["name"] for r in program.about["methods"][program.choose(function, 2)]["results"]}
         length = np.asarray(inputs["length"]) if "length" in inputs else np.zeros(0)
@@ -70,6 +77,8 @@ class ExecutorchTarget(Target):
         self, bundle: Path, inputs: Mapping[str, NDArray[Any]], names: Sequence[str], function: str = "forward"
     ) -> dict[str, NDArray[np.float32]]:
         """Run only the part of the function between ``inputs`` and ``names``, lowered with the program's weights."""
+        from omnic.targets.executorch.part import run_part
+
         return run_part(bundle, inputs, names, function)
 
     def preserved(self, bundle: Path, function: str = "forward") -> tuple[str, ...]:
@@ -78,10 +87,14 @@ class ExecutorchTarget(Target):
 
     def weights(self, bundle: Path) -> Source:
         """Return the weights as they lie in the program's bytes."""
+        from omnic.targets.executorch.stored import ProgramSource
+
         return ProgramSource(bundle / PROGRAM_FILE, bundle / TABLE_FILE)
 
     def profile(self, bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int) -> list[Phase]:
         """Run a prefill and ``steps`` single tokens under ExecuTorch's event tracer."""
+        from omnic.targets.executorch.profile import profile
+
         return profile(bundle, tokens, steps, threads)
 
     def disk_bytes(self, module: Module) -> int:
