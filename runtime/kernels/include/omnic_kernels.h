@@ -164,7 +164,7 @@ typedef struct {
   /* Write x [B, G, T, D] into the slots of tokens start .. start + length - 1, rounded to the cache's type. */
   void (*cache_write)(const omnic_call *, const omnic_cache *, int64_t heads_kv, int64_t batch, int64_t tokens,
                       const int64_t *start, const int64_t *length, omnic_view x);
-  /* Copy token source[b][i] to target[b][i], all reads before all writes; -1 skips a pair. */
+  /* Copy token source[b][i] to target[b][i], all reads before all writes; -1 skips a pair.  At most 16384 pairs. */
   void (*cache_move)(const omnic_call *, const omnic_cache *, int64_t heads_kv, int64_t batch, int64_t pairs,
                      const int64_t *source, const int64_t *target);
 

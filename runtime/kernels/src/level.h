@@ -15,9 +15,15 @@
 #define OMNIC_JOIN(a, b) OMNIC_JOIN2(a, b)
 /* The name of a function in this level, omnic_NAME_LEVEL. */
 #define OMNIC_FN(name) OMNIC_JOIN(omnic_##name, OMNIC_SUFFIX)
-#define OMNIC_INLINE static inline __attribute__((always_inline, unused))
 #define OMNIC_STATIC static __attribute__((unused))
+#if defined(OMNIC_HAS_AVX2) || defined(OMNIC_HAS_NEON)
+#define OMNIC_INLINE static inline __attribute__((always_inline, unused))
 #define OMNIC_UNROLL _Pragma("GCC unroll 16")
+#else
+/* Sixteen lanes of C written out everywhere would take a compiler minutes and gain nothing. */
+#define OMNIC_INLINE static inline __attribute__((unused))
+#define OMNIC_UNROLL
+#endif
 
 #if defined(OMNIC_EMULATED)
 #include "emulated/x86.h"
