@@ -39,6 +39,7 @@ EXECUTABLES: dict[str, str] = {
     "torch": "omnic.targets.torch.session:load",
     "onnx": "omnic.targets.onnx.session:load",
     "executorch": "omnic.targets.executorch.session:load",
+    "native": "omnic.targets.tvm.session:load",
 }
 ENTRY_POINTS = "omnic.executables"
 

@@ -25,6 +25,7 @@ TARGETS: dict[str, tuple[str, str]] = {
     "executorch": ("omnic.targets.executorch.target:TARGET", "executorch"),
     "onnx": ("omnic.targets.onnx.target:TARGET", "onnx"),
     "torch": ("omnic.targets.torch.target:TARGET", "torch"),
+    "tvm": ("omnic.targets.tvm.target:TARGET", "tvm"),
 }
 
 
