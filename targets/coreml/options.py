@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,6 +22,9 @@ RECIPES: Mapping[str, Mapping[str, str]] = {
     "gpu": {"precision": "f16", "state": "stateful"},
     "ane": {"precision": "f16", "state": "explicit"},
 }
+#: compute -> most bytes of one package: ANEMLL's documentation keeps files for the neural engine below 1 GB
+CHUNK_BYTES: Mapping[str, int] = {"ane": 1 << 30}
+_UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 #: most lengths that one function may list (``EnumeratedShapes`` of coremltools)
 MOST_LENGTHS = 128
 
@@ -37,6 +41,7 @@ class Options:
         verify: lengths of the functions ``verify_K``, each for exactly K tokens with the logits of all.
         precision: of arithmetic and of plain weights.
         device: chip to look up in the device matrix, or ``all``.
+        chunk_bytes: most bytes of one package; a larger model is cut between its blocks. None: one package.
     """
 
     compute: str = "cpu"
@@ -46,6 +51,7 @@ class Options:
     verify: tuple[int, ...] = (16,)
     precision: str = "f32"
     device: str = DEVICES_ALL
+    chunk_bytes: int | None = None
 
     @property
     def half(self) -> bool:
@@ -59,7 +65,8 @@ class Options:
 
     def record(self) -> dict[str, Any]:
         """Return the options as a manifest keeps them."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        listed = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return {**listed, "chunk_bytes": "none" if self.chunk_bytes is None else self.chunk_bytes}
 
 
 def parse_options(given: Mapping[str, Any]) -> Options:
@@ -70,7 +77,7 @@ def parse_options(given: Mapping[str, Any]) -> Options:
     """
     known: dict[str, tuple[str, ...]] = {
         "compute": COMPUTE, "state": STATE, "length": LENGTH, "precision": PRECISION,
-        "sizes": (), "verify": (), "device": (),
+        "sizes": (), "verify": (), "device": (), "chunk_bytes": (),
     }
     for name in given:
         if name not in known:
@@ -89,6 +96,7 @@ def parse_options(given: Mapping[str, Any]) -> Options:
         verify=_numbers("verify", given.get("verify", (16,))),
         precision=str(given.get("precision", RECIPES[compute]["precision"])),
         device=str(given.get("device", DEVICES_ALL)),
+        chunk_bytes=_bytes(given["chunk_bytes"]) if "chunk_bytes" in given else CHUNK_BYTES.get(compute),
     )
     _check(found)
     return found
@@ -105,6 +113,19 @@ def _numbers(name: str, value: Any) -> tuple[int, ...]:
             raise InputError(f"target coreml: {name} are whole numbers above 0, not '{item}'", f"write {name}=16,64")
         found.append(int(item))
     return tuple(sorted(set(found)))
+
+
+def _bytes(value: Any) -> int | None:
+    """Return ``1GB``, ``512MiB``, ``1000000`` or ``none`` as bytes."""
+    text = str(value).strip()
+    if value is None or text.lower() == "none":
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text)
+    size = int(float(found[1]) * _UNITS[found[2]]) if found and found[2] in _UNITS else 0
+    if size < 1:
+        raise InputError(f"target coreml: chunk_bytes is a size such as 1GB, not '{value}'",
+                         "write chunk_bytes=512MB, or chunk_bytes=none for one package")
+    return size
 
 
 def _check(o: Options) -> None:

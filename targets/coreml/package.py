@@ -63,8 +63,8 @@ def write_package(
     """
     program = Program()
     for built in functions:
-        program.add_function(built.form.name, built.mil)
-    program.default_function_name = functions[0].form.name
+        program.add_function(built.stage.name, built.mil)
+    program.default_function_name = functions[0].stage.name
     program.export_as_multifunction = True
     # The builder's own rule that every operation names its source is for programs that a front end translates.
     program.skip_all_passes = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from omnic.ir.packing import QTensor
 from omnic.ir.types import Storage
 from omnic.ir.weights.sources import Box
 from omnic.ir.weights.store import fixed_shape
+from omnic.targets.coreml.files import WEIGHTS
 from omnic.targets.coreml.mil import BlobReader
 from omnic.targets.coreml.stored import form_of, read_codes, unplaced
 
@@ -29,20 +30,28 @@ _READERS = {
 
 
 class PackageSource:
-    """The weights of a package by the names of ``module.ir``: codes in the canonical packing, numbers as they lie.
+    """The weights of a bundle's packages by the names of ``module.ir``: codes canonically packed, numbers as they lie.
 
     Args:
-        file: the package's weight file.
+        folder: of the bundle.
+        packages: its packages.
         module: of the bundle.
-        table: weight -> part -> ``[offset, word, shape]``, or numbers that lie in the program itself.
+        table: weight -> part -> package, offset, word and shape, or numbers that lie in the program itself.
         tables: whether codes of 4 bits went through tables.
     """
 
-    def __init__(self, file: Path, module: Module, table: Mapping[str, Mapping[str, Any]], tables: bool) -> None:
-        if not file.is_file():
-            raise BundleError(f"{file}: the package has no weight file", "copy the bundle again, or compile it again")
-        self.description = str(file)
-        self._reader = BlobReader(str(file))
+    def __init__(
+        self, folder: Path, packages: Sequence[str], module: Module, table: Mapping[str, Mapping[str, Any]],
+        tables: bool,
+    ) -> None:
+        self._readers: dict[str, Any] = {}
+        for package in packages:
+            file = folder / package / WEIGHTS
+            if not file.is_file():
+                raise BundleError(f"{file}: the package has no weight file",
+                                  "copy the bundle again, or compile it again")
+            self._readers[package] = BlobReader(str(file))
+        self.description = ", ".join(str(folder / package) for package in packages)
         self._module, self._table, self._tables = module, table, tables
 
     def names(self) -> tuple[str, ...]:
@@ -114,6 +123,6 @@ class PackageSource:
             return np.asarray(found["values"], _READERS[found["word"]][1])
         method, dtype = _READERS[found["word"]]
         count = int(np.prod(found["shape"], dtype=np.int64))
-        raw = np.asarray(getattr(self._reader, method)(found["offset"]))
+        raw = np.asarray(getattr(self._readers[found["package"]], method)(found["offset"]))
         values = raw.view(dtype) if found["word"] == "fp16" else raw.astype(dtype, copy=False)
         return values.reshape(-1)[:count]

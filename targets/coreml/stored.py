@@ -21,9 +21,10 @@ from omnic.ir.packing import FP4_LEVELS, NF4_LEVELS, QTensor, scale_numbers
 from omnic.ir.types import Storage
 from omnic.ir.weights import WeightStore
 from omnic.ir.weights.store import fixed_shape
+from omnic.targets.coreml.evaluator.types import BITS
 from omnic.targets.coreml.mil import BlobWriter, Builder, Var, nptype
 
-__all__ = ["Blob", "Form", "WeightTable", "check_scales", "form_of", "read_codes", "unplaced"]
+__all__ = ["Blob", "Form", "WeightTable", "check_scales", "form_of", "read_codes", "stored_bytes", "unplaced"]
 
 #: kind -> numbers of its table; integers are their own
 _LEVELS = {
@@ -97,6 +98,25 @@ def form_of(type: Storage, shape: tuple[int, ...], tables: bool = False) -> Form
     if type.asym or type.kind == "i5" or (integer and not (tables and type.kind == "i4")):
         return Form("blocks", "int4" if type.kind == "i4" else "int8", scale, repeat, type.asym)
     return Form("table", f"uint{_INDEX_BITS[type.kind]}", scale, repeat, False)
+
+
+def stored_bytes(weight: Weight, half: bool, tables: bool) -> int:
+    """Return the bytes that a weight takes in a package.
+
+    Args:
+        weight: of the module.
+        half: whether plain numbers and scales are fp16.
+        tables: whether codes of 4 bits and less go through a table.
+    """
+    shape, type, wide = fixed_shape(weight.type), weight.type.element, 2 if half else 4
+    count = int(np.prod(shape, dtype=np.int64))
+    if not isinstance(type, Storage):
+        return count * (wide if type.is_float else 4)
+    form = form_of(type, shape, tables)
+    bits, scales = BITS[form.codes], int(np.prod(form.scale, dtype=np.int64))
+    beside = scales * wide + (-(-scales * bits // 8) if form.zero else 0)
+    rows = wide * count // shape[type.axis] if type.scale == "s4" else 0
+    return -(-count * bits // 8) + beside + rows
 
 
 def _scales(q: QTensor, form: Form) -> NDArray[Any]:
@@ -251,13 +271,13 @@ class WeightTable:
         blob = self.blobs[key]
         return write_blob(writer, blob.word, blob.make())
 
-    def record(self, offsets: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-        """Return weight -> part -> where it lies, for reading it back."""
+    def record(self, offsets: Mapping[str, int], package: str) -> dict[str, dict[str, Any]]:
+        """Return weight -> part -> where it lies, for reading it back from ``package``."""
         found: dict[str, dict[str, Any]] = {}
         for name, parts in self.weights.items():
             for part, key in parts.items():
                 blob = self.blobs[key]
-                entry: dict[str, Any] = {"word": blob.word, "shape": list(blob.shape)}
+                entry: dict[str, Any] = {"package": package, "word": blob.word, "shape": list(blob.shape)}
                 if key in self.inline:
                     entry["values"] = self.inline[key].reshape(-1).tolist()
                 else:

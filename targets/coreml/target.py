@@ -22,7 +22,7 @@ from omnic.runtime.bundle import Bundle
 from omnic.runtime.session import SessionOptions
 from omnic.targets.base import EmitRequest, Emitted, Phase, Target
 from omnic.targets.coreml.caps import CAPS
-from omnic.targets.coreml.files import NAMES_FILE, PACKAGE, WEIGHTS
+from omnic.targets.coreml.files import NAMES_FILE
 from omnic.targets.coreml.matrix import check_device
 from omnic.targets.coreml.options import parse_options
 
@@ -38,7 +38,8 @@ class CoremlTarget(Target):
 
     Options: ``compute`` (``cpu``, the default; ``gpu``; ``ane``), ``state`` (``explicit``, ``stateful``), ``length``
     (``fixed``, ``enumerated``, ``ranged``) with ``sizes``, ``verify`` (lengths of functions that give every token's
-    logits), ``precision`` (``f32``, ``f16``), ``device`` (a chip of the device matrix, or ``all``).
+    logits), ``precision`` (``f32``, ``f16``), ``device`` (a chip of the device matrix, or ``all``), ``chunk_bytes``
+    (most bytes of one package; a larger model is cut between its blocks).
     """
 
     name: ClassVar[str] = "coreml"
@@ -51,7 +52,7 @@ class CoremlTarget(Target):
         return options.record()
 
     def emit(self, request: EmitRequest) -> Emitted:
-        """Write ``model.mlpackage`` with a function for each length, and ``coreml.json``, the table of its names."""
+        """Write ``model.mlpackage`` (or several) with a function for each length, and ``coreml.json``, its names."""
         from omnic.targets.coreml.emit import emit
 
         return emit(request)
@@ -87,8 +88,7 @@ class CoremlTarget(Target):
             raise BundleError(f"{bundle}: the bundle has no file '{NAMES_FILE}'",
                               "copy the bundle again, or compile it again")
         about = json.loads(path.read_text(encoding="utf-8"))
-        return PackageSource(bundle / PACKAGE / WEIGHTS, _module(bundle), about["weights"],
-                             bool(about["tables"]))
+        return PackageSource(bundle, about["packages"], _module(bundle), about["weights"], bool(about["tables"]))
 
     def profile(self, bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int) -> list[Phase]:
         """Time a prefill and ``steps`` single tokens; the time of a scope is not known, so all of it is shared."""

@@ -90,6 +90,14 @@ class MilWriter:
         self.names[value.name] = var.name
         self._owner[id(var)] = value.name
 
+    def given_columns(self, value: Value, var: Var) -> None:
+        """Say that ``value`` [1, T, D] is the function's input ``var`` [1, D, 1, T]."""
+        self._columns[value] = var
+        self._taken.add(var.name)
+        self.names[value.name] = var.name
+        self.laid_out.add(value.name)
+        self._owner[id(var)] = value.name
+
     def need(self, value: Value | None) -> Var:
         """Return what holds ``value``, weights as constants."""
         if value is None:

@@ -30,8 +30,16 @@ def cached(node: Node, uses: Uses) -> bool:
     if any(given.get(n) is not None for n in ("sinks", "parents", "recent")):
         return False
     keys, values, index = (node.operands[i] for i in _PLACES[node.op])
-    makers = [uses.producer.get(v) for v in (keys, values, index) if v is not None]
+    makers = [_maker(v, uses) for v in (keys, values, index) if v is not None]
     return all(m is not None and m.op == "cache_read" for m in makers)
+
+
+def _maker(value: Value, uses: Uses) -> Node | None:
+    """Return the node that makes a value; of a wider cache that is cut to its numbers, the one that reads it."""
+    made = uses.producer.get(value)
+    if made is not None and made.op == "slice" and made.operands[0] is not None:
+        return uses.producer.get(made.operands[0])
+    return made
 
 
 _NAMES = {

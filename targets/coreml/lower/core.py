@@ -27,9 +27,9 @@ def _two(kind: str) -> Lowering:
     def lower(w: MilWriter, node: Node) -> None:
         shaped = node.result.type
         left, right = node.operands
-        # In [1, C, 1, T] what has a residual stream's shape adds and multiplies as it is.
+        # In [1, C, 1, T] what has a residual stream's shape adds and multiplies as it is, and stays so from there on.
         if shaped.rank == 3 and left is not None and right is not None and left.type == right.type and (
-            w.has_columns(left) and w.has_columns(right)
+            w.has_columns(left) or w.has_columns(right)
         ):
             w.bind_columns(node.result, w.op(kind, x=w.columns(left), y=w.columns(right)))
             return
@@ -98,7 +98,11 @@ def _where(w: MilWriter, node: Node) -> None:
 
 
 def _cast(w: MilWriter, node: Node) -> None:
-    (x,), to = _operands(w, node), attrs_of(node)["to"]
+    given, to = node.operands[0], attrs_of(node)["to"]
+    if given is not None and w.half and w.has_columns(given) and to in (DType.F16, DType.F32):
+        w.bind_columns(node.result, w.columns(given))  # it is rounded already
+        return
+    (x,) = _operands(w, node)
     if isinstance(to, Storage):
         raise refuse(node, f"{to} is a storage type", "only weights are stored as codes")
     if to == DType.BF16:
@@ -120,8 +124,7 @@ def _constant(w: MilWriter, node: Node) -> None:
         # What lies beyond the type, such as a mask of -1e30, is its lowest or highest number.
         if w.half:
             values = np.clip(values, -65504.0, 65504.0)
-    shape = [int(d) for d in attrs["shape"]]
-    w.bind(node.result, w.const(np.full(shape, values[0]) if values.size == 1 else values.reshape(shape)))
+    w.bind(node.result, w.const(values.reshape([int(d) for d in attrs["shape"]])))
 
 
 def _reduce(kind: str) -> Lowering:
@@ -161,9 +164,7 @@ def _reshape(w: MilWriter, node: Node) -> None:
     if shape == x.type.shape:
         w.bind(node.result, w.need(x))
         return
-    # A shape without dims is an empty list, whose type MIL cannot tell.
-    made = w.op("reshape", x=_plain(w, x), shape=w.dims(shape)) if shape else w.op("squeeze", x=_plain(w, x))
-    w.bind(node.result, made)
+    w.bind(node.result, w.op("reshape", x=_plain(w, x), shape=w.dims(shape)))
 
 
 def _plain(w: MilWriter, x: Value) -> Any:

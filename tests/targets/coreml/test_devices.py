@@ -32,7 +32,7 @@ def test_a_compile_says_what_may_fall_back_and_why(tmp_path: Path) -> None:
                    device="A17 Pro")
     told = "\n".join(made.remarks)
     assert "programs with states have been refused by the neural engine and run elsewhere" in told
-    assert "no multiples of 32" in told
-    assert "kv.0.latent f16[B, 83, 40]" in told
+    assert "caches are padded to multiples of 32: kv.0.latent f16[B, 83, 40] to f16[B, 96, 64]" in told
+    assert "issues/2631" in told
     assert "it does not load on iOS 17" in told
     assert "A17 Pro: int8 products on its neural engine: yes" in told

@@ -21,8 +21,12 @@ def test_a_recipe_decides_precision_and_state() -> None:
     assert parse_options({"compute": "gpu", "state": "explicit"}).state == "explicit"
     assert TARGET.options(TARGET.options({"verify": "4,2", "sizes": 8})) == {
         "compute": "cpu", "state": "explicit", "length": "fixed", "sizes": [8], "verify": [2, 4], "precision": "f32",
-        "device": "all",
+        "device": "all", "chunk_bytes": "none",
     }
+    assert [o.chunk_bytes for o in found.values()] == [None, None, 1 << 30]
+    for said, size in (("1GB", 10**9), ("512MiB", 1 << 29), (2_000_000, 2_000_000), ("none", None), (None, None)):
+        found = parse_options({"compute": "ane", "chunk_bytes": said})
+        assert found.chunk_bytes == parse_options(found.record()).chunk_bytes == size
 
 
 @pytest.mark.parametrize(("given", "said", "hint"), [
@@ -37,6 +41,10 @@ def test_a_recipe_decides_precision_and_state() -> None:
      "write sizes=1,16,64"),
     ({"verify": "four"}, "target coreml: verify are whole numbers above 0, not 'four'", "write verify=16,64"),
     ({"verify": "1"}, "target coreml: verify=1 is what decode does", "leave it out"),
+    ({"chunk_bytes": "1 gigabyte"}, "target coreml: chunk_bytes is a size such as 1GB, not '1 gigabyte'",
+     "write chunk_bytes=512MB, or chunk_bytes=none for one package"),
+    ({"chunk_bytes": 0}, "target coreml: chunk_bytes is a size such as 1GB, not '0'",
+     "write chunk_bytes=512MB, or chunk_bytes=none for one package"),
     ({"device": "A17"}, "target coreml: no device 'A17' in its matrix", "did you mean 'A15'?"),
 ])
 def test_wrong_options_are_named(given: dict[str, Any], said: str, hint: str | None) -> None:
