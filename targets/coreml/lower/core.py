@@ -124,7 +124,8 @@ def _constant(w: MilWriter, node: Node) -> None:
         # What lies beyond the type, such as a mask of -1e30, is its lowest or highest number.
         if w.half:
             values = np.clip(values, -65504.0, 65504.0)
-    w.bind(node.result, w.const(values.reshape([int(d) for d in attrs["shape"]])))
+    shape = [int(d) for d in attrs["shape"]]
+    w.bind(node.result, w.const(np.full(shape, values[0]) if values.size == 1 else values.reshape(shape)))
 
 
 def _reduce(kind: str) -> Lowering:
@@ -164,7 +165,9 @@ def _reshape(w: MilWriter, node: Node) -> None:
     if shape == x.type.shape:
         w.bind(node.result, w.need(x))
         return
-    w.bind(node.result, w.op("reshape", x=_plain(w, x), shape=w.dims(shape)))
+    # A shape without dims is an empty list, whose type MIL cannot tell.
+    made = w.op("reshape", x=_plain(w, x), shape=w.dims(shape)) if shape else w.op("squeeze", x=_plain(w, x))
+    w.bind(node.result, made)
 
 
 def _plain(w: MilWriter, x: Value) -> Any:
