@@ -23,6 +23,7 @@ PAGES = {
     "cli.md": "omnic.cli_page:text",
     "ir.md": "omnic.ir.docs:text",
     "passes/README.md": "omnic.passes.docs:index",
+    "targets.md": "omnic.targets.docs:text",
 }
 
 # Folder -> "module:function", a function without arguments that returns the top of each page by file name.
