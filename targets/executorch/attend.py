@@ -51,7 +51,7 @@ def cache_write(
     """Write the tokens of the call; all of them are valid."""
     capacity, tokens = state.tensor.shape[1], x.shape[-2]
     fresh = x.reshape(1, state.tensor.shape[2], tokens, x.shape[-1]).transpose(1, 2).to(state.tensor.dtype)
-    if not walk.in_place:
+    if not walk.in_place or walk.plain:
         slots = _slots(walk, start, tokens, capacity, ring)
         return StateRef(state.name, torch.ops.aten.index_put(state.tensor, [None, slots], fresh), state.shape, True)
     if ring:
@@ -137,7 +137,7 @@ def attention(
     """Masked softmax attention over states or plain keys: [1, H, T, Dv]."""
     held = isinstance(k, StateRef) and isinstance(v, StateRef)
     alike = held and k.tensor.shape == v.tensor.shape and k.tensor.dtype == v.tensor.dtype == torch.float32
-    if alike and sinks is None and not softcap:
+    if alike and sinks is None and not softcap and not walk.plain:
         begin = walk.memo.get(("start", id(_start_of(walk, node))))
         query = q.transpose(1, 2)
         if not window and begin is not None:
@@ -151,15 +151,35 @@ def attention(
     _, heads, tokens, width = q.shape
     groups, slots = keys.shape[1], keys.shape[2]
     per = heads // groups
+    if per > 1 and not isinstance(node.operands[0].type.shape[2], int):  # type: ignore[union-attr]
+        # Queries of one group side by side are a dim per * T, about which torch.export has to know more than it can of
+        # a symbolic T; so each query head gets the keys of its group.
+        keys, values = (x[0][:, None].expand(-1, per, -1, -1).reshape(heads, slots, -1) for x in (keys, values))
+        shares = _shares(
+            walk, (q[0] @ keys.transpose(-1, -2)) * scale, q_index, k_index, window, softcap, sinks
+        )
+        return (shares @ values)[None]
     scores = (q.reshape(groups, per * tokens, width) @ keys[0].transpose(-1, -2)) * scale
     shares = _shares(walk, scores.reshape(heads, tokens, slots), q_index, k_index, window, softcap, sinks)
     return (shares.reshape(groups, per * tokens, slots) @ values[0]).reshape(1, heads, tokens, values.shape[-1])
 
 
 def _start_of(walk: Walk, node: Node) -> Any:
-    """Return the ``start`` that the write behind a read of this attention got, None when there is none."""
-    read = next((n for n in walk.function.nodes if node.operands[1] in n.results), None)
-    return walk.values.get(read.operands[1]) if read is not None and read.op == "cache_read" else None  # type: ignore[arg-type]
+    """Return the ``start`` of the call where the queries are its tokens in order, before keys of a linear state.
+
+    Only then is which key a query sees a matter of their places alone; None otherwise.
+    """
+    made = walk.once("made by", lambda: {v: n for n in walk.function.nodes for v in n.results})
+    read, index = made.get(node.operands[1]), made.get(node.operands[3])
+    if read is None or index is None or read.op != "cache_read" or index.op != "add":
+        return None
+    if node.operands[4] != read.results[1]:
+        return None
+    start = read.operands[1]
+    sides = [made.get(v) for v in index.operands]
+    counted = any(n is not None and n.op == "iota" for n in sides)
+    begun = any(n is not None and n.op == "reshape" and n.operands[0] == start for n in sides)
+    return walk.values.get(start) if counted and begun else None
 
 
 def _shares(

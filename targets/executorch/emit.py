@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,20 +19,24 @@ from omnic.ir.types import DType, Storage
 from omnic.ir.weights import WeightStore
 from omnic.ir.weights.store import fixed_shape, part_layout
 from omnic.targets.base import EmitRequest, Emitted
+from omnic.targets.executorch.cache import keep, kept
 from omnic.targets.executorch.caps import CAPS
 from omnic.targets.executorch.coded import ACTIVATION, Coded, parts_in_file, product_form, readers_of, with_activations
-from omnic.targets.executorch.lowered import keep, kept, lower_methods, lowered_key
+from omnic.targets.executorch.delegates import DELEGATES, missing_device, require_package
+from omnic.targets.executorch.files import ABOUT_FILE, KIND, NODES_FILE, PROGRAM_FILE, TABLE_FILE
+from omnic.targets.executorch.lowered import lower_methods, lowered_key
 from omnic.targets.executorch.methods import Method, methods_of, runner_metadata, token_state
 from omnic.targets.executorch.module import TORCH_DTYPES, refuse
+from omnic.targets.executorch.options import VERIFY
+from omnic.targets.executorch.outside import DATA_FILE
 from omnic.targets.executorch.stored import Held, find_weights
+from omnic.targets.executorch.traced import nodes_of
 from omnic.targets.refusals import check_ops
 
-__all__ = ["ABOUT_FILE", "KIND", "PROGRAM_FILE", "TABLE_FILE", "emit", "legalised", "load_weights"]
+__all__ = ["emit", "legalised", "load_weights"]
 
-KIND = "executorch"
-PROGRAM_FILE = "program.pte"
-ABOUT_FILE = "program.json"
-TABLE_FILE = "weights.json"
+#: files of a program -> their endings in the cache of lowered programs
+FILES = {PROGRAM_FILE: "pte", DATA_FILE: "ptd", NODES_FILE: "json"}
 
 
 def legalised(module: Module) -> Module:
@@ -120,7 +127,8 @@ def emit(request: EmitRequest) -> Emitted:
     Raises:
         InputError: the module holds what the target cannot honour.
     """
-    options = request.options
+    options = with_verify(request.options, request.module)
+    require_package(options["delegate"])
     module = legalised(request.module)
     decoded = coded_weights(module)
     module = with_activations(module, {name for name, why in decoded.items() if why is None})
@@ -130,25 +138,78 @@ def emit(request: EmitRequest) -> Emitted:
     runner = any(m.kind == "runner" for m in methods)
     constants = runner_metadata(module) if runner else {}
     key = lowered_key(module, weights, {**options, "constants": constants})
-    program = request.out / PROGRAM_FILE
-    before = kept(key)
-    if before is not None:
+    remarks: list[str] = []
+    if _copied(key, request.out):
         request.progress("lowered before", 1.0)
-        program.write_bytes(before.read_bytes())
     else:
-        made = lower_methods(module, methods, weights, options, constants, request.progress)
-        data = bytes(made.buffer)
-        program.write_bytes(data)
-        keep(key, data)
+        files = _lowered(module, methods, weights, options, constants, request)
+        for name, data in files.items():
+            (request.out / name).write_bytes(data)
+        try:
+            keep(key, files[PROGRAM_FILE], beside={FILES[n]: d for n, d in files.items() if n != PROGRAM_FILE})
+        except OSError as error:
+            remarks.append(f"the lowered program was not kept for the next compile: {error}")
     request.progress("find weights", 0.0)
-    (request.out / TABLE_FILE).write_text(
-        json.dumps(find_weights(program, held_parts(module, weights))), encoding="utf-8"
-    )
+    beside = request.out / DATA_FILE if options["weights"] == "ptd" else None
+    plain = DELEGATES[options["delegate"]].plain
+    table = find_weights(request.out / PROGRAM_FILE, held_parts(module, weights), beside, all_of_them=plain)
+    (request.out / TABLE_FILE).write_text(json.dumps(table), encoding="utf-8")
     about = describe(module, methods, options)
     (request.out / ABOUT_FILE).write_text(json.dumps(about), encoding="utf-8")
-    remarks = _remarks(module, options, decoded)
-    files = {name: PROGRAM_FILE for name in module.functions}
-    return Emitted(KIND, module, files, about, {}, tuple(remarks))
+    remarks += _remarks(module, options, decoded)
+    programs = {name: PROGRAM_FILE for name in module.functions}
+    needs = missing_device(options["delegate"])
+    return Emitted(KIND, module, programs, about, {}, tuple(remarks), needs)
+
+
+def with_verify(options: Mapping[str, Any], module: Module) -> dict[str, Any]:
+    """Return the options with the lengths of ``verify`` settled.
+
+    Raises:
+        InputError: a length that was asked for is longer than a call.
+    """
+    longest, asked = module.dims["T"].high, options["verify"]
+    for count in asked or ():
+        if count > longest:
+            raise InputError(
+                f"target executorch: verify={count}, and a call of this model takes at most {longest} tokens (chunk)",
+                f"choose at most {longest}, or raise chunk in the spec",
+            )
+    lengths = asked if asked is not None else tuple(n for n in VERIFY if n <= longest)
+    return {**options, "verify": lengths}
+
+
+def _copied(key: str, out: Path) -> bool:
+    """Copy a program that was lowered before; False when there is none, or another process just made room."""
+    try:
+        if kept(key) is None:
+            return False
+        for name, ending in FILES.items():
+            found = kept(key, ending=ending)
+            if found is not None:
+                shutil.copyfile(found, out / name)
+    except FileNotFoundError:
+        return False
+    return (out / PROGRAM_FILE).is_file()
+
+
+def _lowered(
+    module: Module,
+    methods: Sequence[Method],
+    weights: Mapping[str, Tensor | Coded],
+    options: Mapping[str, Any],
+    constants: Mapping[str, Any],
+    request: EmitRequest,
+) -> dict[str, bytes]:
+    """Lower the methods and return the files of the program."""
+    made = lower_methods(module, methods, weights, options, constants, request.progress)
+    nodes = json.dumps(nodes_of(made, [m.name for m in methods])).encode()
+    files = {PROGRAM_FILE: bytes(made.buffer), NODES_FILE: nodes}
+    if options["weights"] == "ptd":
+        with tempfile.TemporaryDirectory() as folder:
+            made.write_tensor_data_to_file(folder)
+            files[DATA_FILE] = (Path(folder) / DATA_FILE).read_bytes()
+    return files
 
 
 def _remarks(module: Module, options: Mapping[str, Any], decoded: Mapping[str, str | None]) -> list[str]:
@@ -190,4 +251,6 @@ def describe(module: Module, methods: Sequence[Method], options: Mapping[str, An
         "states": states,
         "state": options["state"],
         "delegate": options["delegate"],
+        "weights": options["weights"],
+        "verify": list(options["verify"]),
     }

@@ -174,7 +174,7 @@ def _gated_act(
 
 def _rms_norm(walk: Walk, node: Node, x: Tensor, weight: Tensor | None, *, eps: float) -> Tensor:
     # The mean as a product: XNNPACK takes it, and the norm does not end its part of the program, as ``mean`` does.
-    mean = F.linear(x * x, walk.means[x.shape[-1]])
+    mean = (x * x).mean(-1, keepdim=True) if walk.plain else F.linear(x * x, walk.means[x.shape[-1]])
     y = x * torch.rsqrt(mean + eps)
     return y if weight is None else y * weight
 

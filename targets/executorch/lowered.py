@@ -1,19 +1,15 @@
-"""Lowering of methods to the bytes of a .pte, and the cache of what was lowered before.
+"""Lowering of methods to the bytes of a .pte, and the key by which what came out is kept.
 
-Lowering is minutes of work for a model that loads in a moment, so what came out is kept in this user's cache folder
-under the hash of all that went in: the text of the IR, every number of the weights, the options, and the versions of
-ExecuTorch, torch and this target.
+Lowering is minutes of work for a model that loads in a moment, so what came out is kept (:mod:`.cache`) under the hash
+of all that went in: the text of the IR, every number of the weights, the options, and the versions of ExecuTorch, torch
+and this target.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import logging
-import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -26,22 +22,19 @@ from omnic.ir.graph import Module
 from omnic.ir.text import print_module
 from omnic.targets.base import Progress
 from omnic.targets.executorch.coded import Coded, tensors_of
+from omnic.targets.executorch.delegates import partitioners
 from omnic.targets.executorch.methods import Method, exported, new_states
+from omnic.targets.executorch.outside import outside_tag, tag_weights
+from omnic.targets.executorch.quiet import quiet
+from omnic.targets.executorch.shortened import without_idle_passes
+from omnic.targets.executorch.traced import traced
 
-__all__ = ["CACHE_BYTES", "cache_folder", "keep", "kept", "lower_methods", "lowered_key", "quiet"]
+__all__ = ["lower_methods", "lowered_key"]
 
-#: what the cache may hold; the programs used longest ago go first
-CACHE_BYTES = 4 << 30
 #: modules of this target that a program depends on
-_SHAPING = ("attend", "coded", "lower", "lowered", "methods", "module")
+_SHAPING = ("attend", "coded", "delegates", "lower", "lowered", "methods", "module", "outside", "shortened",
+            "traced")
 _PACKAGES = ("executorch", "torch", "torchao")
-
-
-def cache_folder() -> Path:
-    """Return the folder of this user's cache where lowered programs are kept (XDG Base Directory, 0.8)."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    folder = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
-    return folder / "omnic" / "executorch"
 
 
 @cache
@@ -66,56 +59,6 @@ def lowered_key(module: Module, weights: Mapping[str, Tensor | Coded], facts: Ma
     return digest.hexdigest()
 
 
-def kept(key: str, folder: Path | None = None) -> Path | None:
-    """Return the file of a program lowered before, None when there is none."""
-    path = (folder or cache_folder()) / f"{key}.pte"
-    if not path.is_file():
-        return None
-    with contextlib.suppress(OSError):
-        os.utime(path)
-    return path
-
-
-def keep(key: str, program: bytes, folder: Path | None = None) -> None:
-    """Keep a program; it appears whole or not at all, and what was used longest ago makes room for it."""
-    place = folder or cache_folder()
-    place.mkdir(parents=True, exist_ok=True)
-    partial = place / f".{key}.{os.getpid()}"
-    try:
-        partial.write_bytes(program)
-        partial.replace(place / f"{key}.pte")
-    finally:
-        partial.unlink(missing_ok=True)
-    held = sorted(place.glob("*.pte"), key=lambda p: p.stat().st_mtime, reverse=True)
-    total = 0
-    for path in held:
-        total += path.stat().st_size
-        if total > CACHE_BYTES and path.stem != key:
-            path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep torch's and torchao's remarks on what they could not load, which nobody can act on, off the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-def partitioners(delegate: str) -> list[Any]:
-    """Return the partitioners of a delegate; ``portable`` has none."""
-    if delegate == "portable":
-        return []
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-
-    return [XnnpackPartitioner()]
-
-
 def lower_methods(
     module: Module,
     methods: Sequence[Method],
@@ -137,20 +80,30 @@ def lower_methods(
 
         states = new_states(module)
         programs: dict[str, Any] = {}
+        outside, delegate = options.get("weights") == "ptd", str(options["delegate"])
         with torch.no_grad():
             for done, method in enumerate(methods):
                 progress(f"export {method.name}", done / len(methods))
-                programs[method.name] = export_one(module, method, weights, states, options)
+                with traced():
+                    programs[method.name] = export_one(module, method, weights, states, options)
+                if outside:
+                    tag_weights(programs[method.name])
             progress(f"lower {', '.join(programs)}", 0.0)
-            edge = to_edge_transform_and_lower(
-                programs,
-                partitioner={name: partitioners(str(options["delegate"])) for name in programs},
-                compile_config=EdgeCompileConfig(_check_ir_validity=False),
-                constant_methods=dict(constants) or None,
-            )
+            with without_idle_passes():
+                edge = to_edge_transform_and_lower(
+                    programs,
+                    # Reading and writing states is copying, which no delegate has to be asked for.
+                    partitioner={m.name: partitioners(delegate) if m.function is not None else [] for m in methods},
+                    compile_config=EdgeCompileConfig(_check_ir_validity=False),
+                    constant_methods=dict(constants) or None,
+                )
             progress("plan memory", 0.0)
             # The text runner gives no memory for results, so the plan has to.
             planning = MemoryPlanningPass(
                 share_mutable_buffers=True, alloc_graph_input=False, alloc_graph_output=bool(options.get("runner"))
             )
-            return edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
+            return edge.to_executorch(
+                ExecutorchBackendConfig(
+                    memory_planning_pass=planning, external_constants=outside_tag if outside else False
+                )
+            )

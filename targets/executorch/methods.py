@@ -1,9 +1,9 @@
 """Which methods a program has, and how torch.export is told of each.
 
-``session_prefill`` takes 1 to T_max tokens, ``session_decode`` exactly one, ``mtp`` (``mtp.0``, ...) are the blocks of
-multi-token prediction, and ``forward`` is what ExecuTorch's own text runner calls: tokens and the index of the first.
-``save`` and ``restore`` read and write the states, so that a session can hold several rows and copies of them beside
-one set of weights.
+``session_prefill`` takes 1 to T_max tokens, ``session_decode`` exactly one, ``verify_K`` exactly K (drafts, all of
+whose logits are wanted), ``mtp`` (``mtp.0``, ...) are the blocks of multi-token prediction, and ``forward`` is what
+ExecuTorch's own text runner calls: tokens and the index of the first.  ``save`` and ``restore`` read and write the
+states, so that a session can hold several rows and copies of them beside one set of weights.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from torch.export import Dim, ExportedProgram, export
 from omnic.ir.graph import Function, Module, Value
 from omnic.passes.specialise import substitute_dims
 from omnic.targets.executorch.coded import Coded
+from omnic.targets.executorch.delegates import DELEGATES
 from omnic.targets.executorch.lower import LOWERINGS
 from omnic.targets.executorch.module import TORCH_DTYPES, FunctionModule, buffer_name, state_shape
 
-__all__ = ["DECODE", "PREFILL", "Method", "example_of", "exported", "methods_of", "new_states", "runner_metadata",
-           "token_state", "zeros_of"]
+__all__ = ["DECODE", "PREFILL", "VERIFY", "Method", "example_of", "exported", "methods_of", "new_states",
+           "runner_metadata", "token_state", "zeros_of"]
 
 #: what a session calls; ExecuTorch's text runner takes a method called ``decode`` for its own
 PREFILL, DECODE = "session_prefill", "session_decode"
+#: before the length that such a method is for
+VERIFY = "verify_"
 #: sizes that torch.export traces a symbolic dim with: two dims of one size would be taken for one
 _EXAMPLE = {"T": 6, "R": 5}
 
@@ -64,6 +67,9 @@ def methods_of(module: Module, options: Mapping[str, Any]) -> list[Method]:
             if module.dims["T"].high > 1:
                 found.append(Method(PREFILL, "phase", substitute_dims(function, many), name))
             found.append(Method(DECODE, "phase", substitute_dims(function, one), name, ("T", "R")))
+            for count in options.get("verify", ()):
+                size = {"B": 1, "T": count, "R": count}
+                found.append(Method(f"{VERIFY}{count}", "phase", substitute_dims(function, size), name, ("T", "R")))
         else:
             found.append(Method(name, "phase", substitute_dims(function, many), name))
     if options["state"] == "buffers":
@@ -136,12 +142,13 @@ def exported(
     function = method.function
     assert function is not None
     in_place = options["state"] == "buffers"
+    plain = not DELEGATES[options["delegate"]].llama
     symbols = {n: Dim(n, min=1, max=module.dims[n].high) for n in ("T", "R") if n not in method.fixed}
     if method.kind == "runner":
-        runner = _Runner(module, function, weights, states, LOWERINGS).eval()
+        runner = _Runner(module, function, weights, states, LOWERINGS, plain=plain).eval()
         example = (torch.zeros(1, _EXAMPLE["T"], dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
         return export(runner, example, dynamic_shapes=({1: symbols["T"]}, {}), strict=False)
-    inner = FunctionModule(module, function, weights, states, LOWERINGS, in_place=in_place).eval()
+    inner = FunctionModule(module, function, weights, states, LOWERINGS, in_place=in_place, plain=plain).eval()
     arguments, shapes = example_of(function, states, symbols, in_place)
     return export(inner, arguments, dynamic_shapes=(shapes,), strict=False)
 

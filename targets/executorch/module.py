@@ -19,6 +19,7 @@ from omnic.ir.graph import Function, Module, Node, Value
 from omnic.ir.op import find_op
 from omnic.ir.types import DType
 from omnic.targets.executorch.coded import Coded
+from omnic.targets.executorch.traced import node_of
 from omnic.targets.refusals import refused
 
 __all__ = ["TORCH_DTYPES", "FunctionModule", "StateRef", "Walk", "buffer_name", "refuse", "state_shape", "whole"]
@@ -113,6 +114,7 @@ class Walk:
         values: of the nodes so far; states are :class:`StateRef`.
         function: the whole function.
         in_place: whether states are buffers that the program changes.
+        plain: whether states and attention are torch's own operators alone, for delegates that take those.
         means: width -> the constant [1, width] whose product with a row is its mean.
         memo: what several nodes share, by a key of theirs.
     """
@@ -121,6 +123,7 @@ class Walk:
     values: dict[Value, Any]
     function: Function
     in_place: bool
+    plain: bool = False
     means: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     memo: dict[Any, Any] = field(default_factory=dict[Any, Any])
 
@@ -148,6 +151,7 @@ class FunctionModule(nn.Module):
         weights: name -> tensor, or codes.
         states: name -> buffer, shared by all methods; they are parameters and results instead where ``in_place`` is
         false. table: op -> its lowering.
+        plain: see :class:`Walk`.
         results: names of values to return instead of the function's results.
     """
 
@@ -160,10 +164,11 @@ class FunctionModule(nn.Module):
         table: Mapping[str, Callable[..., Any]],
         *,
         in_place: bool = True,
+        plain: bool = False,
         results: Sequence[Value] | None = None,
     ) -> None:
         super().__init__()
-        self.function, self.table, self.in_place = function, table, in_place
+        self.function, self.table, self.in_place, self.plain = function, table, in_place, plain
         self.states = [p.state for p in function.params if p.state is not None]
         self.tokens = {n: module.states[n].role not in ("recurrent", "conv") for n in self.states}
         used = {v.name for n in function.nodes for v in n.inputs() if v.weight}
@@ -223,7 +228,8 @@ class FunctionModule(nn.Module):
                 if not isinstance(dim, int) and name not in sizes:
                     sizes[name] = size
         sizes.setdefault("B", 1)
-        walk = Walk(sizes, values, function, self.in_place, {w: getattr(self, f"c_mean_{w}") for w in self.widths})
+        means = {w: getattr(self, f"c_mean_{w}") for w in self.widths}
+        walk = Walk(sizes, values, function, self.in_place, self.plain, means)
         for node in function.nodes:
             self._step(walk, node)
         outputs = [_plain(values[v]) for v in self.wanted]
@@ -232,8 +238,10 @@ class FunctionModule(nn.Module):
                 continue
             new = values[result.value]
             if self.in_place:
-                if not isinstance(new, StateRef):
-                    getattr(self, buffer_name("s", result.state)).copy_(new)
+                # The operators for language models have written into the buffer themselves.
+                if self.plain or not isinstance(new, StateRef):
+                    numbers = new.tensor if isinstance(new, StateRef) else new
+                    getattr(self, buffer_name("s", result.state)).copy_(numbers)
             else:
                 outputs.append(new.tensor if isinstance(new, StateRef) else new)
         return tuple(outputs)
@@ -250,7 +258,8 @@ class FunctionModule(nn.Module):
             else:
                 found = walk.values[value]
                 operands.append(found if node.op in _TAKES_STATES else _plain(found))
-        made = self.table[node.op](walk, node, *operands, **attrs)
+        with node_of(node):
+            made = self.table[node.op](walk, node, *operands, **attrs)
         results = made if isinstance(made, tuple) else (made,)
         if len(results) != len(node.results):
             raise InternalError(f"{node.name}: {len(results)} results for {len(node.results)}")

@@ -21,9 +21,11 @@ from omnic.ir.graph import Module, Param
 from omnic.ir.weights import WeightStore, saved
 from omnic.passes.specialise import substitute_dims
 from omnic.targets.cut import module_of, part_of
-from omnic.targets.executorch.emit import ABOUT_FILE, PROGRAM_FILE, TABLE_FILE, load_weights
+from omnic.targets.executorch.cache import keep, kept
+from omnic.targets.executorch.emit import load_weights
+from omnic.targets.executorch.files import ABOUT_FILE, PROGRAM_FILE, TABLE_FILE
 from omnic.targets.executorch.lower import LOWERINGS
-from omnic.targets.executorch.lowered import keep, kept, lower_methods, lowered_key
+from omnic.targets.executorch.lowered import lower_methods, lowered_key
 from omnic.targets.executorch.methods import Method, new_states, token_state, zeros_of
 from omnic.targets.executorch.module import FunctionModule
 from omnic.targets.executorch.program import open_program

@@ -15,14 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from omnic.errors import BundleError, InputError
-from omnic.targets.executorch.lowered import quiet
-from omnic.targets.executorch.methods import DECODE, PREFILL
+from omnic.errors import BundleError, InputError, MissingDeviceError
+from omnic.targets.executorch import runtime
+from omnic.targets.executorch.delegates import DELEGATES, missing_device
+from omnic.targets.executorch.methods import DECODE, PREFILL, VERIFY
+from omnic.targets.executorch.outside import DATA_FILE
+from omnic.targets.executorch.quiet import quiet
 
-# Both are imported late, since that takes seconds; whether they are there is said at once.
-for _package in ("executorch", "torchao"):
-    if find_spec(_package) is None:
-        raise ModuleNotFoundError(f"No module named '{_package}'", name=_package)
+# It is imported when a program is opened; whether it is there is said at once.
+if find_spec("executorch") is None:
+    raise ModuleNotFoundError("No module named 'executorch'", name="executorch")
 
 __all__ = ["Program", "RowStates", "open_program"]
 
@@ -32,32 +34,33 @@ _sized: list[int] = []
 
 def _use_threads(count: int) -> None:
     """Set the threads of the process's pool, once: to set them after a program was loaded crashes ExecuTorch 1.5.1."""
-    from executorch.extension.pybindings import portable_lib
-
     with _POOL:
         if not _sized:
-            portable_lib._unsafe_reset_threadpool(count)  # pyright: ignore
+            runtime.set_threads(count)
             _sized.append(count)
 
 
-def open_program(path: Path, threads: int = 1) -> Any:
+def open_program(path: Path, threads: int = 1, data: Path | None = None, *, trace: bool = False) -> Any:
     """Load a program file with ExecuTorch's runtime.
 
-    Raises:
-        BundleError: it is missing, or the runtime refuses it.
-    """
-    if not path.is_file():
-        raise BundleError(
-            f"{path.parent}: the bundle has no file '{path.name}'", "copy the bundle again, or compile it again"
-        )
-    with quiet():
-        import executorch.kernels.quantized  # noqa: F401  (registers its operators in the runtime)
-        from executorch.extension.llm.custom_ops import custom_ops as _  # noqa: F401  (registers llama::*)
-        from executorch.runtime import Runtime
+    Args:
+        path: of the program.
+        threads: of the process's pool, if this is the first program.
+        data: file of the weights, where they lie outside the program.
+        trace: let its event tracer time every operator.
 
+    Raises:
+        BundleError: a file is missing, or the runtime refuses it.
+    """
+    for file in (path, data):
+        if file is not None and not file.is_file():
+            raise BundleError(
+                f"{file.parent}: the bundle has no file '{file.name}'", "copy the bundle again, or compile it again"
+            )
+    with quiet():
         _use_threads(threads)
         try:
-            return Runtime.get().load_program(str(path))
+            return runtime.load(path, data, trace=trace)
         except RuntimeError as error:
             raise BundleError(
                 f"{path}: ExecuTorch refuses it: {str(error).splitlines()[0]}",
@@ -82,9 +85,14 @@ class Program:
     Args:
         folder: of the bundle.
         threads: of the process's pool, if this is the first program.
+        trace: let ExecuTorch's event tracer time every operator.
+
+    Raises:
+        BundleError: a file is missing, or the runtime refuses it.
+        MissingDeviceError: its delegate computes on a device that this machine is not.
     """
 
-    def __init__(self, folder: Path, threads: int = 1) -> None:
+    def __init__(self, folder: Path, threads: int = 1, *, trace: bool = False) -> None:
         self.folder = folder
         path = folder / "program.json"
         if not path.is_file():
@@ -92,7 +100,14 @@ class Program:
                 f"{folder}: the bundle has no file 'program.json'", "copy the bundle again, or compile it again"
             )
         self.about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        self.handle = open_program(folder / "program.pte", threads)
+        delegate = str(self.about["delegate"])
+        needs = missing_device(delegate)
+        if needs:
+            raise MissingDeviceError(
+                f"{folder}: the program is for the {DELEGATES[delegate].title} delegate of ExecuTorch", needs
+            )
+        data = folder / DATA_FILE if self.about.get("weights") == "ptd" else None
+        self.handle = open_program(folder / "program.pte", threads, data, trace=trace)
         self._methods: dict[str, Any] = {}
         self._active: weakref.ref[RowStates] | None = None
         self.explicit = self.about["state"] == "explicit"
@@ -117,17 +132,20 @@ class Program:
                     ) from error
         return self._methods[name]
 
-    def choose(self, function: str, count: int) -> str:
-        """Return the method that computes ``count`` tokens of a function."""
-        if function == "forward":
-            return DECODE if count == 1 or PREFILL not in self.about["methods"] else PREFILL
-        return function
+    def choose(self, function: str, count: int, rows: int = 0) -> str:
+        """Return the method that computes ``count`` tokens of a function and the logits of ``rows`` of them."""
+        if function != "forward":
+            return function
+        fixed = f"{VERIFY}{count}"
+        if rows == count and fixed in self.about["methods"]:
+            return fixed
+        return DECODE if count == 1 or PREFILL not in self.about["methods"] else PREFILL
 
     def run(
         self, function: str, states: RowStates, inputs: Mapping[str, NDArray[Any]]
     ) -> dict[str, NDArray[np.float32]]:
         """Run one row's call; every token is valid."""
-        name = self.choose(function, inputs["positions"].shape[1])
+        name = self.choose(function, inputs["positions"].shape[1], inputs["rows"].shape[1])
         about, method = self.about["methods"][name], self.method(name)
         arguments = [_tensor(inputs[n]) for n in about["inputs"]]
         if self.explicit:

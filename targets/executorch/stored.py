@@ -42,24 +42,41 @@ class Held:
     dtype: str
 
 
-def find_weights(program: Path, weights: Mapping[str, Held]) -> dict[str, dict[str, Any]]:
-    """Return part of a weight -> where and how it lies in the file, its shape and dtype in the canonical packing.
+def find_weights(
+    program: Path, weights: Mapping[str, Held], beside: Path | None = None, *, all_of_them: bool = True
+) -> dict[str, dict[str, Any]]:
+    """Return part of a weight -> where and how it lies in which file, its shape and dtype in the canonical packing.
 
     ``form`` is ``as it is``, ``number`` (another float type), ``bf16`` (the upper half of an f32)
     or ``turned`` (the last two dims exchanged).
 
+    Args:
+        program: the program.
+        weights: what it is expected to hold.
+        beside: a second file of weights.
+        all_of_them: raise where one is in neither; else it is left out.
+
     Raises:
-        InternalError: one is not in the file.
+        InternalError: one is in neither file.
     """
-    with program.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    found: dict[str, dict[str, Any]] = {}
+    for path in (program,) if beside is None else (program, beside):
+        rest = {n: w for n, w in weights.items() if n not in found}
+        found |= {n: {"file": path.name, **entry} for n, entry in _found_in(path, rest).items()}
+    lost = [name for name in weights if name not in found]
+    if lost and all_of_them:
+        raise InternalError(f"the program does not hold {', '.join(lost[:4])} as the IR has it")
+    return found
+
+
+def _found_in(path: Path, weights: Mapping[str, Held]) -> dict[str, dict[str, Any]]:
+    """Return the entries of those weights that are in one file."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         places = _places(data, {name: np.ascontiguousarray(w.array) for name, w in weights.items()})
         missing = {name: w for name, w in weights.items() if name not in places}
         forms = {n: "turned" if n in missing else w.form for n, w in weights.items()}
         turned = {n: np.ascontiguousarray(np.swapaxes(w.array, -1, -2)) for n, w in missing.items() if w.array.ndim > 1}
         places |= _places(data, turned)
-    lost = [name for name in weights if name not in places]
-    if lost:
-        raise InternalError(f"the program does not hold {', '.join(lost[:4])} as the IR has it")
     return {
         name: {
             "at": places[name],
@@ -70,6 +87,7 @@ def find_weights(program: Path, weights: Mapping[str, Held]) -> dict[str, dict[s
             "wanted": w.dtype,
         }
         for name, w in weights.items()
+        if name in places
     }
 
 
@@ -114,13 +132,13 @@ class ProgramSource:
     """
 
     def __init__(self, program: Path, table: Path) -> None:
-        for path in (program, table):
-            if not path.is_file():
-                raise BundleError(
-                    f"{path.parent}: the bundle has no file '{path.name}'", "copy the bundle again, or compile it again"
-                )
+        _there(program)
+        _there(table)
         self._program = program
         self._table: dict[str, dict[str, Any]] = json.loads(table.read_text(encoding="utf-8"))
+        self._files = {name: program.parent / name for name in {str(e["file"]) for e in self._table.values()}}
+        for path in self._files.values():
+            _there(path)
 
     @property
     def description(self) -> str:
@@ -143,7 +161,7 @@ class ProgramSource:
             held[-2:] = held[:-3:-1]
         # Byte by byte, since a place in the file need not be aligned.
         count = int(np.prod(held, dtype=np.int64)) * np.dtype(entry["dtype"]).itemsize
-        raw = np.memmap(self._program, np.uint8, "r", entry["at"], (count,))
+        raw = np.memmap(self._files[entry["file"]], np.uint8, "r", entry["at"], (count,))
         whole = raw.view(entry["dtype"]).reshape(held)
         if form == "turned":
             whole = np.swapaxes(whole, -1, -2)
@@ -151,3 +169,11 @@ class ProgramSource:
         if form == "bf16":
             part = (part.astype(np.uint32) << 16).view(np.float32)
         return part.astype(entry["wanted"], copy=False)
+
+
+def _there(path: Path) -> None:
+    """Raise when a file of the bundle is not there."""
+    if not path.is_file():
+        raise BundleError(
+            f"{path.parent}: the bundle has no file '{path.name}'", "copy the bundle again, or compile it again"
+        )

@@ -10,8 +10,10 @@ from omnic.errors import InputError
 from omnic.ir.graph import Module
 from omnic.ir.numeric import find_class, logit_rms
 from omnic.ir.reference import ReferenceSession
+from omnic.ir.text import parse_module, print_module
 from omnic.ir.weights import WeightStore
 from omnic.spec import preset_names
+from omnic.targets.executorch import attend
 from omnic.targets.executorch.session import ExecutorchSession
 from tests.models.variants import VARIANTS, variant
 from tests.targets.executorch.eager import eager_session
@@ -63,6 +65,29 @@ def test_calls_of_any_length_until_the_states_are_full_are_the_reference(name: s
                 if getattr(wanted, head) is not None:
                     close(getattr(found, head), np.asarray(getattr(wanted, head)))
         at += size
+
+
+def test_queries_in_order_need_no_mask_over_linear_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*given: object) -> None:
+        raise AssertionError("a mask was made")
+
+    monkeypatch.setattr(attend, "_bias", none)
+    session, _ = opened("tiny")
+    session.forward(ids(session.module, 1, 5))
+
+
+def test_queries_in_another_order_are_masked_by_their_indices() -> None:
+    module = variant("tiny")
+    text = print_module(module)
+    (index,) = {n.operands[3] for n in module.function().nodes if n.op == "attention" and n.operands[3] is not None}
+    made = next(n for n in module.function().nodes if index in n.results)
+    line = next(row for row in text.splitlines() if f"%{index.name} " in row and f" {made.op}(" in row)
+    # The same numbers, as nothing that is known to count from the start.
+    other = parse_module(text.replace(line, line.replace(f"{made.op}(", "maximum("), 1))
+    weights = WeightStore.random(other, 3)
+    session, reference = eager_session(other, weights), ReferenceSession(other, weights)
+    tokens = ids(other, 1, 9)
+    close(session.forward(tokens).logits, np.asarray(reference.forward(tokens).logits))
 
 
 @pytest.mark.parametrize("name", [n for n in (*VARIANTS, *KINDS) if "mtp" in variant(n).functions])

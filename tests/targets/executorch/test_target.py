@@ -1,4 +1,4 @@
-"""Options, refusals, the cache of lowered programs, weights found in a file, codes: all without lowering anything."""
+"""Options, refusals, keys of lowered programs, weights found in a file, codes: all without lowering anything."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from omnic.targets.executorch.target import TARGET
 
 
 def test_the_defaults_of_the_options() -> None:
-    assert TARGET.options({}) == {"delegate": "xnnpack", "state": "buffers", "runner": True}
+    assert TARGET.options({}) == {
+        "delegate": "xnnpack", "state": "buffers", "runner": True, "weights": "inside", "verify": None
+    }  # fmt: skip
     assert TARGET.options({"runner": "false", "state": "explicit"})["runner"] is False
     assert get_target("executorch") is TARGET
 
@@ -62,23 +64,6 @@ def test_no_method_is_called_what_the_text_runner_takes_for_its_own() -> None:
 def test_a_bundle_without_its_program_says_which_file(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"the bundle has no file 'program\.json'"):
         Program(tmp_path)
-
-
-def test_the_cache_keeps_a_program_whole_and_drops_the_oldest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lowered, "CACHE_BYTES", 10)
-    assert lowered.kept("a", tmp_path) is None
-    lowered.keep("a", b"12345678", tmp_path)
-    found = lowered.kept("a", tmp_path)
-    assert found is not None and found.read_bytes() == b"12345678"
-    lowered.keep("b", b"12345678", tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["b.pte"]
-
-
-def test_the_cache_lies_where_the_user_s_caches_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert lowered.cache_folder() == tmp_path / "omnic" / "executorch"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert lowered.cache_folder() == Path.home() / ".cache" / "omnic" / "executorch"
 
 
 def test_other_numbers_or_options_are_another_program() -> None:
