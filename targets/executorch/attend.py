@@ -51,7 +51,7 @@ def cache_write(
     """Write the tokens of the call; all of them are valid."""
     capacity, tokens = state.tensor.shape[1], x.shape[-2]
     fresh = x.reshape(1, state.tensor.shape[2], tokens, x.shape[-1]).transpose(1, 2).to(state.tensor.dtype)
-    if not walk.in_place:
+    if not walk.in_place or walk.plain:
         slots = _slots(walk, start, tokens, capacity, ring)
         return StateRef(state.name, torch.ops.aten.index_put(state.tensor, [None, slots], fresh), state.shape, True)
     if ring:
@@ -137,7 +137,7 @@ def attention(
     """Masked softmax attention over states or plain keys: [1, H, T, Dv]."""
     held = isinstance(k, StateRef) and isinstance(v, StateRef)
     alike = held and k.tensor.shape == v.tensor.shape and k.tensor.dtype == v.tensor.dtype == torch.float32
-    if alike and sinks is None and not softcap:
+    if alike and sinks is None and not softcap and not walk.plain:
         begin = walk.memo.get(("start", id(_start_of(walk, node))))
         query = q.transpose(1, 2)
         if not window and begin is not None:
