@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from omnic.report.charts import byte_bar, layer_picture, parity_picture, time_picture
 from omnic.report.facts import Facts, gather
+from omnic.report.html import page, table
 from omnic.report.lossy import lossy_section
 from omnic.runtime.bundle import Bundle
 from omnic.runtime.files import human_bytes
 
 __all__ = ["render", "render_many", "write_report"]
 
-_STYLE = """
-:root { --ink: #1c2430; --paper: #ffffff; --dim: #5b6675; --rule: #dfe4ea; --tile: #f5f7fa; --good: #0a7d55;
-        --bad: #c62828; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6eaf0; --paper: #14181f; --dim: #97a3b4; --rule: #2c3440; --tile: #1c222c; --good: #4cc38a;
-          --bad: #ff6b6b; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1000px; padding: 32px 24px 64px; background: var(--paper); color: var(--ink);
-       font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
-h1 { font-size: 28px; margin: 0; } h2 { font-size: 19px; margin: 40px 0 12px; }
-h3 { font-size: 15.5px; margin: 26px 0 8px; }
-p.lead { color: var(--dim); margin: 4px 0 20px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 12px; }
-.tile { background: var(--tile); border-radius: 10px; padding: 14px 16px; }
-.tile b { display: block; font-size: 22px; line-height: 1.25; } .tile span { color: var(--dim); font-size: 13px; }
-.good { color: var(--good); } .bad { color: var(--bad); }
-svg { width: 100%; height: auto; display: block; } svg text { fill: var(--ink); font-size: 12.5px; }
-svg .dim { fill: var(--dim); } svg .name { font-weight: 600; } svg .on { fill: #fff; font-weight: 600; }
-svg .grid { stroke: var(--rule); } svg .bound { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 5 4; }
-table { border-collapse: collapse; width: 100%; font-size: 13.5px; }
-th, td { text-align: left; padding: 5px 10px 5px 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
-th { color: var(--dim); font-weight: 500; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-pre { background: var(--tile); border-radius: 10px; padding: 14px 16px; overflow-x: auto; font-size: 12.5px;
-      white-space: pre-wrap; }
-details summary { cursor: pointer; color: var(--dim); }
-.mono { font-family: ui-monospace, monospace; font-size: 12.5px; }
-"""
+#: lines of the spec in the table of times
+_LINES = 12
 
 
 def write_report(bundle: Bundle, out: Path) -> None:
@@ -54,7 +29,7 @@ def render(bundle: Bundle) -> str:
     """Return the page of one bundle."""
     facts = gather(bundle)
     manifest = bundle.manifest
-    return _page(f"{manifest.model} for {manifest.target}", _body(facts))
+    return page(f"{manifest.model} for {manifest.target}", _body(facts))
 
 
 def render_many(title: str, lead: str, extra: str, bundles: Sequence[Bundle]) -> str:
@@ -63,14 +38,7 @@ def render_many(title: str, lead: str, extra: str, bundles: Sequence[Bundle]) ->
     sections += [
         f"<hr style='border:0;border-top:2px solid var(--rule);margin:56px 0 32px'>{_body(gather(b))}" for b in bundles
     ]
-    return _page(title, "".join(sections))
-
-
-def _page(title: str, body: str) -> str:
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>{body}</body></html>\n'
-    )
+    return page(title, "".join(sections))
 
 
 def _body(facts: Facts) -> str:
@@ -81,13 +49,14 @@ def _body(facts: Facts) -> str:
         layer_picture(facts.layers),
         "<h2>Where the bytes are</h2>",
         byte_bar(facts.kinds),
-        lossy_section(facts.lossy, _table),
+        lossy_section(facts.lossy, table),
     ]
     if facts.profile:
         phases = [(p["phase"], [(s["part"], s["seconds"]) for s in p["parts"]]) for p in facts.profile["phases"]]
         parts += [
             f"<h2>Where the time goes</h2><p class=lead>{escape(facts.profile['conditions'])}</p>",
             time_picture(phases),
+            _lines(facts.profile),
         ]
     parity = facts.bundle.parity
     if parity:
@@ -101,6 +70,27 @@ def _body(facts: Facts) -> str:
         ]
     parts += [_fidelity(facts), _passes(facts), _states(facts), _programs(facts), _files(facts), _spec(facts)]
     return "".join(parts)
+
+
+def _lines(profile: Mapping[str, Any]) -> str:
+    """Return the lines of the spec that the last phase (decode) spends most on, op by op."""
+    last = profile["phases"][-1]
+    lines = last.get("lines", ())[:_LINES]
+    total = sum(last["scopes"].values()) or 1e-12
+    rows = [
+        (
+            f"{line['file']}:{line['line']}" if line["line"] else "",
+            line["op"],
+            str(line["count"]),
+            f"{1e3 * line['seconds']:.3f} ms",
+            f"{100 * line['seconds'] / total:.1f} %",
+        )
+        for line in lines
+    ]
+    if not rows:
+        return ""
+    lead = f"<p class=lead>{escape(last['phase'])}: the lines of the spec that take longest.</p>"
+    return lead + table(("line", "op", "nodes", "time", "share"), rows)
 
 
 def _heading(facts: Facts) -> str:
@@ -128,6 +118,8 @@ def _tiles(facts: Facts) -> str:
         tiles.append(
             _tile(f"{parity['ratio']:.1e}", _bound_words(parity), "good" if parity["ok"] else "bad")
         )
+    if facts.bundle.manifest.needs:
+        tiles.append(_tile("not measured here", f"parity needs {facts.bundle.manifest.needs}"))
     if fidelity:
         tiles.append(
             _tile(
@@ -139,17 +131,6 @@ def _tiles(facts: Facts) -> str:
 
 def _bound_words(parity: dict[str, Any]) -> str:
     return f"parity, bound {parity['bound']:.0e}" if parity["bound"] else f"parity, class {parity['class']}"
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Sequence[int] = ()) -> str:
-    head = "".join(f"<th{' class=n' if i in numbers else ''}>{escape(h)}</th>" for i, h in enumerate(headings))
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td{' class=n' if i in numbers else ''}>{escape(str(c))}</td>" for i, c in enumerate(row))
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _cases(parity: dict[str, Any]) -> str:
@@ -165,8 +146,8 @@ def _cases(parity: dict[str, Any]) -> str:
         )
         for c in parity["cases"]
     ]
-    table = _table(("case", "max abs", "logit rms", "ratio", "ambiguous", "positions", ""), rows, (1, 2, 3, 4, 5))
-    return f"<details><summary>every figure</summary>{table}</details>"
+    found = table(("case", "max abs", "logit rms", "ratio", "ambiguous", "positions", ""), rows, (1, 2, 3, 4, 5))
+    return f"<details><summary>every figure</summary>{found}</details>"
 
 
 def _fidelity(facts: Facts) -> str:
@@ -174,7 +155,7 @@ def _fidelity(facts: Facts) -> str:
     if not fidelity:
         return ""
     rows = [(k.replace("_", " "), f"{v:.6g}" if isinstance(v, float) else v) for k, v in fidelity.items()]
-    return "<h2>Fidelity: what the lossy passes cost</h2>" + _table(("figure", "value"), rows)
+    return "<h2>Fidelity: what the lossy passes cost</h2>" + table(("figure", "value"), rows)
 
 
 def _passes(facts: Facts) -> str:
@@ -184,8 +165,8 @@ def _passes(facts: Facts) -> str:
         for p in manifest.passes
     ]
     notes = "".join(f"<li>{escape(n)}</li>" for n in manifest.fallbacks)
-    table = _table(("pass", "stage", "result", "remarks"), rows) if rows else "<p class=lead>No pass was asked for.</p>"
-    return f"<h2>Passes and remarks</h2>{table}" + (f"<ul>{notes}</ul>" if notes else "")
+    found = table(("pass", "stage", "result", "remarks"), rows) if rows else "<p class=lead>No pass was asked for.</p>"
+    return f"<h2>Passes and remarks</h2>{found}" + (f"<ul>{notes}</ul>" if notes else "")
 
 
 def _states(facts: Facts) -> str:
@@ -193,7 +174,7 @@ def _states(facts: Facts) -> str:
         (s.name, s.type, s.role, s.rollback, f"ring, window {s.window}" if s.ring else "linear")
         for s in facts.bundle.manifest.states
     ]
-    return "<h2>States</h2>" + _table(("state", "type", "role", "rollback", "slots"), rows)
+    return "<h2>States</h2>" + table(("state", "type", "role", "rollback", "slots"), rows)
 
 
 def _programs(facts: Facts) -> str:
@@ -208,7 +189,7 @@ def _programs(facts: Facts) -> str:
             rows = [(node, made) for node, made in program.nodes.items()]
             parts.append(
                 f"<details><summary>{len(rows)} fused nodes and the ops they stand for</summary>"
-                f"{_table(('node', 'ops'), rows)}</details>"
+                f"{table(('node', 'ops'), rows)}</details>"
             )
     ops = ", ".join(f"{n} {op}" for op, n in facts.ops.items())
     parts.append(f"<p class=lead>Ops of the module: {escape(ops)}.</p>")
@@ -220,7 +201,7 @@ def _files(facts: Facts) -> str:
     if not manifest.files:
         return ""
     rows = [(name, f"{entry.bytes:,}", entry.sha256[:16]) for name, entry in manifest.files.items()]
-    return "<h2>Files</h2>" + _table(("file", "bytes", "sha256"), rows, (1,))
+    return "<h2>Files</h2>" + table(("file", "bytes", "sha256"), rows, (1,))
 
 
 def _spec(facts: Facts) -> str:
