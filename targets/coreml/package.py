@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from omnic.errors import BundleError
 from omnic.targets.coreml.build import Built
+from omnic.targets.coreml.evaluator.blobs import WeightFile
 from omnic.targets.coreml.files import MODEL, WEIGHTS
 from omnic.targets.coreml.mil import BlobWriter, CoreMLProtoExporter, MILProtoExporter, Program
 from omnic.targets.coreml.stored import WeightTable
@@ -36,7 +41,12 @@ class _Exporter(MILProtoExporter):
         if key not in self.weight_id_to_file_value:
             self._progress("weights", len(self.offsets) / max(len(self._table.blobs), 1))
             path = self.get_weight_path(var.op)
-            self.offsets[key] = self._table.write(key, self.get_blob_writer(path))
+            try:
+                self.offsets[key] = self._table.write(key, self.get_blob_writer(path))
+            except RuntimeError as error:
+                if "FileWriter" not in str(error):
+                    raise
+                raise _disk_error(Path(path)) from error
             primitive = helper.types_to_proto_primitive(var.sym_type.get_primitive())
             self.weight_id_to_file_value[key] = helper.create_file_value_tensor(
                 "@model_path/weights/weight.bin", self.offsets[key], var.shape, primitive)
@@ -74,6 +84,7 @@ def write_package(
     proto = exporter.export()
     for writer in list(exporter.blob_writers):
         del exporter.blob_writers[writer]  # closes the file
+    _check_written(package / WEIGHTS, exporter.offsets.values())
     described = CoreMLProtoExporter(
         program, proto, "", "", classifier_config=None, convert_to="mlprogram", convert_from="milinternal",
         specification_version=_SPECIFICATION,
@@ -87,6 +98,27 @@ def write_package(
         BlobWriter(str(package / WEIGHTS))
     (package / "Manifest.json").write_text(json.dumps(_manifest(package.stem), indent=4) + "\n", encoding="utf-8")
     return exporter.offsets
+
+
+def _check_written(file: Path, offsets: Iterable[int]) -> None:
+    """Read the place of every tensor again: the end of a file that did not fit is lost without a word."""
+    try:
+        if file.exists():
+            with closing(WeightFile(file)) as written:
+                for offset in offsets:
+                    written.entry(offset)
+    except BundleError as error:
+        raise _disk_error(file) from error
+
+
+def _disk_error(file: Path) -> OSError:
+    """Return why a file could not be written, which coremltools does not say: writing more of it does."""
+    try:
+        with open(file, "ab") as more:
+            more.write(bytes(1 << 20))
+    except OSError as error:
+        return error
+    return OSError(errno.EIO, os.strerror(errno.EIO), str(file))
 
 
 def _manifest(name: str) -> dict[str, Any]:
