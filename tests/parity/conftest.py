@@ -72,7 +72,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Backend
     return get
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=[pytest.param(n, marks=[pytest.mark.slow] * bool(TOLERANCES[n].get("slow"))) for n in BACKENDS])
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each backend in turn."""
     return backend_of(request.param)
