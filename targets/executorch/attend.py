@@ -70,7 +70,8 @@ def cache_read(walk: Walk, node: Node, state: StateRef, start: Tensor, length: T
         last = start + length - 1
         slot = torch.arange(slots)
         if ring:
-            return (last - torch.remainder(last - slot, slots)).clamp(min=-1)[None]
+            # The dividend is never negative: see ``mod`` of the lowering table.
+            return (last - torch.remainder(last - slot + slots, slots)).clamp(min=-1)[None]
         return torch.where(slot <= last, slot, -1)[None]
 
     return state, walk.once(("index", id(start), id(length), slots, ring), make)

@@ -36,6 +36,11 @@ def _number(value: Any, kind: DType) -> Any:
     return number
 
 
+def _mod(a: Tensor, b: Tensor) -> Tensor:
+    """The remainder with the sign of the divisor; ExecuTorch's kernel gives whole numbers the dividend's."""
+    return torch.remainder(a, b) if a.is_floating_point() else a - torch.floor_divide(a, b) * b
+
+
 def _constant(walk: Walk, node: Node, *, values: Any, shape: Any, type: DType) -> Tensor:
     numbers, kind = [_number(v, type) for v in values], TORCH_DTYPES[type]
     sizes = walk.shape(shape)
@@ -211,7 +216,7 @@ LOWERINGS: dict[str, Lowering] = {
     "minimum": _plain(torch.minimum),
     "maximum": _plain(torch.maximum),
     "floordiv": _plain(torch.floor_divide),
-    "mod": _plain(torch.remainder),
+    "mod": _plain(_mod),
     "eq": _plain(torch.eq),
     "ne": _plain(torch.ne),
     "lt": _plain(torch.lt),

@@ -176,7 +176,7 @@ def _states() -> list[Case]:
         for element in ("f32", "f16"):
             found += [
                 Case("cache_write", f"{kind} {element}", (F(1, 2, 5, 4), start, K([5])), {"ring": ring}, element),
-                Case("cache_read", f"{kind} {element}", (F(1, 2, 5, 4), start, K([5])), {"ring": ring}, element),
+                Case("cache_read", f"{kind} {element}", (F(1, 2, 5, 4), K([3]), K([5])), {"ring": ring}, element),
             ]
         found += [
             Case("cache_write", f"{kind} one token", (F(1, 2, 1, 4), start, K([1])), {"ring": ring}, "f32"),
