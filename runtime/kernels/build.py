@@ -11,8 +11,9 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,6 +100,20 @@ def _compile(compiler: Compiler, triple: str, variant: Variant, folder: Path) ->
     return [into for into, _ in jobs]
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time build what ``folder`` will hold, so that others find it made."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        yield  # two builders at once only waste time: see _publish
+        return
+    import fcntl
+
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _publish(work: Path, folder: Path) -> None:
     """Move what was built to its place; of two builders at once the first one wins, their results are equal."""
     try:
@@ -128,8 +143,16 @@ def build(
     built = Built(folder, folder / library_name(triple), folder / "libomnic_kernels.a", triple)
     if built.shared.is_file() and built.archive.is_file():
         return built
+    with _alone(folder):
+        if not (built.shared.is_file() and built.archive.is_file()):
+            _make(compiler, triple, variant, built)
+    return built
+
+
+def _make(compiler: Compiler, triple: str, variant: Variant, built: Built) -> None:
+    folder = built.folder
     work = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
-    work.mkdir(parents=True)
+    work.mkdir()
     try:
         objects = _compile(compiler, triple, variant, work)
         compiler.archive(work / built.archive.name, objects)
@@ -139,7 +162,6 @@ def build(
         _publish(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return built
 
 
 def build_executable(

@@ -94,11 +94,12 @@ class Compiler:
             features = _AVX2
         options = [*_COMMON, *self._machine(triple, arch, features)]
         if emulated:
-            options += ["-DOMNIC_EMULATED=1", "-Wno-unused-parameter"]
+            options = ["-O1" if option == "-O3" else option for option in options]
+            options += ["-DOMNIC_EMULATED=1", "-Wno-psabi"]
         if variant.endswith("sanitised"):
             if self.kind == "zig":
                 raise InputError("ziglang brings no address sanitiser", "build this variant with the system compiler")
-            options += _SANITISED
+            options = ["-O1" if option == "-O3" else option for option in options] + list(_SANITISED)
         elif self.kind == "zig":
             options += ["-fno-sanitize=all"]
         return options
