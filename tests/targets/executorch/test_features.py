@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from omnic.compiler.profiling import lines_of
+from omnic.compiler.summary import print_summary
 from omnic.errors import BundleError, InputError, MissingDeviceError
 from omnic.models import build
 from omnic.spec import load_spec, scale
@@ -175,3 +177,26 @@ def test_the_seconds_of_a_delegate_go_to_the_nodes_it_computes() -> None:
     assert found == {
         "embed/embedding.0": 0.75, "a/rms_norm.0": 3.0, "a/linear.0": 12.0, "a/r.0": 16.0, "": 40.0 - 31.0 + 0.125
     }  # fmt: skip
+
+
+def test_the_command_line_never_calls_a_program_for_another_device_ok(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = {
+        "bundle": "b", "model": "m", "target": "executorch", "profile": "", "bytes": 1, "class": "f32", "parity": None,
+        "parity_ok": None, "parity_cases": [], "fidelity": None, "prefill": None, "fallbacks": [], "needs": "a phone",
+    }  # fmt: skip
+    print_summary(summary)
+    printed = capsys.readouterr().out
+    assert "parity    not measured here: needs a phone" in printed
+    assert "ok" not in printed
+
+
+def test_times_are_added_up_by_line_of_the_spec_and_op() -> None:
+    module = build(scale(load_spec("tiny")))
+    products = [n for n in module.function().nodes if n.op == "linear"][:3]
+    found = lines_of({n.name: 2.0**i for i, n in enumerate(products)}, module)
+    assert sum(row["seconds"] for row in found) == 7.0
+    assert found == sorted(found, key=lambda row: -row["seconds"])
+    assert {row["op"] for row in found} == {"linear"}
+    place = products[0].loc
+    assert place is not None
+    assert (place.file, place.line) in {(row["file"], row["line"]) for row in found}
