@@ -5,7 +5,7 @@ Sources: ``runtime/kernels/include/omnic_kernels.h`` and the tests of this targe
 
 from __future__ import annotations
 
-from omnic.ir.caps import Caps, GroupRule, OpSupport
+from omnic.ir.caps import Caps, GroupRule, OpSupport, computing_ops
 from omnic.ir.types import DType
 
 __all__ = ["CAPS", "GROUPS"]
@@ -18,40 +18,33 @@ _SUPPORT = "targets/tvm/support/omnic_program.h"
 #: sizes of groups of codes that products take; 0 = a row
 GROUPS = (0, 32, 64, 128, 256)
 
-_PRODUCTS = ("linear", "embedding", "lm_head", "moe")
-_ROWS = ("rms_norm", "layer_norm", "rope", "act", "gated_act", "softmax", "topk", "cache_write")
+_COMPOSITES = ("linear", "embedding", "lm_head", "moe", "rms_norm", "layer_norm", "rope", "act", "gated_act")
 _SHAPES = ("reshape", "transpose", "broadcast", "slice", "split", "concat")
-_TAIL = (
-    "constant", "add", "sub", "mul", "div", "pow", "minimum", "maximum", "floordiv", "mod", "eq", "ne", "lt", "le",
-    "gt", "ge", "and", "or", "not", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh", "sigmoid", "erf",
-    "round", "relu", "clamp", "where", "cast", "sum", "max", "mean", "argmax", "cumsum", "matmul", "pad", "iota",
-    "gather", "index_select", "depthwise_conv1d", "cache_read",
-)
 
 CAPS = Caps(
     target="tvm",
     ops={
-        **{op: OpSupport("native", _KERNELS) for op in (*_PRODUCTS, *_ROWS)},
+        **{op: OpSupport("native", _LOOPS) for op in computing_ops()},
+        **{op: OpSupport("native", _KERNELS) for op in (*_COMPOSITES, "softmax", "topk", "cache_write", "cache_move")},
         **{op: OpSupport("native", _IN_PLACE) for op in ("attention", "mla")},
         **{op: OpSupport("native", _VIEWS) for op in _SHAPES},
-        **{op: OpSupport("native", _LOOPS) for op in _TAIL},
-        "router": OpSupport("native", _SUPPORT),
+        **{op: OpSupport("native", _SUPPORT) for op in ("router", "cache_read", "sort", "scatter")},
         **{
             op: OpSupport("decompose", "its core ops are lowered")
-            for op in ("short_conv", "linear_recurrence", "pool_blocks", "host.fetch")
+            for op in ("short_conv", "linear_recurrence", "pool_blocks", "block_attention", "host.fetch")
         },
-        **{
-            op: OpSupport("excluded", "states grouped along their tokens are not kept here: use groups of a token")
-            for op in ("cache_close", "block_attention")
-        },
-        "cache_move": OpSupport("excluded", "a session moves tokens between the slots of its states, not a program"),
+        "cache_close": OpSupport(
+            "excluded", "states grouped along their tokens are not kept here: use groups of a token"
+        ),
+        "dequantise": OpSupport(
+            "native", "weights alone, which then lie in the file as f32: targets/tvm/matrices.py"
+        ),
         **{
             op: OpSupport("excluded", "only weights and states are stored as codes, not what is computed between them")
-            for op in ("quantise", "dequantise", "fake_quant")
+            for op in ("quantise", "fake_quant")
         },
-        **{op: OpSupport("excluded", "there is no loop for it yet") for op in ("scatter", "sort")},
     },
-    elements=frozenset({DType.F32, DType.F16, DType.BF16, DType.I64, DType.I32, DType.BOOL}),
+    elements=frozenset({DType.F32, DType.F16, DType.BF16, DType.I64, DType.I32, DType.I8, DType.U8, DType.BOOL}),
     storage=(
         *(
             GroupRule(kind, GROUPS, ragged=True, asym=True, scales=frozenset({"f16", "f32", "e8m0"}))

@@ -15,7 +15,7 @@ from omnic.targets.tvm.lower import LOWERINGS
 from omnic.targets.tvm.matrices import Matrices
 from omnic.targets.tvm.native import build_program, executable_name, loops_text, program_name, write_sources
 from omnic.targets.tvm.patterns import AttentionForm, attention_forms
-from omnic.targets.tvm.plan import Plan, Planner, settled
+from omnic.targets.tvm.plan import Plan, Planner, held, settled
 from omnic.targets.tvm.program import ABOUT_FILE, SOURCE_FILE, WEIGHTS_FILE
 from omnic.targets.tvm.source import ProgramText, loop_prototypes, program_source
 from omnic.targets.tvm.states import state_forms
@@ -116,13 +116,13 @@ def describe(module: Module, plans: list[Plan], row_bytes: int, options: Mapping
         original = module.functions.get(name, plan.function)
         functions[name] = {
             "inputs": [
-                {"name": p.value.name, "dtype": p.value.type.dtype.value,
+                {"name": p.value.name, "dtype": held(p.value.type.dtype).value,
                  "shape": [_dim(d) for d in p.value.type.shape]}
                 for p in original.params
                 if p.state is None or p.state not in module.states
             ],
             "results": [
-                {"name": r.name, "value": r.value.name, "dtype": r.value.type.dtype.value,
+                {"name": r.name, "value": r.value.name, "dtype": held(r.value.type.dtype).value,
                  "shape": [_dim(d) for d in r.value.type.shape]}
                 for r in original.results
                 if r.state is None

@@ -15,6 +15,7 @@ from omnic.ir.decompose import decompose
 from omnic.ir.dims import DimRange
 from omnic.ir.graph import Module, Node, Value
 from omnic.ir.types import Storage
+from omnic.targets.refusals import check_ops
 from omnic.targets.tvm.caps import CAPS
 from omnic.targets.tvm.lower.common import attrs_of
 from omnic.targets.tvm.matrices import panels_of
@@ -33,11 +34,7 @@ def legalise(module: Module, options: Mapping[str, Any]) -> Module:
     Raises:
         InputError: it holds an op, a weight or a state that the target cannot take.
     """
-    for function in module.functions.values():
-        for node in function.nodes:
-            refusal = CAPS.refusal(node.op)
-            if refusal:
-                raise refuse(node, refusal, "choose another target for this model: onnx, torch")
+    check_ops("tvm", CAPS, module)
     state_forms(module)
     module = replace(
         module,
@@ -51,7 +48,7 @@ def legalise(module: Module, options: Mapping[str, Any]) -> Module:
     for function in ready.functions.values():
         for node in function.nodes:
             if not CAPS.lowers(node.op):
-                raise refuse(node, CAPS.refusal(node.op) or "there is no lowering of it", "choose another target")
+                raise refuse(node, CAPS.refusal(node.op) or "there is no lowering of it")
     used = {name for f in ready.functions.values() for name in f.weights()}
     ready = replace(ready, weights={name: w for name, w in ready.weights.items() if name in used})
     dims = dict(ready.dims)

@@ -15,6 +15,7 @@ from omnic.ir.dims import Dim, bounds, product
 from omnic.ir.graph import Function, Module, Node, Uses, Value
 from omnic.ir.types import DType, TensorType
 from omnic.targets.cut import state_values
+from omnic.targets.refusals import refused
 from omnic.targets.tvm.matrices import Matrices
 from omnic.targets.tvm.patterns import AttentionForm
 from omnic.targets.tvm.schedule import Turn, needed_inputs, turns_of
@@ -22,7 +23,7 @@ from omnic.targets.tvm.tail.loops import Apply, Expression, Leaf, leaves_of
 from omnic.targets.tvm.text import C_TYPES, dim, ident
 from omnic.targets.tvm.views import Buffer, Rows, View, contiguous_strides
 
-__all__ = ["ALIGNMENT", "Plan", "Planner", "Step", "refuse"]
+__all__ = ["ALIGNMENT", "Plan", "Planner", "Step", "held", "refuse", "settled"]
 
 ALIGNMENT = 64
 _LIMIT = 1 << 62
@@ -30,8 +31,12 @@ _LIMIT = 1 << 62
 
 def refuse(node: Node, why: str, hint: str | None = None) -> InputError:
     """Return the error that a node cannot be lowered."""
-    place = f" ({node.loc})" if node.loc else ""
-    return InputError(f"target tvm: {node.op} at {node.name}{place}: {why}", hint)
+    return refused("tvm", node, why, hint)
+
+
+def held(dtype: DType) -> DType:
+    """Return the type of the elements of a buffer: 16-bit floats between ops are rounded numbers in f32."""
+    return DType.F32 if dtype.is_float else dtype
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ class Planner:
             if param.state is not None and param.state in self.module.states:
                 continue
             value = param.value
-            dtype = value.type.dtype
+            dtype = held(value.type.dtype)
             place = f"(const {C_TYPES[dtype]} *)r->in[{len(names)}]"
             buffer = Buffer(self._name(value.name), dtype, value.type.size, place)
             self.views[value] = View(buffer, value.type.shape, contiguous_strides(value.type.shape))
@@ -163,7 +168,7 @@ class Planner:
         self._outputs: list[tuple[Value, View]] = []
         for index, result in enumerate(results):
             value = result.value
-            dtype = value.type.dtype
+            dtype = held(value.type.dtype)
             place = f"({C_TYPES[dtype]} *)r->out[{index}]"
             buffer = Buffer(self._name(f"{result.name}_out"), dtype, value.type.size, place)
             view = View(buffer, value.type.shape, contiguous_strides(value.type.shape))
@@ -173,7 +178,8 @@ class Planner:
         for turn in self._turns:
             for node in turn.nodes:
                 if node.op == "concat" and node.result not in self.destinations:
-                    self._send(node.result, self.new(node.result.type.shape, node.result.type.dtype, node.result.name))
+                    type = node.result.type
+                    self._send(node.result, self.new(type.shape, held(type.dtype), node.result.name))
 
     def _send(self, value: Value, view: View) -> None:
         """Say where a value shall lie, and so what it is only another shape or a row of pieces of."""
@@ -233,7 +239,7 @@ class Planner:
         """Return where a lowering shall put a value: where it is wanted, or in a new buffer."""
         view = self.destinations.get(value)
         if view is None:
-            view = self.new(value.type.shape, value.type.dtype, value.name, order)
+            view = self.new(value.type.shape, held(value.type.dtype), value.name, order)
         self.views[value] = view
         return view
 
@@ -241,7 +247,7 @@ class Planner:
         """Return where to put a value row by row."""
         rows = self.out(value).rows()
         if rows is None:
-            self.views[value] = self.new(value.type.shape, value.type.dtype, value.name)
+            self.views[value] = self.new(value.type.shape, held(value.type.dtype), value.name)
             rows = self.views[value].rows()
         assert rows is not None
         return rows
@@ -250,7 +256,7 @@ class Planner:
         """Return where to put a value in row-major order without gaps."""
         view = self.out(value)
         if not view.contiguous:
-            view = self.views[value] = self.new(value.type.shape, value.type.dtype, value.name)
+            view = self.views[value] = self.new(value.type.shape, held(value.type.dtype), value.name)
         return view
 
     def rows(self, value: Value) -> Rows:

@@ -26,7 +26,8 @@ ABOUT_FILE = "program.json"
 SOURCE_FILE = "program.c"
 WEIGHTS_FILE = "weights.bin"
 _ALIGNMENT = 64
-_DTYPES: Mapping[str, Any] = {"f32": np.float32, "i64": np.int64, "bool": np.bool_, "i32": np.int32}
+_DTYPES: Mapping[str, Any] = {"f32": np.float32, "i64": np.int64, "bool": np.bool_, "i32": np.int32,
+                            "i8": np.int8, "u8": np.uint8}
 
 
 @dataclass(frozen=True)

@@ -78,8 +78,8 @@ def _head(text: ProgramText) -> str:
     return (
         f"/* {text.module.name}: {functions}; made by omnic.\n"
         " *\n"
-        " * W[W_name] is a packed matrix, P[W_name] the address of the first of several, VECTOR(V_name) plain numbers;\n"
-        " * the file that holds them is laid out by the table `matrices`.  Activations lie in the arena A at places\n"
+        " * W[W_name] is a packed matrix, P[W_name] the first of several, VECTOR(V_name) plain numbers; the file\n"
+        " * that holds them is laid out by the table `matrices`.  Activations lie in the arena A at places\n"
         " * chosen by how long each lives; B rows of T tokens are in a call, and logits of R tokens a row are wanted.\n"
         " */\n"
         '#include "omnic_program.h"\n'

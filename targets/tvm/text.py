@@ -17,9 +17,12 @@ C_TYPES = {
     DType.F32: "float", DType.F16: "uint16_t", DType.BF16: "uint16_t", DType.I64: "int64_t", DType.I32: "int32_t",
     DType.I8: "int8_t", DType.U8: "uint8_t", DType.BOOL: "uint8_t",
 }
-_RESERVED = frozenset(
-    ["auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern", "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed", "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "r", "c", "K", "W", "P", "S", "A", "B", "T", "R", "start", "length", "main"]
-)
+_RESERVED = frozenset((
+    "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern", "float",
+    "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed", "sizeof",
+    "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while",
+    "r", "c", "i", "K", "W", "P", "A", "B", "T", "R",
+))
 
 
 def ident(name: str) -> str:

@@ -37,6 +37,7 @@ ROWS = {
     "onnx fused": Row("onnx", PROFILE_CAPS["fused"], {"profile": "fused"}),
     "onnx plain": Row("onnx", PROFILE_CAPS["plain"], {"profile": "plain"}),
     "coreml": Row("coreml", caps_of("coreml")),
+    "tvm": Row("tvm", caps_of("tvm")),
     # To lower a function of all cases takes minutes.
     "executorch": Row("executorch", caps_of("executorch"), {"delegate": "portable"}, first=True),
 }

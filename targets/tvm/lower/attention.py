@@ -96,4 +96,17 @@ def _cache_write(p: Planner, turn: Turn) -> None:
     )
 
 
-LOWERINGS: dict[str, Lowering] = {"attention": _attention, "mla": _mla, "cache_write": _cache_write}
+def _cache_move(p: Planner, turn: Turn) -> None:
+    node = turn.nodes[0]
+    state, source, target = (operand(node, at) for at in range(3))
+    heads = state.type.shape[1] if state.type.rank == 4 else 1
+    batch, pairs = source.type.shape
+    p.step(
+        f"K->cache_move(&c, {p.state(p.state_of(state))}, {dim(heads)}, {dim(batch)}, {dim(pairs)}, $source, $target);",
+        source=p.dense(source), target=p.dense(target),
+    )
+
+
+LOWERINGS: dict[str, Lowering] = {
+    "attention": _attention, "mla": _mla, "cache_write": _cache_write, "cache_move": _cache_move,
+}

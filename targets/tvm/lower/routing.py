@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from omnic.ir.graph import Value
+from omnic.ir.types import DType
 from omnic.targets.tvm.lower.common import attrs_of, operand, vector
 from omnic.targets.tvm.lower.products import product
-from omnic.targets.tvm.plan import Lowering, Planner
+from omnic.targets.tvm.plan import Lowering, Planner, refuse
 from omnic.targets.tvm.schedule import Turn
 from omnic.targets.tvm.text import dim, f32
 from omnic.targets.tvm.views import Rows, View
@@ -56,12 +58,47 @@ def _router(p: Planner, turn: Turn) -> None:
 
 
 def _topk(p: Planner, turn: Turn) -> None:
+    """The k largest of the last dim of f32 numbers; else the first k of them in order."""
     node = turn.nodes[0]
-    x = p.dense(operand(node, 0))
+    source, attrs = operand(node, 0), attrs_of(node)
+    axis, rank = attrs["axis"] % source.type.rank, source.type.rank
+    if axis != rank - 1 or not source.type.is_float:
+        for value, view in zip(node.results, sorted_views(p, source, axis, True), strict=True):
+            p.views[value] = view.slice(axis, 0, attrs["k"])
+        return
+    x = p.dense(source)
     values, indices = (p.out_dense(v) for v in node.results)
     rows = _rows(x)
     p.step(f"K->topk(&c, $x, {dim(rows.count)}, {dim(rows.width)}, {attrs_of(node)['k']}, $values, $indices);", x=x,
            values=values, indices=indices)
 
 
-LOWERINGS: dict[str, Lowering] = {"router": _router, "topk": _topk}
+def sorted_views(p: Planner, source: Value, axis: int, descending: bool) -> tuple[View, View]:
+    """Append a stable sort along a dim and return the numbers and their indices."""
+    x = p.view(source)
+    rank = len(x.shape)
+    order = [i for i in range(rank) if i != axis] + [axis]
+    back = [order.index(i) for i in range(rank)]
+    dense = p.dense_view(x.transpose(order))
+    values = p.new(dense.shape, dense.dtype, f"{source.name}_sorted")
+    indices = p.new(dense.shape, DType.I64, f"{source.name}_order")
+    rows = _rows(dense)
+    work = p.new((rows.width,), DType.I64, "sort_work")
+    p.step(
+        f"omnic_sort({dim(rows.count)}, {dim(rows.width)}, {int(dense.dtype is DType.F32)}, {int(descending)}, $x, "
+        "$work, $values, $indices);",
+        x=dense, work=work, values=values, indices=indices,
+    )
+    return values.transpose(back), indices.transpose(back)
+
+
+def _sort(p: Planner, turn: Turn) -> None:
+    node = turn.nodes[0]
+    source, attrs = operand(node, 0), attrs_of(node)
+    if source.type.dtype not in (DType.F32, DType.F16, DType.BF16, DType.I64):
+        raise refuse(node, f"sorting {source.type.dtype}", "cast to i64 first")
+    views = sorted_views(p, source, attrs["axis"] % source.type.rank, attrs["descending"])
+    p.views.update(zip(node.results, views, strict=True))
+
+
+LOWERINGS: dict[str, Lowering] = {"router": _router, "topk": _topk, "sort": _sort}

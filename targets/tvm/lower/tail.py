@@ -5,20 +5,15 @@ from __future__ import annotations
 from omnic.ir.graph import Node, Value
 from omnic.ir.types import DType
 from omnic.targets.tvm.lower.common import attrs_of, operand
-from omnic.targets.tvm.plan import Lowering, Planner, refuse
+from omnic.targets.tvm.plan import Lowering, Planner, held, refuse
 from omnic.targets.tvm.schedule import Turn
 from omnic.targets.tvm.tail.loops import ELEMENTWISE, Apply, Leaf
 from omnic.targets.tvm.text import dim
 
 __all__ = ["LOWERINGS"]
 
-_TYPES = (DType.F32, DType.I64, DType.I32, DType.BOOL, DType.U8)
-
 
 def _apply(p: Planner, node: Node, value: Value) -> Apply:
-    for one in (value, *node.inputs()):
-        if not one.weight and one.type.dtype not in _TYPES:
-            raise refuse(node, f"a loop of {one.type.dtype} elements", "cast to f32 first")
     args = tuple(p.expression(v) for v in node.inputs())
     return Apply(node.op, args, value.type.shape, value.type.dtype, attrs_of(node))
 
@@ -50,7 +45,7 @@ def _conv(p: Planner, turn: Turn) -> None:
     if len(args) == 2:
         p.loop(node.result, root)
         return
-    made = p.new(type.shape, type.dtype, f"{node.result.name}_sum")
+    made = p.new(type.shape, DType.F32, f"{node.result.name}_sum")
     p.loop_into(made, root)
     p.wait(node.result, Apply("add", (Leaf(made), args[2]), type.shape, type.dtype))
 
@@ -66,7 +61,7 @@ def _mean(p: Planner, turn: Turn) -> None:
             raise refuse(node, f"a mean over {size}, which depends on the call", "use a sum and a product")
         count *= size
     type = node.result.type
-    total = p.new(type.shape, type.dtype, f"{node.result.name}_sum")
+    total = p.new(type.shape, DType.F32, f"{node.result.name}_sum")
     p.loop_into(total, Apply("sum", (p.expression(x),), type.shape, type.dtype, attrs))
     divisor = Apply("constant", (), (), type.dtype, {"values": (float(count),)})
     p.wait(node.result, Apply("div", (Leaf(total), divisor), type.shape, type.dtype))
@@ -78,7 +73,7 @@ def _argmax(p: Planner, turn: Turn) -> None:
     attrs, x = attrs_of(node), operand(node, 0)
     axis = attrs["axis"] % x.type.rank
     shape = (*x.type.shape[:axis], 1, *x.type.shape[axis + 1 :])
-    peak = p.new(shape, x.type.dtype, f"{node.result.name}_peak")
+    peak = p.new(shape, held(x.type.dtype), f"{node.result.name}_peak")
     source = Leaf(p.view(x))
     p.loop_into(peak, Apply("max", (source,), shape, x.type.dtype, {"axes": (axis,), "keepdims": True}))
     p.loop(node.result, Apply("argmax", (source, Leaf(peak)), node.result.type.shape, DType.I64, attrs))
@@ -111,11 +106,44 @@ def _cache_read(p: Planner, turn: Turn) -> None:
            length=p.dense(length), index=index)
 
 
+def _scatter(p: Planner, turn: Turn) -> None:
+    """A copy of x with the updates put or added one by one, in order."""
+    node = turn.nodes[0]
+    x, index, updates = (operand(node, at) for at in range(3))
+    attrs = attrs_of(node)
+    axis, rank = attrs["axis"] % x.type.rank, x.type.rank
+    if x.type.dtype not in (DType.F32, DType.F16, DType.BF16, DType.I64):
+        raise refuse(node, f"a scatter into {x.type.dtype}", "cast to i64 first")
+    y = p.out_dense(node.result)
+    p.copy(p.view(x), y)
+    shape = [index.type.shape[d] if d == axis else x.type.shape[d] for d in range(rank)]
+    which, values = p.view(index).broadcast(shape), p.view(updates).broadcast(shape)
+    lists = [f"(const int64_t[]){{{', '.join(dim(d) for d in dims)}}}" for dims in
+             (shape, which.strides, values.strides, y.strides)]
+    kind = 2 * int(y.dtype is DType.F32) + int(attrs["reduce"] == "add")
+    p.step(f"omnic_scatter({rank}, {lists[0]}, {axis}, {kind}, $which, {lists[1]}, $values, {lists[2]}, $y, "
+           f"{lists[3]});", which=which, values=values, y=y)
+
+
+def _dequantise(p: Planner, turn: Turn) -> None:
+    """A weight of codes lies in the file as f32 for whoever reads it so."""
+    node = turn.nodes[0]
+    source, type = operand(node, 0), node.result.type
+    if not source.weight:
+        raise refuse(node, "only weights are stored as codes, not what is computed between them")
+    if type.element is DType.F32:
+        p.views[node.result] = p.view(source)
+    else:
+        p.wait(node.result, Apply("cast", (Leaf(p.view(source)),), type.shape, type.dtype))
+
+
 LOWERINGS: dict[str, Lowering] = {
     **{op: _elementwise for op in ELEMENTWISE},
     **{op: _loop for op in ("sum", "max", "cumsum", "matmul", "gather", "index_select", "pad", "iota")},
     "depthwise_conv1d": _conv,
     "constant": _constant,
+    "scatter": _scatter,
+    "dequantise": _dequantise,
     "mean": _mean,
     "argmax": _argmax,
     "softmax": _softmax,

@@ -110,6 +110,15 @@ void omnic_copy(int rank, const int64_t *shape, int64_t width, const void *sourc
 /* y[b][r] = x[b * tokens + rows[b][r]], rows of `width`; x rows are ldx apart, y has no gaps. */
 void omnic_rows(int64_t batch, int64_t tokens, int64_t wanted, int64_t width, const int64_t *rows, const float *x,
                 int64_t ldx, float *y);
+/* Rows of n in order, equals in the order they had; `work` has n entries.  Numbers are f32, or else int64. */
+void omnic_sort(int64_t m, int64_t n, int f32, int descending, const void *x, int64_t *work, void *values,
+                int64_t *indices);
+/* Put values at the indices `which` along a dim of y, both seen as `shape`.  kind: 2 for f32 (int64 else), and 1 to add. */
+void omnic_scatter(int rank, const int64_t *shape, int axis, int kind, const int64_t *which, const int64_t *from,
+                   const void *values, const int64_t *of, void *y, const int64_t *to);
+/* The nearest number of the type, half to even. */
+float omnic_round_f16(float x);
+float omnic_round_bf16(float x);
 /* y = cap * tanh(y / cap). */
 void omnic_softcap(int64_t m, int64_t n, float cap, float *y, int64_t ldy);
 /* table[i] = numbers + i * width. */

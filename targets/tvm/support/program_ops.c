@@ -41,6 +41,77 @@ void omnic_rows(int64_t batch, int64_t tokens, int64_t wanted, int64_t width, co
     memcpy(y + i * width, x + (i / wanted * tokens + rows[i]) * ldx, (size_t)width * sizeof *y);
 }
 
+/* Whether number i of a row comes after number j of it. */
+static int after(const void *x, int f32, int descending, int64_t i, int64_t j) {
+  if (f32) {
+    const float *v = x;
+    return descending ? v[i] < v[j] : v[i] > v[j];
+  }
+  const int64_t *v = x;
+  return descending ? v[i] < v[j] : v[i] > v[j];
+}
+
+/* Runs of 1, 2, 4, ... indices are merged; of equals the left one comes first. */
+static void order_row(int64_t n, int f32, int descending, const void *x, int64_t *work, int64_t *indices) {
+  for (int64_t i = 0; i < n; i++) indices[i] = i;
+  for (int64_t run = 1; run < n; run *= 2) {
+    for (int64_t from = 0; from < n; from += 2 * run) {
+      int64_t i = from, middle = omnic_min(from + run, n), j = middle, end = omnic_min(from + 2 * run, n);
+      for (int64_t at = from; at < end; at++)
+        work[at] = j >= end || (i < middle && !after(x, f32, descending, indices[i], indices[j])) ? indices[i++]
+                                                                                                 : indices[j++];
+    }
+    memcpy(indices, work, (size_t)n * sizeof *work);
+  }
+}
+
+void omnic_sort(int64_t m, int64_t n, int f32, int descending, const void *x, int64_t *work, void *values,
+                int64_t *indices) {
+  int64_t width = f32 ? 4 : 8;
+  for (int64_t i = 0; i < m; i++, indices += n) {
+    const uint8_t *row = (const uint8_t *)x + i * n * width;
+    order_row(n, f32, descending, row, work, indices);
+    for (int64_t j = 0; j < n; j++)
+      memcpy((uint8_t *)values + (i * n + j) * width, row + indices[j] * width, (size_t)width);
+  }
+}
+
+void omnic_scatter(int rank, const int64_t *shape, int axis, int kind, const int64_t *which, const int64_t *from,
+                   const void *values, const int64_t *of, void *y, const int64_t *to) {
+  int64_t total = 1;
+  for (int d = 0; d < rank; d++) total *= shape[d];
+  for (int64_t i = 0; i < total; i++) {
+    int64_t rest = i, at = 0, source = 0, target = 0, index[MOST_DIMS];
+    for (int d = rank - 1; d >= 0; d--) index[d] = rest % shape[d], rest /= shape[d];
+    for (int d = 0; d < rank; d++) at += index[d] * from[d], source += index[d] * of[d];
+    for (int d = 0; d < rank; d++) target += (d == axis ? which[at] : index[d]) * to[d];
+    if (kind == 3) ((float *)y)[target] += ((const float *)values)[source];
+    if (kind == 2) ((float *)y)[target] = ((const float *)values)[source];
+    if (kind == 1) ((int64_t *)y)[target] += ((const int64_t *)values)[source];
+    if (kind == 0) ((int64_t *)y)[target] = ((const int64_t *)values)[source];
+  }
+}
+
+float omnic_round_bf16(float x) {
+  uint32_t word;
+  memcpy(&word, &x, 4);
+  if ((word & 0x7fffffff) <= 0x7f800000) word += 0x7fff + (word >> 16 & 1);
+  word &= 0xffff0000;
+  memcpy(&x, &word, 4);
+  return x;
+}
+
+/* To the nearest multiple of the step of f16 at x, half to even: adding and taking away 2^23 steps rounds so. */
+float omnic_round_f16(float x) {
+  float size = fabsf(x), low = 0x1p-14f;
+  if (!(size < 65520.0f)) return size >= 65520.0f ? copysignf(INFINITY, x) : x;
+  int exponent;
+  frexpf(size < low ? low : size, &exponent);
+  float bound = ldexpf(1.5f, exponent + 12);
+  volatile float sum = x + bound;
+  return copysignf(sum - bound, x);
+}
+
 void omnic_softcap(int64_t m, int64_t n, float cap, float *y, int64_t ldy) {
   for (int64_t i = 0; i < m; i++)
     for (int64_t j = 0; j < n; j++) y[i * ldy + j] = cap * tanhf(y[i * ldy + j] / cap);

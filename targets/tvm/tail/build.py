@@ -19,14 +19,12 @@ from tvm.ir import PointerType, PrimType
 
 from omnic.errors import InternalError
 from omnic.ir.dims import Dim
-from omnic.ir.types import DType
-from omnic.targets.tvm.tail.expressions import Reader, element, index_of
+from omnic.targets.tvm.tail.expressions import TYPES, Reader, element, index_of
 from omnic.targets.tvm.tail.loops import Apply, Loop
 from omnic.targets.tvm.views import View
 
 __all__ = ["c_text", "object_file"]
 
-_TYPES = {DType.F32: "float32", DType.I64: "int64", DType.I32: "int32", DType.BOOL: "bool", DType.U8: "uint8"}
 _LLVM = {"linux-gnu": "linux-gnu", "linux-musl": "linux-musl", "windows-gnu": "windows-gnu", "macos": "apple-macos"}
 
 
@@ -80,7 +78,7 @@ def _unpacked(function: Any, name: str) -> Any:
         params.append(pointer)
         declared.append(tirx.DeclBuffer(param, data=pointer))
     body = tirx.SeqStmt([*declared, function.body, tirx.Return(tirx.const(0, "int32"))])
-    node: Any = getattr(tirx, "StringImm")("default")  # noqa: B009
+    node: Any = "default"
     for key, value in (("device_type", 1), ("device_id", 0)):
         body = tirx.AttrStmt(node, key, tirx.const(value, "int32"), body)
     made = tirx.PrimFunc(params, body, ret_type=PrimType("int32"), attrs=function.attrs)
@@ -91,13 +89,13 @@ def _function(loop: Loop) -> Any:
     """Return the TIR of a loop: arguments are the inputs, the output, B, T and R."""
     symbols = {name: tirx.Var(name, "int64") for name in ("B", "T", "R")}
     holders = [
-        te.placeholder((_extent(view, symbols),), dtype=_TYPES[view.dtype], name=f"a{at}")
+        te.placeholder((_extent(view, symbols),), dtype=TYPES[view.dtype], name=f"a{at}")
         for at, view in enumerate(loop.inputs)
     ]
-    places = {id(view): holder for view, holder in zip(loop.inputs, holders, strict=True)}
+    places = {view: holder for view, holder in zip(loop.inputs, holders, strict=True)}
 
     def read(view: View) -> Callable[..., Any]:
-        holder = places[id(view)]
+        holder = places[view]
         strides = [index_of(s, symbols) for s in view.strides]
         return lambda index: holder[sum((i * s for i, s in zip(index, strides, strict=True)), tirx.const(0, "int64"))]
 
@@ -108,7 +106,7 @@ def _function(loop: Loop) -> Any:
 
 
 def _root(root: Apply, index: Sequence[Any], reader: Reader) -> Any:
-    whole = [i.astype("int64") for i in index] if root.shape else []
+    whole = [tirx.Cast("int64", i) for i in index] if root.shape else []
     return element(root, whole, reader)
 
 

@@ -14,9 +14,13 @@ from omnic.ir.types import DType
 from omnic.targets.tvm.tail.loops import Apply, Expression, Leaf
 from omnic.targets.tvm.views import View
 
-__all__ = ["Reader", "element", "index_of"]
+__all__ = ["TYPES", "Reader", "element", "index_of"]
 
-_TYPES = {DType.F32: "float32", DType.I64: "int64", DType.I32: "int32", DType.BOOL: "bool", DType.U8: "uint8"}
+TYPES = {
+    DType.F32: "float32", DType.F16: "float32", DType.BF16: "float32", DType.I64: "int64", DType.I32: "int32",
+    DType.I8: "int8", DType.U8: "uint8", DType.BOOL: "bool",
+}
+_ROUNDED = {DType.F16: "omnic_round_f16", DType.BF16: "omnic_round_bf16"}
 Index = Sequence[Any]
 
 
@@ -84,12 +88,24 @@ def _sigmoid(x: Any) -> Any:
     return (_call("tanhf")(x * _float(0.5)) + _float(1)) * _float(0.5)
 
 
-def _floordiv(a: Any, b: Any) -> Any:
-    return tirx.floor(a / b) if str(a.dtype) == "float32" else tirx.floordiv(a, b)
+def _division(root: Apply, index: Index, reader: Reader) -> Any:
+    a, b = (element(x, _onto(x.shape, index), reader) for x in root.args)
+    if not root.dtype.is_float:
+        return tirx.floordiv(a, b) if root.op == "floordiv" else tirx.floormod(a, b)
+    whole = _call("floorf")(a / b)
+    return whole if root.op == "floordiv" else a - b * whole
 
 
-def _mod(a: Any, b: Any) -> Any:
-    return a - b * tirx.floor(a / b) if str(a.dtype) == "float32" else tirx.floormod(a, b)
+def _equal(root: Apply, index: Index, reader: Reader) -> Any:
+    a, b = (element(x, _onto(x.shape, index), reader) for x in root.args)
+    if root.args[0].dtype is DType.BOOL:
+        a, b = tirx.Cast("int32", a), tirx.Cast("int32", b)
+    return tirx.EQ(a, b) if root.op == "eq" else tirx.NE(a, b)
+
+
+def _abs(root: Apply, index: Index, reader: Reader) -> Any:
+    x = element(root.args[0], index, reader)
+    return _call("fabsf")(x) if root.dtype.is_float else tirx.Select(x < _zero(root.dtype), -x, x)
 
 
 _SIMPLE: Mapping[str, Callable[..., Any]] = {
@@ -100,10 +116,6 @@ _SIMPLE: Mapping[str, Callable[..., Any]] = {
     "pow": _call("powf"),
     "minimum": tirx.min,
     "maximum": tirx.max,
-    "floordiv": _floordiv,
-    "mod": _mod,
-    "eq": lambda a, b: tirx.EQ(a, b),
-    "ne": lambda a, b: tirx.NE(a, b),
     "lt": lambda a, b: a < b,
     "le": lambda a, b: a <= b,
     "gt": lambda a, b: a > b,
@@ -112,7 +124,6 @@ _SIMPLE: Mapping[str, Callable[..., Any]] = {
     "or": lambda a, b: tirx.Or(a, b),
     "not": lambda a: tirx.Not(a),
     "neg": lambda a: -a,
-    "abs": lambda a: tirx.Select(a < tirx.const(0, a.dtype), -a, a),
     "exp": _call("expf"),
     "log": _call("logf"),
     "sqrt": _call("sqrtf"),
@@ -133,11 +144,7 @@ def _axis(root: Apply, operand: int = 0, name: str = "axis") -> int:
 
 
 def _zero(dtype: DType) -> Any:
-    return tirx.const(0, _TYPES[dtype])
-
-
-def _lowest(dtype: DType) -> Any:
-    return tirx.min_value(_TYPES[dtype]) if dtype is not DType.F32 else tirx.const(float("-inf"), "float32")
+    return tirx.const(0, TYPES[dtype])
 
 
 def _reduce_axis(size: Dim, reader: Reader, name: str) -> Any:
@@ -203,7 +210,7 @@ def _pad(root: Apply, index: Index, reader: Reader) -> Any:
     at = index[axis] - before
     inner = [*index[:axis], at, *index[axis + 1 :]]
     inside = tirx.And(at >= 0, at < index_of(x.shape[axis], reader.symbols))
-    return tirx.if_then_else(inside, element(x, inner, reader), tirx.const(root.attrs["value"], _TYPES[root.dtype]))
+    return tirx.if_then_else(inside, element(x, inner, reader), tirx.const(root.attrs["value"], TYPES[root.dtype]))
 
 
 def _conv(root: Apply, index: Index, reader: Reader) -> Any:
@@ -217,26 +224,33 @@ def _clamp(root: Apply, index: Index, reader: Reader) -> Any:
     value: Any = element(root.args[0], index, reader)
     for name, fold in (("min", tirx.max), ("max", tirx.min)):
         if root.attrs.get(name) is not None:
-            value = fold(value, tirx.const(root.attrs[name], value.dtype))
+            value = fold(value, tirx.const(root.attrs[name], TYPES[root.dtype]))
     return value
 
 
 def _cast(root: Apply, index: Index, reader: Reader) -> Any:
     value = element(root.args[0], index, reader)
     if root.dtype is DType.BOOL:
-        return tirx.NE(value, tirx.const(0, value.dtype))
-    return tirx.Cast(_TYPES[root.dtype], value)
+        return tirx.NE(value, _zero(root.args[0].dtype))
+    if root.dtype in _ROUNDED:
+        return _call(_ROUNDED[root.dtype])(tirx.Cast("float32", value))
+    return tirx.Cast(TYPES[root.dtype], value)
 
 
 def _constant(root: Apply, index: Index, reader: Reader) -> Any:
-    return tirx.const(root.attrs["values"][0], _TYPES[root.dtype])
+    return tirx.const(root.attrs["values"][0], TYPES[root.dtype])
 
 
 def _iota(root: Apply, index: Index, reader: Reader) -> Any:
-    return index[0].astype(_TYPES[root.dtype])
+    return tirx.Cast(TYPES[root.dtype], index[0])
 
 
 _WHOLE: Mapping[str, Callable[[Apply, Index, Reader], Any]] = {
+    "eq": _equal,
+    "ne": _equal,
+    "floordiv": _division,
+    "mod": _division,
+    "abs": _abs,
     "sum": _reduction,
     "max": _reduction,
     "cumsum": _cumsum,

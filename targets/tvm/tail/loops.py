@@ -16,9 +16,11 @@ from omnic.targets.tvm.views import View
 
 __all__ = ["ELEMENTWISE", "Apply", "Expression", "Leaf", "Loop", "leaves_of"]
 
-_ELEMENTWISE = """add sub mul div pow minimum maximum floordiv mod eq ne lt le gt ge and or not neg abs exp log sqrt rsqrt sin cos
-    tanh sigmoid erf round relu clamp where cast"""
-ELEMENTWISE = frozenset(_ELEMENTWISE.split())
+ELEMENTWISE = frozenset((
+    "add", "sub", "mul", "div", "pow", "minimum", "maximum", "floordiv", "mod", "eq", "ne", "lt", "le", "gt", "ge",
+    "and", "or", "not", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh", "sigmoid", "erf", "round",
+    "relu", "clamp", "where", "cast",
+))
 
 
 @dataclass(frozen=True)
