@@ -19,9 +19,13 @@ BENCHES = {
     "onnx_profile": ("Where a decoded int4 token spends its time, ONNX", "python bench/onnx_profile.py"),
     "onnx_int4_prefill8": ("Prompts of int4 models with prefill-int8", "python bench/onnx_int4.py --only prefill8"),
     "onnx_prefill8": ("Prefill of an int4 model through int8 products, ONNX", "python bench/onnx_prefill8.py"),
+    "executorch_int4": ("ExecuTorch int4 against ExecuTorch's own export of Llama", "python bench/executorch_int4.py"),
     "engine": ("Engine over the bare session", "python bench/engine.py"),
     "large": ("A model larger than memory: mobile_4gb to ONNX", "python bench/large.py"),
     "large_int4": ("The same in 4 bits", "python bench/large.py --int4"),
+    "coreml_int4": ("mobile_4gb to Core ML in 4 bits", "python bench/coreml_large.py --only int4"),
+    "coreml_fp16": ("1.2 B parameters to Core ML in fp16", "python bench/coreml_large.py --only fp16"),
+    "coreml_tiny": ("tiny to Core ML, and the same again", "python bench/coreml_large.py --only tiny"),
     "import_large": ("A published checkpoint of 8 B parameters to 4 bits", "python bench/import_large.py"),
     "rope_rescale": ("Longer contexts by re-scaled rope", "python bench/rope_rescale.py"),
     "compression": (

@@ -23,6 +23,7 @@ from omnic.ir.ops.composite import as_element
 from omnic.ir.ops.rope import rope_angles, rotate
 from omnic.ir.rewrite import rename_values
 from omnic.ir.types import DType, TensorType
+from omnic.targets.coreml.chunks import unit_of
 from omnic.targets.coreml.legalise import rounds
 from omnic.targets.coreml.lower import CACHED, SINGLE, TABLE
 from omnic.targets.coreml.lower.attend import cached, factor_of
@@ -217,7 +218,8 @@ def _norm(r: _Rounder, node: Node, given: dict[str, Any]) -> Value:
 def _rope(r: _Rounder, node: Node, given: dict[str, Any], island: bool) -> Value:
     x, positions = node.operands
     assert x is not None and positions is not None
-    key = (repr(sorted((k, v) for k, v in given.items() if k != "interleaved")), positions, island)
+    # Each block has tables of its own, so that what crosses the borders of blocks is in the program too.
+    key = (repr(sorted((k, v) for k, v in given.items() if k != "interleaved")), positions, island, unit_of(node))
     with r.wide():
         if key not in r.tables:
             r.tables[key] = tuple(_table(r, t, island) for t in rope_angles(r, positions, given))  # type: ignore[assignment]
