@@ -204,13 +204,18 @@ def _gated(r: _Rounder, node: Node, given: dict[str, Any]) -> Value:
 def _norm(r: _Rounder, node: Node, given: dict[str, Any]) -> Value:
     x, weight = node.operands
     assert x is not None
-    last = (x.type.rank - 1,)
+    last, added = (x.type.rank - 1,), None
     if r.columns:
-        peak = r.op("max", r.op("abs", x), axes=last, keepdims=True)
-        x = r.op("div", x, r.op("maximum", peak, r.constant(SMALLEST_PEAK)))
+        peak = r.op("maximum", r.op("max", r.op("abs", x), axes=last, keepdims=True), r.constant(SMALLEST_PEAK))
+        x = r.op("div", x, peak)
+        root = r.op("div", r.constant(math.sqrt(given["eps"])), peak)
+        added = r.op("mul", root, root)
     square = r.op("mean", r.op("mul", x, x), axes=last, keepdims=True)
-    with r.wide():
-        square = r.op("add", square, r.constant(_half(given["eps"])))
+    if added is not None:
+        square = r.op("add", square, added)
+    else:
+        with r.wide():
+            square = r.op("add", square, r.constant(_half(given["eps"])))
     y = r.op("mul", x, r.op("rsqrt", square))
     return y if weight is None else r.op("mul", y, as_element(r, weight, y.type.dtype))
 

@@ -31,6 +31,7 @@ class Backend:
         kind: the numeric class of its programs.
         bitwise: whether a row of a call is the same to the bit however the tokens are cut into calls.
         causality: how far an earlier logit may move when a later token changes, over the rms of the logits.
+        exact: whether its logits are the reference's but for the last bits of what they are kept in.
     """
 
     name: str
@@ -39,6 +40,17 @@ class Backend:
     kind: NumericClass
     bitwise: bool
     causality: float
+    exact: bool = False
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave to the slow suite what a row of ``tolerances.yaml`` does not name among its fast presets."""
+    for item in items:
+        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        fast = TOLERANCES.get(str(params.get("backend")), {}).get("fast")
+        if fast is not None and params.get("preset", "tiny") not in fast:  # a test of its own choice takes tiny
+            item.add_marker(pytest.mark.slow)
 
 
 def backend_of(name: str) -> Backend:
@@ -51,6 +63,7 @@ def backend_of(name: str) -> Backend:
         find_class(row["class"]),
         row["bitwise"],
         row["causality"],
+        row.get("exact", False),
     )
 
 

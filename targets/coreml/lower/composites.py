@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -129,12 +130,17 @@ def _rms_norm(w: MilWriter, node: Node) -> None:
     else:
         found, axis = w.as_float(x), -1
         scale = None if weight is None else w.as_float(weight)
+    added = None
     if w.columnar and w.half:
-        # Divided by its largest number first: squares beyond 65504 do not fit fp16, and eps is far below them.
+        # Divided by its largest number first, and eps by the square of that: squares beyond 65504 do not fit fp16.
         peak = w.op("reduce_max", x=w.op("abs", x=found), axes=[axis], keep_dims=True)
-        found = w.op("real_div", x=found, y=w.op("maximum", x=peak, y=w.const(SMALLEST_PEAK)))
+        peak = w.op("maximum", x=peak, y=w.const(SMALLEST_PEAK))
+        found = w.op("real_div", x=found, y=peak)
+        root = w.op("real_div", x=w.const(math.sqrt(eps)), y=peak)
+        added = w.op("mul", x=root, y=root)
     square = w.op("reduce_mean", x=w.op("mul", x=found, y=found), axes=[axis], keep_dims=True)
-    y = w.op("mul", x=found, y=w.op("rsqrt", x=square, epsilon=w.const(eps)))
+    square = square if added is None else w.op("add", x=square, y=added)
+    y = w.op("mul", x=found, y=w.op("rsqrt", x=square, epsilon=w.const(eps if added is None else 0.0)))
     y = y if scale is None else w.op("mul", x=y, y=scale)
     (w.bind_columns if axis == 1 else w.bind)(node.result, y)
 

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omnic.ir.graph import Module
+from omnic.ir.builder import ModuleBuilder
+from omnic.ir.dims import DimRange, symbol
+from omnic.ir.graph import Module, Recipe
 from omnic.ir.text import parse_module, print_module
-from omnic.ir.types import DType, parse_type
+from omnic.ir.types import DType, TensorType, parse_type
 from omnic.ir.verify import verify
 from omnic.ir.weights import WeightStore
 from omnic.models import build
 from omnic.spec import parse_spec, preset_names
+from omnic.targets.coreml.evaluator import Program
 from tests.targets.coreml.helpers import emitted, held_against_reference, scaled, session_of
 
 IDS = np.random.default_rng(7).integers(0, 512, (1, 34))
@@ -112,7 +115,25 @@ def test_the_module_is_a_module_and_says_where_it_rounds(tmp_path: Path) -> None
     assert len(halves) > 40
     # What rounds nothing is not followed by a rounding.
     makers = {v: n.op for n in forward.nodes for v in n.results}
-    assert not {makers.get(n.inputs()[0]) for n in halves} & {"reshape", "transpose", "relu", "cache_read"}
+    assert not {makers.get(next(n.inputs())) for n in halves} & {"reshape", "transpose", "relu", "cache_read"}
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 3e4])
+def test_norms_of_the_neural_engine_are_norms(size: float, tmp_path: Path) -> None:
+    """Squares of 3e4 do not fit fp16, and of 1e-3 are as small as eps: a norm is right within fp16's own error."""
+    b = ModuleBuilder("norm", {"B": DimRange(1, 4), "T": DimRange(1, 4)})
+    f = b.function("forward")
+    x = f.param("hidden", TensorType(DType.F32, (symbol("B"), symbol("T"), 96)))
+    with f.scope("head"):
+        weight = b.weight("w", parse_type("f32[96]"), Recipe("ones"))
+        f.result("hidden", f.op("rms_norm", x, weight, eps=1e-6))
+    module = b.build()
+    emitted(module, WeightStore.random(module, 1), tmp_path, compute="ane", verify="none")
+    given = np.clip(np.random.default_rng(1).standard_normal((1, 4, 96)) * size, -6e4, 6e4)
+    function = Program.open(tmp_path / "model.mlpackage").function("prefill")
+    found = np.asarray(function.run({"hidden": given}, rounding="exact")[next(iter(function.outputs))], np.float64)
+    wanted = given / np.sqrt((given**2).mean(-1, keepdims=True) + 1e-6)
+    assert np.abs(found.reshape(wanted.shape) - wanted).max() <= 3e-3 * np.abs(wanted).max()
 
 
 def test_a_rounding_that_the_module_lacks_shows(tmp_path: Path) -> None:

@@ -278,3 +278,22 @@ def test_the_page_lists_every_operation() -> None:
     listed = set(page.split("## Operations")[1].replace("|", " ").split())
     known = {f"`{n}`" for n in (*HANDLERS, *CONSTEXPR, "const", "cond", "while_loop")}
     assert {w for w in listed if w.startswith("`")} == known
+
+
+def test_exact_sums_are_rounded_once(tmp_path: Path) -> None:
+    """4096 + 2 + 2^-14 in f32 is the tie 4098, which fp16 rounds to 4096; the sum itself is nearer to 4100."""
+
+    @Builder.program(input_specs=[Builder.TensorSpec((1, 3), dtype=types.fp16),
+                                  Builder.TensorSpec((1, 3), dtype=types.fp32)], opset_version=ct.target.iOS18)
+    def program(x: Any, w: Any) -> Any:
+        ones = Builder.const(val=np.ones((3, 1), np.float16))
+        return (Builder.matmul(x=x, y=ones, name="half"),
+                Builder.reduce_sum(x=w, axes=[1], name="single"), Builder.mul(x=w, y=w, name="product"))
+
+    function = Program.open(saved(tmp_path / "sums.mlpackage", program)).function()
+    inputs = {"x": np.array([[4096, 2, 2.0**-14]]), "w": np.array([[1 / 3, 2 / 3, 2.0**-40]])}
+    found = {r: function.run(inputs, rounding=r) for r in ("as_typed", "exact")}
+    assert (found["as_typed"]["half"].item(), found["exact"]["half"].item()) == (4096.0, 4100.0)
+    assert found["exact"]["half"].dtype == np.float16 and found["as_typed"]["single"].dtype == np.float32
+    assert found["exact"]["single"].item() == (1 / 3 + 2 / 3 + 2.0**-40)
+    np.testing.assert_array_equal(found["exact"]["product"], inputs["w"] ** 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -65,21 +66,22 @@ def given(function: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("group", GROUPS)
 def test_reproduces_torch(packages: Any, group: str, precision: str) -> None:
     function = Program.open(packages(group, precision)).function()
-    found = function.run(given(function))
+    kept = {"as_typed": np.float32, "exact": np.float64}
+    found = {rounding: function.run(given(function), rounding=rounding) for rounding in kept}
     wrong: list[str] = []
-    for name, case in GROUPS[group].items():
-        want, got = reference(name, case, precision == "f16"), found[f"o_{name}"]
+    for (name, case), rounding in product(GROUPS[group].items(), kept):
+        want, got = reference(name, case, precision == "f16"), found[rounding][f"o_{name}"]
         assert got.shape == want.shape, name
         if want.dtype.kind != "f":
             if not np.array_equal(got, want):
                 wrong.append(f"{name}: {got} is not {want}")
             continue
-        assert got.dtype == (np.float16 if precision == "f16" else np.float32), name
+        assert got.dtype == (np.float16 if precision == "f16" else kept[rounding]), name
         # A few roundings of the largest number that takes part; inputs are fp16 numbers.
         bound = 2e-6 if precision == "f32" else 2e-3
         error = float(np.abs(got.astype(np.float64) - want).max()) / max(1.0, float(np.abs(want).max()))
         if not error <= bound:
-            wrong.append(f"{name}: {error:.1e}")
+            wrong.append(f"{name}, {rounding}: {error:.1e}")
     assert not wrong
 
 
