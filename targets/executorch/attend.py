@@ -7,6 +7,7 @@ never written: its decomposition guards against rows that see nothing, in a doze
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -235,7 +236,8 @@ def mla(
 def activated(x: Tensor, kind: str) -> Tensor:
     """The activation ``kind`` of x."""
     if kind == "gelu_tanh":
-        return F.gelu(x, approximate="tanh")
+        # In its own operators: XNNPACK takes gelu and computes the exact one, whatever ``approximate`` says.
+        return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * (x * x * x))))
     if kind == "relu2":
         positive = F.relu(x)
         return positive * positive
