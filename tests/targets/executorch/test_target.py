@@ -18,6 +18,7 @@ from omnic.targets import get_target
 from omnic.targets.cut import float_values, part_of
 from omnic.targets.executorch import lowered
 from omnic.targets.executorch.coded import Coded, coded_product, coded_rows, parts_in_file, product_form
+from omnic.targets.executorch.emit import with_verify
 from omnic.targets.executorch.methods import methods_of, runner_metadata
 from omnic.targets.executorch.program import Program
 from omnic.targets.executorch.stored import Held, ProgramSource, find_weights
@@ -38,7 +39,7 @@ def test_the_defaults_of_the_options() -> None:
         ({"delegates": "xnnpack"}, "target executorch has no option 'delegates'", "did you mean 'delegate'?"),
         (
             {"delegate": "qnn"},
-            "target executorch: delegate must be one of xnnpack, portable, not 'qnn'",
+            "target executorch: delegate must be one of xnnpack, portable, coreml, vulkan, not 'qnn'",
             None,
         ),
         ({"state": 3}, "target executorch: state must be one of buffers, explicit, not '3'", None),
@@ -53,10 +54,10 @@ def test_a_bad_option_is_said_word_for_word(given: dict[str, object], message: s
 
 def test_no_method_is_called_what_the_text_runner_takes_for_its_own() -> None:
     module = build(scale(load_spec("tiny")))
-    names = [m.name for m in methods_of(module, TARGET.options({}))]
-    assert names == ["session_prefill", "session_decode", "mtp", "forward", "save", "restore"]
-    plain = [m.name for m in methods_of(module, TARGET.options({"state": "explicit"}))]
-    assert plain == ["session_prefill", "session_decode", "mtp"]
+    names = [m.name for m in methods_of(module, with_verify(TARGET.options({}), module))]
+    assert names == ["session_prefill", "session_decode", "verify_16", "mtp", "forward", "save", "restore"]
+    plain = [m.name for m in methods_of(module, with_verify(TARGET.options({"state": "explicit"}), module))]
+    assert plain == ["session_prefill", "session_decode", "verify_16", "mtp"]
     about = runner_metadata(module)
     assert (about["get_max_seq_len"], about["get_max_context_len"], about["get_vocab_size"]) == (64, 320, 512)
 
