@@ -31,10 +31,11 @@ class Pool:
     """
 
     def __init__(self, library: Library, threads: int) -> None:
+        self.address: int | None = None
         if threads < 1:
             raise InputError(f"a pool has at least 1 thread, not {threads}")
         self._library = library
-        self.address: int | None = library.c.omnic_pool_create(threads)
+        self.address = library.c.omnic_pool_create(threads)
         if not self.address:
             raise InputError(f"the system did not give {threads} threads", "ask for fewer")
         self.threads = threads
