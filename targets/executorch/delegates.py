@@ -23,6 +23,7 @@ class Delegate:
         device: where it runs; empty = wherever the runtime does.
         package: Python package that builds for it, and the extra of omnic that brings it.
         outside: whether its weights can lie in a file beside the program.
+        symbolic: whether it takes methods whose length is a symbol.
         plain: whether the numbers of the weights lie in the program as they are.
         llama: whether states and attention are ExecuTorch's own operators for language models, which run on the CPU,
             and not plain ones that the delegate may take.
@@ -33,6 +34,7 @@ class Delegate:
     device: str = ""
     package: str = ""
     outside: bool = True
+    symbolic: bool = True
     plain: bool = True
     llama: bool = True
 
@@ -46,6 +48,7 @@ DELEGATES: Mapping[str, Delegate] = {
         "an iPhone or iPad with iOS 18 or a Mac with macOS 15, and an ExecuTorch with its Core ML backend",
         "coremltools",
         outside=False,
+        symbolic=False,
         plain=False,
         llama=False,
     ),
@@ -117,4 +120,9 @@ def _coreml() -> Any:
     apart = CoreMLBackend.generate_multimethod_weight_sharing_strategy_compile_spec(
         MULTIMETHOD_WEIGHT_SHARING_STRATEGY.DISABLED
     )
-    return CoreMLPartitioner(compile_specs=[*specs, apart], take_over_mutable_buffer=False)
+    # States are written by the CPU, whose they are; coremltools 9.0 cannot convert the operator either.
+    return CoreMLPartitioner(
+        compile_specs=[*specs, apart],
+        take_over_mutable_buffer=False,
+        skip_ops_for_coreml_delegation=["aten.index_put.default"],
+    )

@@ -56,6 +56,7 @@ class Method:
 def methods_of(module: Module, options: Mapping[str, Any]) -> list[Method]:
     """Return the methods of the program of ``module``, legalised."""
     found: list[Method] = []
+    symbolic = DELEGATES[options["delegate"]].symbolic
     for name, function in module.functions.items():
         many = (
             {"B": 1}
@@ -64,16 +65,17 @@ def methods_of(module: Module, options: Mapping[str, Any]) -> list[Method]:
         )
         one = {"B": 1, "T": 1, "R": 1}
         if name == "forward":
-            if module.dims["T"].high > 1:
+            if module.dims["T"].high > 1 and symbolic:
                 found.append(Method(PREFILL, "phase", substitute_dims(function, many), name))
             found.append(Method(DECODE, "phase", substitute_dims(function, one), name, ("T", "R")))
             for count in options.get("verify", ()):
                 size = {"B": 1, "T": count, "R": count}
                 found.append(Method(f"{VERIFY}{count}", "phase", substitute_dims(function, size), name, ("T", "R")))
         else:
-            found.append(Method(name, "phase", substitute_dims(function, many), name))
+            sizes, fixed = (many, ()) if symbolic else (one, ("T", "R"))
+            found.append(Method(name, "phase", substitute_dims(function, sizes), name, fixed))
     if options["state"] == "buffers":
-        if options["runner"]:
+        if options["runner"] and symbolic:
             found.append(Method("forward", "runner", found[0].function, "forward"))
         if module.states:
             found += [Method("save", "save"), Method("restore", "restore")]

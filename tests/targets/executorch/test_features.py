@@ -200,3 +200,11 @@ def test_times_are_added_up_by_line_of_the_spec_and_op() -> None:
     place = products[0].loc
     assert place is not None
     assert (place.file, place.line) in {(row["file"], row["line"]) for row in found}
+
+
+def test_a_core_ml_program_has_methods_of_fixed_length_alone() -> None:
+    module = build(scale(load_spec("tiny")))
+    options = with_verify(TARGET.options({"delegate": "coreml"}), module)
+    methods = methods_of(module, options)
+    assert [m.name for m in methods] == ["session_decode", "verify_16", "mtp", "save", "restore"]
+    assert {m.fixed for m in methods if m.function is not None} == {("T", "R")}
