@@ -7,6 +7,9 @@
  */
 #include "sizes.h"
 
+/* Floats of queries that are kept near while tokens pass: 20 KiB of the first cache. */
+#define OMNIC_NEAR 5120
+
 /* A logit below all others, finite so that differences with it are numbers. */
 #define OMNIC_FLOOR -1e30f
 
@@ -118,6 +121,14 @@ OMNIC_INLINE const float *omnic_bring(const omnic_cache *c, const omnic_desk *de
   return space;
 }
 
+/* Ask for the values of a block while its scores are made: they are read in slices, which no CPU foresees. */
+OMNIC_INLINE void omnic_foretell(const omnic_cache *c, const omnic_desk *desk, int64_t begin, int64_t from, int64_t to) {
+  for (int64_t t = from; t < to; t++) {
+    const float *row = (const float *)c->data + omnic_place(c, desk->b, desk->g, begin + t);
+    for (int64_t i = 0; i < c->d; i += 16) __builtin_prefetch(row + i);
+  }
+}
+
 /* Bound the logits of the block and hide what query r does not see. */
 OMNIC_INLINE void omnic_hide(const omnic_attend *job, const omnic_desk *desk, int64_t r, int64_t begin, int64_t from,
                              int64_t to) {
@@ -135,9 +146,11 @@ OMNIC_INLINE void omnic_hide(const omnic_attend *job, const omnic_desk *desk, in
   if (t >= mask->length[desk->b] || r >= desk->count) last = 0;
   if (first < from) first = from;
   if (last > to) last = to;
+  int tree = mask->parents && begin + to > start;
+  if (first == 0 && last == OMNIC_BLOCK && !tree) return;
   for (int64_t n = 0; n < OMNIC_BLOCK; n++)
     if (n < first || n >= last) scores[n] = -INFINITY;
-  if (!mask->parents || begin + to <= start) return;
+  if (!tree) return;
   const uint8_t *related = desk->related + (t - desk->first / job->per) * mask->tokens;
   for (int64_t n = start > begin + first ? start - begin : first; n < last; n++)
     if (!related[begin + n - start]) scores[n] = -INFINITY;
@@ -182,12 +195,18 @@ OMNIC_STATIC void OMNIC_FN(attend_chunk)(const omnic_attend *job, omnic_desk *de
       int64_t unused;
       omnic_bring(job->k_more, desk, begin, from, to, desk->keys + split, width - split, width + 16, 0, &unused);
     }
+    if (job->v && job->v->type == OMNIC_F32) omnic_foretell(job->v, desk, begin, from, to);
     if (desk->rows == 1) {
       omnic_scores1(desk->q, width, keys, k_stride, from, to, desk->scores);
     } else {
-      for (int64_t r = 0; r < desk->rows; r += 4)
-        omnic_scores4(desk->q + r * width, width, keys, k_stride, from, to, desk->scores + r * OMNIC_BLOCK,
-                      OMNIC_BLOCK);
+      /* As many queries as the first cache holds meet a few tokens at a time, so that each is read once for them. */
+      int64_t held = OMNIC_NEAR / width / 4 * 4;
+      if (held < 4) held = 4;
+      for (int64_t row = 0; row < desk->rows; row += held)
+        for (int64_t t = from; t < to; t += 4)
+          for (int64_t r = row; r < desk->rows && r < row + held; r += 4)
+            omnic_scores4(desk->q + r * width, width, keys, k_stride, t, t + 4 < to ? t + 4 : to,
+                          desk->scores + r * OMNIC_BLOCK, OMNIC_BLOCK);
     }
     for (int64_t r = 0; r < desk->rows; r++) omnic_hide(job, desk, r, begin, from, to);
     omnic_weigh(desk);
@@ -197,9 +216,7 @@ OMNIC_STATIC void OMNIC_FN(attend_chunk)(const omnic_attend *job, omnic_desk *de
     if (desk->rows == 1) {
       omnic_mix1(desk->scores, values, v_stride, from, to, desk->fade[0], desk->mixed, wide);
     } else {
-      for (int64_t r = 0; r < desk->rows; r += 4)
-        omnic_mix4(desk->scores + r * OMNIC_BLOCK, OMNIC_BLOCK, values, v_stride, from, to, desk->fade + r,
-                   desk->mixed + r * wide, wide);
+      omnic_mix4(desk->scores, OMNIC_BLOCK, values, v_stride, from, to, desk->fade, desk->mixed, wide, desk->rows);
     }
   }
 }

@@ -36,6 +36,9 @@ OMNIC_INLINE void v16_store_part(float *p, v16 x, int64_t n) {
 
 /* Numbers of the types of memory as f32: exact. */
 OMNIC_INLINE float omnic_half(uint16_t bits) {
+#if defined(OMNIC_HAS_AVX2)
+  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
+#endif
   uint32_t sign = (uint32_t)(bits & 0x8000u) << 16, rest = bits & 0x7fffu, word;
   float f;
   if (rest >= 0x7c00u) {
