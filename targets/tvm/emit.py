@@ -75,7 +75,7 @@ def emit(request: EmitRequest) -> Emitted:
     )
     (out / SOURCE_FILE).write_text(program_source(text), encoding="utf-8")
     programs = compile_program(out, module.name, options, request, tuple(matrices.loops.values()))
-    about = describe(module, plans, row_bytes, options)
+    about = describe(module, module.functions, plans, row_bytes, str(options["level"]))
     (out / ABOUT_FILE).write_text(json.dumps(about), encoding="utf-8")
     nodes = {f"{plan.name}:{scope}": tuple(ops) for plan in plans for scope, ops in plan.scopes.items()}
     files = {name: programs for name in module.functions}
@@ -105,15 +105,17 @@ def compile_program(
     return program_name()
 
 
-def describe(module: Module, plans: list[Plan], row_bytes: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a session has to know."""
+def describe(
+    module: Module, functions_of: Mapping[str, Function], plans: list[Plan], row_bytes: int, level: str
+) -> dict[str, Any]:
+    """Return what a session has to know; ``functions_of`` have their dims unsettled."""
     functions: dict[str, Any] = {}
     marks: dict[str, None] = {}
     for plan in plans:
         for step in plan.steps:
             marks.setdefault(step.node.scope if step.node is not None else "results")
         name = plan.function.name
-        original = module.functions.get(name, plan.function)
+        original = functions_of[name]
         functions[name] = {
             "inputs": [
                 {"name": p.value.name, "dtype": held(p.value.type.dtype).value,
@@ -129,7 +131,7 @@ def describe(module: Module, plans: list[Plan], row_bytes: int, options: Mapping
             ],
             "states": [p.state for p in original.params if p.state in module.states],
         }
-    return {"functions": functions, "row_bytes": row_bytes, "level": options["level"], "marks": list(marks)}
+    return {"functions": functions, "row_bytes": row_bytes, "level": level, "marks": list(marks)}
 
 
 def _dim(size: Any) -> int | str:

@@ -129,21 +129,21 @@ class Matrices:
         for known, (text, _) in self.tables.items():
             if text == numbers:
                 return known
-        made = f"{name}_{len(self.tables)}"
+        made = f"{name.upper()}_{len(self.tables)}"
         self.tables[made] = numbers, count
         return made
 
     def numbers(self, values: Sequence[float], dtype: DType) -> str:
         """Return the name of a constant array; equal ones are one."""
         key = dtype, tuple(values)
-        return self.arrays.setdefault(key, f"numbers_{len(self.arrays)}")
+        return self.arrays.setdefault(key, f"NUMBERS_{len(self.arrays)}")
 
     def loop(self, root: Apply, inputs: Sequence[View], output: View) -> str:
         """Return the name of the function of a loop; loops that differ only in where their values lie are one."""
         places = {view: at for at, view in enumerate(inputs)}
         key = f"{_described(root, places)} -> {output.dtype} {output.shape}"
         if key not in self.loops:
-            self.loops[key] = Loop(f"loop_{len(self.loops)}", root, tuple(inputs), output)
+            self.loops[key] = Loop(f"omnic_loop_{len(self.loops)}", root, tuple(inputs), output)
         return self.loops[key].name
 
     def matrix(self, value: Value, turned: bool = False) -> Matrix:

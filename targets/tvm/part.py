@@ -59,7 +59,7 @@ def run_part(
         source.write_text(program_source(text), encoding="utf-8")
         library = cached_program(source, tuple(matrices.loops.values()))
     level = json.loads((bundle / ABOUT_FILE).read_text(encoding="utf-8"))["level"]
-    program = Program(bundle, 1, library, describe(module, [plan], row_bytes, {"level": level}))
+    program = Program(bundle, 1, library, describe(module, {part.name: part}, [plan], row_bytes, level))
     block = aligned_zeros(sizes["B"] * row_bytes)
     for name, state in given_states.items():
         _fill(next(s for s in states if s.name == state), block, np.asarray(inputs[name]))

@@ -19,6 +19,7 @@ from omnic.targets.refusals import refused
 from omnic.targets.tvm.matrices import Matrices
 from omnic.targets.tvm.patterns import AttentionForm
 from omnic.targets.tvm.schedule import Turn, needed_inputs, turns_of
+from omnic.targets.tvm.states import PLAIN_ROLES, state_forms
 from omnic.targets.tvm.tail.loops import Apply, Expression, Leaf, leaves_of
 from omnic.targets.tvm.text import C_TYPES, dim, ident
 from omnic.targets.tvm.views import Buffer, Rows, View, contiguous_strides
@@ -119,7 +120,7 @@ class Planner:
         self.destinations: dict[Value, View] = {}
         self.lowerings = table
         self._states = state_values(function)
-        self._names = {ident(name) for name in module.states}
+        self._names = {ident(name) for name in module.states if module.states[name].role not in PLAIN_ROLES}
         self._turns = turns_of(function, forms)
         self._turn_of = {n: at for at, turn in enumerate(self._turns) for n in turn.nodes}
         self._readers: dict[Value, int] = {}
@@ -127,7 +128,8 @@ class Planner:
             for node in turn.nodes:
                 for value in needed_inputs(node, forms):
                     self._readers[value] = max(self._readers.get(value, 0), self._turn_of[node])
-        self._returned = {r.value for r in function.results if r.state is None}
+        self._plain = self._plain_states()
+        self._returned = {r.value for r in function.results if r.state is None or r.state in self._plain}
         self.node: Node | None = None
         self._at = 0
 
@@ -152,9 +154,11 @@ class Planner:
     def _parameters(self) -> None:
         names: list[str] = []
         for param in self.function.params:
-            if param.state is not None and param.state in self.module.states:
-                continue
             value = param.value
+            if param.state is not None and param.state in self.module.states:
+                if param.state in self._plain:
+                    self.views[value] = self._plain[param.state]
+                continue
             dtype = held(value.type.dtype)
             place = f"(const {C_TYPES[dtype]} *)r->in[{len(names)}]"
             buffer = Buffer(self._name(value.name), dtype, value.type.size, place)
@@ -206,14 +210,35 @@ class Planner:
     def _land(self, value: Value) -> None:
         """Copy a value to where it shall lie, if it does not yet."""
         wanted, found = self.destinations.get(value), self.views.get(value)
-        if wanted is not None and found is not None and found != wanted:
+        if wanted is not None and found is not None and not found.lies_as(wanted):
             self.copy(found, wanted)
             self.views[value] = wanted
 
+    def _plain_states(self) -> dict[str, View]:
+        """Return the states that no token has a slot in: they are read like arguments and written at the end."""
+        found: dict[str, View] = {}
+        for form in state_forms(self.module)[0]:
+            state = self.module.states[form.name]
+            if not form.cache:
+                if form.type != "F32":
+                    raise InputError(f"target tvm: state '{form.name}' ({state.type}) is kept in f32 only")
+                shape = state.type.shape
+                place = f"(float *)(r->states + B * {form.at})"
+                buffer = Buffer(self._name(form.name), DType.F32, state.type.size, place)
+                found[form.name] = View(buffer, shape, contiguous_strides(shape))
+        return found
+
     def _return(self) -> None:
+        after = [(r.value, self._plain[r.state]) for r in self.function.results if r.state in self._plain and r.state]
+        views = [self.view(value) for value, _ in after]
+        for value, _ in self._outputs:
+            self.view(value)
         for value, view in self._outputs:
-            if self.view(value) != view:
+            if not self.view(value).lies_as(view):
                 self.copy(self.view(value), view)
+        for view, (_, place) in zip(views, after, strict=True):
+            if not view.lies_as(place):
+                self.copy(view, place)
 
     # -- what lowerings use ---------------------------------------------------------------------------------
     def view(self, value: Value) -> View:
@@ -341,8 +366,9 @@ class Planner:
 
     def numbers(self, values: Sequence[float], type: TensorType) -> View:
         """Return a constant table as a view."""
-        name = self.matrices.numbers(values, type.dtype)
-        buffer = Buffer(self._name(name), type.dtype, type.size, f"(const {C_TYPES[type.dtype]} *){name}")
+        dtype = held(type.dtype)
+        name = self.matrices.numbers(values, dtype)
+        buffer = Buffer(self._name("numbers"), dtype, type.size, f"(const {C_TYPES[dtype]} *){name}")
         return View(buffer, type.shape, contiguous_strides(type.shape))
 
     def state_of(self, value: Value) -> str:

@@ -16,8 +16,10 @@ from omnic.ir.dims import evaluate
 from omnic.ir.graph import Module, State
 from omnic.ir.types import DType
 
-__all__ = ["StateForm", "state_forms", "state_refusal"]
+__all__ = ["PLAIN_ROLES", "StateForm", "state_forms", "state_refusal"]
 
+#: roles of states that no token has a slot in
+PLAIN_ROLES = ("recurrent", "conv")
 _ALIGNMENT = 64
 _TYPES = {DType.F32: "F32", DType.F16: "F16", DType.BF16: "BF16"}
 
@@ -93,7 +95,7 @@ def state_forms(module: Module) -> tuple[tuple[StateForm, ...], int]:
         if why is not None:
             raise InputError(f"target tvm: state '{name}' ({state.type}): {why}", "leave out kv-quant for this target")
         shape = tuple(evaluate(d, {"B": 1}) for d in state.type.shape[1:])
-        cache = state.role not in ("recurrent", "conv")
+        cache = state.role not in PLAIN_ROLES
         heads, slots, d = (int(np.prod(shape[:-2])), *shape[-2:])
         element = state.type.element
         count = int(np.prod(shape))

@@ -70,6 +70,14 @@ class View:
         """Whether it is all of its buffer, in row-major order."""
         return self.offset == 0 and self.contiguous and product(self.shape) == self.buffer.size
 
+    def lies_as(self, other: View) -> bool:
+        """Whether it names the same elements in the same order; the stride of a dim of 1 says nothing."""
+        strides = zip(self.shape, self.strides, other.strides, strict=True)
+        return (
+            self.buffer is other.buffer and self.offset == other.offset and self.shape == other.shape
+            and all(size == 1 or mine == its for size, mine, its in strides)
+        )
+
     def transpose(self, perm: Sequence[int]) -> View:
         """Return the view with its dims in another order."""
         return replace(

@@ -79,4 +79,4 @@ def test_every_part_says_its_scope_and_its_line_of_the_spec() -> None:
 
 
 def test_rotary_tables_of_equal_layers_are_one() -> None:
-    assert source_of(small_module()).count("static const double freq_") == 1
+    assert source_of(small_module()).count("static const double FREQ_") == 1
