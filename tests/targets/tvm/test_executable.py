@@ -1,0 +1,113 @@
+"""Executables: the tokens of the session, bad arguments in words, C that any compiler builds, Arm under qemu."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omnic.errors import MissingExtraError
+from omnic.runtime.kernels.toolchain import find_compiler, host_triple
+from omnic.targets.cut import module_of
+from omnic.targets.tvm.native import build_program
+from omnic.targets.tvm.program import SOURCE_FILE, WEIGHTS_FILE, Program
+from omnic.targets.tvm.session import NativeSession
+from tests.targets.tvm.helpers import emitted, small_module
+
+PROMPT = [5, 17, 80, 3, 41]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tvm") / "small"
+    emitted(small_module(), folder)
+    build_program(folder / SOURCE_FILE, folder / "run", host_triple(), executable=True)
+    return folder
+
+
+def greedy(out: Path, count: int) -> list[int]:
+    """The most likely tokens of a session."""
+    session = NativeSession(Program(out), module_of(out))
+    logits = session.forward(np.array([PROMPT])).logits[0, -1]
+    found: list[int] = []
+    while len(found) < count:
+        found.append(int(np.argmax(logits)))
+        logits = session.forward(np.array([[found[-1]]])).logits[0, -1]
+    return found
+
+
+def said(*words: object) -> tuple[int, str, str]:
+    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def ids_of(output: str) -> list[int]:
+    first = output.splitlines()[0].split()
+    assert first[0] == "ids"
+    return [int(word) for word in first[1:]]
+
+
+def test_an_executable_says_the_tokens_of_the_session(out: Path) -> None:
+    code, output, error = said(out / "run", "-n", 24, out / WEIGHTS_FILE, *PROMPT)
+    assert (code, error) == (0, "")
+    assert ids_of(output) == greedy(out, 24)
+    assert [line.split()[0] for line in output.splitlines()] == ["ids", "level", "open", "prompt", "token"]
+    _, plain, _ = said(out / "run", "-n", 24, "-t", 2, "-l", 0, out / WEIGHTS_FILE, *PROMPT)
+    assert plain.splitlines()[1] == "level generic"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "small: give the file of weights and at least one token id\n"),
+        (("WEIGHTS",), "small: give the file of weights and at least one token id\n"),
+        (("WEIGHTS", "96"), "small: a token id is no number of the vocabulary\n"),
+        (("WEIGHTS", "x"), "small: a token id is no number of the vocabulary\n"),
+        (("nowhere.bin", "1"), "small: the file of weights cannot be read\n"),
+        (("SHORT", "1"), "small: the file is not the whole weights of this program\n"),
+        (("-l", "16", "WEIGHTS", "1"), "small: this CPU lacks the instructions of that level\n"),
+        (("-q", "1", "WEIGHTS", "1"), "small: unknown option; it takes -n COUNT, -t THREADS, -l LEVEL\n"),
+    ],
+)
+def test_wrong_arguments_are_refused(out: Path, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    short = tmp_path / "short.bin"
+    short.write_bytes((out / WEIGHTS_FILE).read_bytes()[:8192])
+    known = {"WEIGHTS": out / WEIGHTS_FILE, "SHORT": short}
+    assert said(out / "run", *(known.get(w, w) for w in words)) == (2, "", message)
+
+
+def test_an_executable_without_weights_is_small(out: Path) -> None:
+    assert (out / "run").stat().st_size <= 2_000_000
+
+
+@pytest.mark.slow
+def test_sources_build_with_make_and_open_as_a_bundle(out: Path, tmp_path: Path) -> None:
+    emitted(small_module(), tmp_path / "c", emit="c")
+    assert not list((tmp_path / "c").glob("program.so"))
+    done = subprocess.run(["make", "-s", "-C", str(tmp_path / "c")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    code, output, _ = said(tmp_path / "c" / "program", "-n", 8, tmp_path / "c" / WEIGHTS_FILE, *PROMPT)
+    assert code == 0 and ids_of(output) == greedy(out, 8) == greedy(tmp_path / "c", 8)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="qemu-aarch64 is not installed (Debian: qemu-user)")
+@pytest.mark.parametrize("preset", ["tiny", "tiny_moe"])
+def test_arm_says_the_same_64_tokens(preset: str, tmp_path: Path) -> None:
+    from omnic.api import compile as compile_model
+    from omnic.spec import load_spec
+
+    triple = "aarch64-linux-musl"
+    try:
+        find_compiler(triple)
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    bundle = compile_model(load_spec(preset), "tvm", tmp_path / "out", options={"triple": triple}, parity="off")
+    program = bundle.path / f"{preset}-{triple}"
+    assert program.stat().st_size <= 2_000_000
+    code, output, error = said("qemu-aarch64", "-cpu", "max", program, bundle.path / WEIGHTS_FILE, *PROMPT)
+    assert (code, error) == (0, "")
+    assert ids_of(output) == greedy(bundle.path, 64)
