@@ -9,6 +9,8 @@
 
 /* Floats of queries that are kept near while tokens pass: 20 KiB of the first cache. */
 #define OMNIC_NEAR 5120
+/* Numbers of a row from which on tiles of two queries and three tokens win. */
+#define OMNIC_MANY 128
 
 /* A logit below all others, finite so that differences with it are numbers. */
 #define OMNIC_FLOOR -1e30f
@@ -202,11 +204,18 @@ OMNIC_STATIC void OMNIC_FN(attend_chunk)(const omnic_attend *job, omnic_desk *de
       /* As many queries as the first cache holds meet a few tokens at a time, so that each is read once for them. */
       int64_t held = OMNIC_NEAR / width / 4 * 4;
       if (held < 4) held = 4;
+      int many = OMNIC_TILE_KEYS == 1 && width >= OMNIC_MANY, few = many ? 2 : 4, step = many ? 3 : 4;
       for (int64_t row = 0; row < desk->rows; row += held)
-        for (int64_t t = from; t < to; t += 4)
-          for (int64_t r = row; r < desk->rows && r < row + held; r += 4)
-            omnic_scores4(desk->q + r * width, width, keys, k_stride, t, t + 4 < to ? t + 4 : to,
-                          desk->scores + r * OMNIC_BLOCK, OMNIC_BLOCK);
+        for (int64_t t = from; t < to; t += step) {
+          int64_t last = t + step < to ? t + step : to;
+          for (int64_t r = row; r < desk->rows && r < row + held; r += few) {
+            float *scores = desk->scores + r * OMNIC_BLOCK;
+            if (many)
+              omnic_scores2(desk->q + r * width, width, keys, k_stride, t, last, scores, OMNIC_BLOCK);
+            else
+              omnic_scores4(desk->q + r * width, width, keys, k_stride, t, last, scores, OMNIC_BLOCK);
+          }
+        }
     }
     for (int64_t r = 0; r < desk->rows; r++) omnic_hide(job, desk, r, begin, from, to);
     omnic_weigh(desk);

@@ -60,6 +60,42 @@ OMNIC_INLINE void omnic_scores4(const float *q, int64_t width, const float *keys
   }
 }
 
+/* The same of two queries and three tokens at a time: fewer loads for each product, worth it in rows of many numbers,
+ * where the sums of the lanes at the end do not count. */
+OMNIC_INLINE void omnic_scores2(const float *q, int64_t width, const float *keys, int64_t stride, int64_t from,
+                                int64_t to, float *scores, int64_t ld) {
+  int64_t t = from;
+  for (; t + 3 <= to; t += 3) {
+    const float *k = keys + t * stride;
+    v16 a0 = v16_zero(), a1 = a0, a2 = a0, b0 = a0, b1 = a0, b2 = a0;
+    for (int64_t i = 0; i < width; i += 16) {
+      v16 x = v16_load(q + i), y = v16_load(q + width + i), key = v16_load(k + i);
+      a0 = v16_fma(x, key, a0);
+      b0 = v16_fma(y, key, b0);
+      key = v16_load(k + stride + i);
+      a1 = v16_fma(x, key, a1);
+      b1 = v16_fma(y, key, b1);
+      key = v16_load(k + 2 * stride + i);
+      a2 = v16_fma(x, key, a2);
+      b2 = v16_fma(y, key, b2);
+    }
+    float out[8];
+    v16_sum4(a0, a1, a2, b0, out);
+    v16_sum4(b1, b2, b1, b2, out + 4);
+    scores[t] = out[0], scores[t + 1] = out[1], scores[t + 2] = out[2];
+    scores[ld + t] = out[3], scores[ld + t + 1] = out[4], scores[ld + t + 2] = out[5];
+  }
+  for (; t < to; t++) {
+    v16 a = v16_zero(), b = a;
+    for (int64_t i = 0; i < width; i += 16) {
+      v16 key = v16_load(keys + t * stride + i);
+      a = v16_fma(v16_load(q + i), key, a);
+      b = v16_fma(v16_load(q + width + i), key, b);
+    }
+    scores[t] = v16_sum(a), scores[ld + t] = v16_sum(b);
+  }
+}
+
 /* The same of one query: four tokens at a time. */
 OMNIC_INLINE void omnic_scores1(const float *q, int64_t width, const float *keys, int64_t stride, int64_t from,
                                 int64_t to, float *scores) {
@@ -99,6 +135,7 @@ OMNIC_INLINE void omnic_scores1(const float *q, int64_t width, const float *keys
     }                                                                                                               \
     for (int64_t t = from; t < to; t++) {                                                                           \
       const float *v = values + t * stride + i;                                                                     \
+      __builtin_prefetch(v + 16 * (WIDE));                                                                          \
       OMNIC_UNROLL                                                                                                  \
       for (int r = 0; r < 4; r++) {                                                                                 \
         v16 weight = v16_set(weights[r * ld + t]);                                                                  \
