@@ -15,7 +15,7 @@ from omnic.ir.weights import pinned
 from omnic.models import build
 from omnic.passes.base import parse_pass
 from omnic.report.lossy import lossy_facts, lossy_section
-from omnic.report.page import _table
+from omnic.report.html import table
 from omnic.report.precision import Cell, precision_picture
 from omnic.runtime.manifest import PassRecord, Remark
 from omnic.spec import Spec, load_spec
@@ -50,7 +50,7 @@ PASS = PassRecord(
 def test_a_compile_without_lossy_passes_has_no_section(spec: Spec) -> None:
     front = build(spec)
     facts = lossy_facts(bundle(spec, front, PassRecord(name="fold", stage="front")), None)
-    assert not facts and lossy_section(facts, _table) == ""
+    assert not facts and lossy_section(facts, table) == ""
 
 
 def test_bytes_are_those_of_the_types(spec: Spec) -> None:
@@ -70,7 +70,7 @@ def test_bytes_are_those_of_the_types(spec: Spec) -> None:
 
 def test_the_section_shows_types_options_remarks_and_every_weight(spec: Spec) -> None:
     module = quantised(build(spec), "blocks.0.attn.q", "i4<g64, asym>")
-    text = lossy_section(lossy_facts(bundle(spec, module, PASS), None), _table)
+    text = lossy_section(lossy_facts(bundle(spec, module, PASS), None), table)
     for word in ("method=gptq", "1.2 s", "calibrated on 128 windows", "i4&lt;g64, asym&gt;", "rounded to nearest"):
         assert word in text, word
     assert text.count("<tr>") > len(module.weights), "every weight has its line"
@@ -85,11 +85,11 @@ def test_predicted_state_bytes_stand_beside_the_measured(spec: Spec) -> None:
     predicted = 4 * 2 * 2 * (1024 * (32 + 2 + 1) + 48 * 64 * 2)
     facts = lossy_facts(bundle(spec, module, PASS), {"state_bytes": predicted})
     assert facts.predicted == predicted
-    equal = lossy_section(facts, _table)
+    equal = lossy_section(facts, table)
     assert f"{predicted:,} bytes measured in the session (equal)" in equal
-    other = lossy_section(lossy_facts(bundle(spec, module, PASS), {"state_bytes": predicted + 8}), _table)
+    other = lossy_section(lossy_facts(bundle(spec, module, PASS), {"state_bytes": predicted + 8}), table)
     assert "(+8)" in other
-    unmeasured = lossy_section(lossy_facts(bundle(spec, module, PASS), None), _table)
+    unmeasured = lossy_section(lossy_facts(bundle(spec, module, PASS), None), table)
     assert "measured" not in unmeasured
 
 

@@ -10,7 +10,7 @@ from omnic.compiler.summary import print_summary
 
 BASE: dict[str, Any] = {
     "bundle": "build/a-onnx", "model": "a", "target": "onnx", "profile": "fused", "bytes": 3_600_000, "parity": 0.05,
-    "parity_ok": True, "parity_cases": [], "fidelity": None, "prefill": None, "fallbacks": [],
+    "parity_ok": True, "parity_cases": [], "fidelity": None, "prefill": None, "fallbacks": [], "needs": "",
 }
 
 
@@ -24,6 +24,13 @@ def test_a_parity_says_what_it_was_held_against(
 ) -> None:
     print_summary({**BASE, "class": kind, "parity_bound": bound})
     assert words in " ".join(capsys.readouterr().out.split()).replace("parity ", "parity    ")
+
+
+def test_a_program_that_cannot_run_here_has_no_parity(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary({**BASE, "class": "f32", "parity": None, "parity_ok": None, "parity_bound": None,
+                   "needs": "a device with Vulkan"})
+    told = " ".join(capsys.readouterr().out.split())
+    assert "parity not measured here: needs a device with Vulkan" in told and "ok" not in told
 
 
 def test_second_weights_are_named_with_what_they_cost(capsys: pytest.CaptureFixture[str]) -> None:
