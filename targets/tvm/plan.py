@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from omnic.errors import InputError, InternalError
-from omnic.ir.dims import Dim, bounds, product
+from omnic.ir.dims import Dim, product
 from omnic.ir.graph import Function, Module, Node, Uses, Value
 from omnic.ir.types import DType, TensorType
 from omnic.targets.cut import state_values
 from omnic.targets.refusals import refused
+from omnic.targets.tvm.arena import placed
 from omnic.targets.tvm.matrices import Matrices
 from omnic.targets.tvm.patterns import AttentionForm
 from omnic.targets.tvm.schedule import Turn, needed_inputs, turns_of
@@ -24,11 +25,7 @@ from omnic.targets.tvm.tail.loops import Apply, Expression, Leaf, leaves_of
 from omnic.targets.tvm.text import C_TYPES, dim, ident
 from omnic.targets.tvm.views import Buffer, Rows, View, contiguous_strides
 
-__all__ = ["ALIGNMENT", "Plan", "Planner", "Step", "held", "refuse", "settled"]
-
-ALIGNMENT = 64
-_LIMIT = 1 << 62
-
+__all__ = ["Plan", "Planner", "Step", "held", "refuse", "settled"]
 
 def refuse(node: Node, why: str, hint: str | None = None) -> InputError:
     """Return the error that a node cannot be lowered."""
@@ -148,7 +145,7 @@ class Planner:
                     self._land(value)
         self.node = None
         self._return()
-        self._place()
+        self.plan.offsets, self.plan.arena = placed([s.views for s in self.plan.steps], self.module.dims)
         return self.plan
 
     def _parameters(self) -> None:
@@ -401,36 +398,6 @@ class Planner:
             name = f"{base}_{count}"
         self._names.add(name)
         return name
-
-    # -- the arena -----------------------------------------------------------------------------------------
-    def _place(self) -> None:
-        """Give every buffer its place: the largest first, each at the lowest place free for as long as it lives."""
-        life: dict[Buffer, list[int]] = {}
-        for at, step in enumerate(self.plan.steps):
-            for view in step.views.values():
-                if not view.buffer.place:
-                    life.setdefault(view.buffer, [at, at])[1] = at
-        sizes = {b: self.bytes(b) for b in life}
-        placed: list[tuple[int, int, Buffer]] = []
-        for buffer in sorted(life, key=lambda b: (-sizes[b], life[b][0])):
-            begin, end = life[buffer]
-            at = 0
-            for low, high, other in sorted(placed, key=lambda p: p[0]):
-                if life[other][1] < begin or life[other][0] > end:
-                    continue
-                if low - at >= sizes[buffer]:
-                    break
-                at = max(at, high)
-            placed.append((at, at + sizes[buffer], buffer))
-            self.plan.offsets[buffer] = at
-        self.plan.arena = max((high for _, high, _ in placed), default=0)
-
-    def bytes(self, buffer: Buffer) -> int:
-        """Return the bytes that a buffer takes in the largest call."""
-        high = bounds(buffer.size, self.module.dims)[1] * buffer.dtype.bits // 8
-        if high > _LIMIT:
-            raise InternalError(f"target tvm: the buffer {buffer.name} takes {high} bytes")
-        return -(-high // ALIGNMENT) * ALIGNMENT
 
 
 def _apart(a: View, b: View) -> bool:

@@ -68,7 +68,7 @@ def _write_matrix(file: IO[bytes], matrix: Matrix, place: Place, weights: Weight
     for part in _slices(matrix, weights, index):
         for name, numbers in pack(part).parts().items():
             file.seek(at[name])
-            file.write(memoryview(np.ascontiguousarray(numbers).view(np.uint8)))
+            file.write(np.ascontiguousarray(numbers).view(np.uint8).data)
             at[name] += numbers.nbytes
 
 
