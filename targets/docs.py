@@ -76,12 +76,13 @@ def _each(caps: Mapping[str, Caps]) -> list[str]:
             form = {"native": "native", "decompose": "decomposed", "excluded": "refused"}[support.form]
             groups.setdefault((form, support.source), []).append(f"`{op}`")
         order = {"native": 0, "decomposed": 1, "refused": 2}
-        rows = [(", ".join(ops), form, source) for (form, source), ops in groups.items()]
+        rows = sorted(((order[form], ", ".join(ops), form, source) for (form, source), ops in groups.items()),
+                      key=lambda row: row[0])
         lines += [
             "",
             f"### {name}",
             "",
-            *_table(["op", "", "as what, by which source; or why not"], sorted(rows, key=lambda r: order[r[1]])),
+            *_table(["op", "", "as what, by which source; or why not"], (row[1:] for row in rows)),
         ]
     return lines
 

@@ -63,8 +63,8 @@ def lines_of(seconds: Mapping[str, float], module: Module) -> list[dict[str, Any
     of = {n.name: n for n in module.function("forward").nodes}
     for name, spent in seconds.items():
         node = of[name]
-        place = (node.loc.file, node.loc.line) if node.loc else ("", None)
-        found.setdefault((*place, node.op), []).append(spent)
+        file, line = (node.loc.file, node.loc.line) if node.loc else ("", None)
+        found.setdefault((file, line, node.op), []).append(spent)
     rows = [
         {"file": file, "line": line, "op": op, "count": len(each), "seconds": sum(each)}
         for (file, line, op), each in found.items()

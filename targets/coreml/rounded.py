@@ -109,7 +109,7 @@ class _Rounder(FunctionBuilder):
 
     def kept(self, op: str, *operands: Value | None, **attrs: object) -> Value:
         """Append one node that is one operation of the program, rounded."""
-        super().emit(op, *operands, **attrs)
+        super().emit(op, *operands, hint="", **attrs)
         return self.keep(self.nodes.pop())[0]
 
     def place(self, node: Node, top: bool = False) -> tuple[Value, ...]:

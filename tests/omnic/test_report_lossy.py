@@ -14,8 +14,8 @@ from omnic.ir.types import Storage, TensorType, parse_element
 from omnic.ir.weights import pinned
 from omnic.models import build
 from omnic.passes.base import parse_pass
-from omnic.report.lossy import lossy_facts, lossy_section
 from omnic.report.html import table
+from omnic.report.lossy import lossy_facts, lossy_section
 from omnic.report.precision import Cell, precision_picture
 from omnic.runtime.manifest import PassRecord, Remark
 from omnic.spec import Spec, load_spec
