@@ -20,6 +20,7 @@ BENCHES = {
     "onnx_int4_prefill8": ("Prompts of int4 models with prefill-int8", "python bench/onnx_int4.py --only prefill8"),
     "onnx_prefill8": ("Prefill of an int4 model through int8 products, ONNX", "python bench/onnx_prefill8.py"),
     "executorch_int4": ("ExecuTorch int4 against ExecuTorch's own export of Llama", "python bench/executorch_int4.py"),
+    "kernels_products": ("Product kernels against reading alone and MatMulNBits", "python bench/kernels_products.py"),
     "kernels_attention": ("Attention kernels against composed operators", "python bench/kernels_attention.py"),
     "engine": ("Engine over the bare session", "python bench/engine.py"),
     "large": ("A model larger than memory: mobile_4gb to ONNX", "python bench/large.py"),
