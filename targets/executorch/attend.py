@@ -1,8 +1,10 @@
-"""Lowering of states, rotations, attention and experts to torch operators that ExecuTorch has kernels for.
+"""Lowering of rotations, attention and experts to torch operators that ExecuTorch has kernels for.
 
-Attention over linear or ring states in f32 whose keys and values have one width is ``llama::custom_sdpa``, which reads
-the live slots only; with sinks, a softcap or latents it is an explicit softmax.  ``scaled_dot_product_attention`` is
-never written: its decomposition guards against rows that see nothing, in a dozen operators.
+Attention over linear or ring states in f32 or in codes whose keys and values have one width is ``llama::custom_sdpa``,
+which reads the live slots only; with sinks, a softcap, latents or newest tokens in f16 it is an explicit softmax.
+Codes are decoded first: ``llama::custom_quantized_sdpa`` would round the queries too, and the IR says no such thing.
+``scaled_dot_product_attention`` is never written: its decomposition guards against rows that see nothing, in a dozen
+operators.
 """
 
 from __future__ import annotations
@@ -16,70 +18,9 @@ from torch import Tensor
 
 from omnic.ir.graph import Node
 from omnic.ir.rope import rope_frequencies
-from omnic.targets.executorch.module import StateRef, Walk, refuse
+from omnic.targets.executorch.module import StateRef, Walk
 
 __all__ = ["STATEFUL", "activated", "gated"]
-
-
-# -- states
-def _start(walk: Walk, start: Tensor, capacity: int, tokens: Any) -> Any:
-    """Return the first new token's index as a number, with what torch.export must know of it."""
-
-    def make() -> Any:
-        number = start.item()
-        torch._check_is_size(number)  # pyright: ignore[reportPrivateUsage]
-        return number
-
-    number = walk.once(("start", id(start)), make)
-    torch._check(number < capacity)  # pyright: ignore[reportPrivateUsage]
-    torch._check(number + tokens <= capacity)  # pyright: ignore[reportPrivateUsage]
-    return number
-
-
-def _slots(walk: Walk, start: Tensor, tokens: Any, capacity: int, ring: bool) -> Tensor:
-    """Return the slots i64[T] of the tokens of a call."""
-
-    def make() -> Tensor:
-        slots = start + torch.arange(tokens)
-        return torch.remainder(slots, capacity) if ring else slots
-
-    return walk.once(("slots", id(start), capacity if ring else 0), make)
-
-
-def cache_write(
-    walk: Walk, node: Node, state: StateRef, x: Tensor, start: Tensor, length: Tensor, *, ring: bool
-) -> Any:
-    """Write the tokens of the call; all of them are valid."""
-    capacity, tokens = state.tensor.shape[1], x.shape[-2]
-    fresh = x.reshape(1, state.tensor.shape[2], tokens, x.shape[-1]).transpose(1, 2).to(state.tensor.dtype)
-    if not walk.in_place or walk.plain:
-        slots = _slots(walk, start, tokens, capacity, ring)
-        return StateRef(state.name, torch.ops.aten.index_put(state.tensor, [None, slots], fresh), state.shape, True)
-    if ring:
-        slots = _slots(walk, start, tokens, capacity, ring)
-        torch.ops.llama.update_cache_with_indices(fresh, state.tensor, 0, slots[None])
-    else:
-        torch.ops.llama.update_cache(fresh, state.tensor, _start(walk, start, capacity, tokens))
-    return StateRef(state.name, state.tensor, state.shape, True)
-
-
-def cache_read(walk: Walk, node: Node, state: StateRef, start: Tensor, length: Tensor, *, ring: bool) -> Any:
-    """Return the state as it is (its readers take the numbers) and the logical index of each slot."""
-    slots = state.tensor.shape[1]
-
-    def make() -> Tensor:
-        last = start + length - 1
-        slot = torch.arange(slots)
-        if ring:
-            # The dividend is never negative: see ``mod`` of the lowering table.
-            return (last - torch.remainder(last - slot + slots, slots)).clamp(min=-1)[None]
-        return torch.where(slot <= last, slot, -1)[None]
-
-    return state, walk.once(("index", id(start), id(length), slots, ring), make)
-
-
-def cache_move(walk: Walk, node: Node, *operands: Any, **attrs: Any) -> Any:
-    raise refuse(node, "its states are not moved by a program", "compact a token tree on another target")
 
 
 # -- rotations
@@ -137,32 +78,54 @@ def attention(
     softcap: float,
 ) -> Tensor:
     """Masked softmax attention over states or plain keys: [1, H, T, Dv]."""
-    held = isinstance(k, StateRef) and isinstance(v, StateRef)
-    alike = held and k.tensor.shape == v.tensor.shape and k.tensor.dtype == v.tensor.dtype == torch.float32
+    alike = _held(k) and _held(v) and k.shape == v.shape
     if alike and sinks is None and not softcap and not walk.plain:
         begin = walk.memo.get(("start", id(_start_of(walk, node))))
         query = q.transpose(1, 2)
         if not window and begin is not None:
-            out = torch.ops.llama.custom_sdpa(query, k.tensor, v.tensor, begin, None, 0.0, True, scale)
+            # What is decoded is decoded up to the last token of the call.
+            keys, values = (x.tensor if x.element is None else x.slots(begin + q.shape[2]) for x in (k, v))
+            out = torch.ops.llama.custom_sdpa(query, keys, values, begin, None, 0.0, True, scale)
         else:
             bias = _bias(walk, q_index, k_index, window)
-            out = torch.ops.llama.custom_sdpa(query, k.tensor, v.tensor, 0, bias, 0.0, False, scale)
+            out = torch.ops.llama.custom_sdpa(query, k.slots(), v.slots(), 0, bias, 0.0, False, scale)
         return out.transpose(1, 2)
-    keys = k.numbers() if isinstance(k, StateRef) else k
-    values = v.numbers() if isinstance(v, StateRef) else v
+    bias = _bias(walk, q_index, k_index, window)
+    return _explicit(walk, node, q, _numbers(k), _numbers(v), bias, sinks, scale, softcap)
+
+
+def _held(x: Any) -> bool:
+    """Whether x is a state that is f32 or becomes it when it is decoded."""
+    return isinstance(x, StateRef) and (x.element is not None or x.tensor.dtype == torch.float32)
+
+
+def _numbers(x: Any) -> Tensor:
+    return x.numbers() if isinstance(x, StateRef) else x
+
+
+def _explicit(
+    walk: Walk,
+    node: Node,
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor,
+    sinks: Tensor | None,
+    scale: float,
+    softcap: float,
+) -> Tensor:
+    """Attention as a softmax that is written out; ``bias`` [T, S] is -inf where a query does not see a key."""
     _, heads, tokens, width = q.shape
     groups, slots = keys.shape[1], keys.shape[2]
     per = heads // groups
     if per > 1 and not isinstance(node.operands[0].type.shape[2], int):  # type: ignore[union-attr]
         # Queries of one group side by side are a dim per * T, about which torch.export has to know more than it can of
-        # a symbolic T; so each query head gets the keys of its group.
-        keys, values = (x[0][:, None].expand(-1, per, -1, -1).reshape(heads, slots, -1) for x in (keys, values))
-        shares = _shares(
-            walk, (q[0] @ keys.transpose(-1, -2)) * scale, q_index, k_index, window, softcap, sinks
-        )
-        return (shares @ values)[None]
+        # a symbolic T; so each query head gets the keys of its group, selected, since slots may be a symbol too.
+        group = walk.once(("group", heads, per), lambda: torch.tensor([head // per for head in range(heads)]))
+        keys, values = keys[0].index_select(0, group), values[0].index_select(0, group)
+        return (_shares((q[0] @ keys.transpose(-1, -2)) * scale, bias, softcap, sinks) @ values)[None]
     scores = (q.reshape(groups, per * tokens, width) @ keys[0].transpose(-1, -2)) * scale
-    shares = _shares(walk, scores.reshape(heads, tokens, slots), q_index, k_index, window, softcap, sinks)
+    shares = _shares(scores.reshape(heads, tokens, slots), bias, softcap, sinks)
     return (shares.reshape(groups, per * tokens, slots) @ values[0]).reshape(1, heads, tokens, values.shape[-1])
 
 
@@ -184,19 +147,61 @@ def _start_of(walk: Walk, node: Node) -> Any:
     return walk.values.get(start) if counted and begun else None
 
 
-def _shares(
-    walk: Walk, scores: Tensor, q_index: Tensor, k_index: Tensor, window: int, softcap: float, sinks: Tensor | None
-) -> Tensor:
+def _shares(scores: Tensor, bias: Tensor, softcap: float, sinks: Tensor | None) -> Tensor:
     """Return the shares [H, T, S] of scores [H, T, S]; every query sees at least itself."""
     if softcap:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = scores + _bias(walk, q_index, k_index, window)
+    scores = scores + bias
     if sinks is None:
         return torch.softmax(scores, -1)
     sink = sinks.reshape(-1, 1, 1)
     top = torch.maximum(scores.amax(-1, keepdim=True), sink)
     power = torch.exp(scores - top)
     return power / (power.sum(-1, keepdim=True) + torch.exp(sink - top))
+
+
+def _newest_bias(
+    walk: Walk, q_index: Tensor, k_index: Tensor, recent_index: Tensor, window: int, block: int, keep: int
+) -> Tensor:
+    """Return the bias [T, S + N] of attention over slots and recent tokens: each token's other copy is hidden."""
+
+    def make() -> Tensor:
+        query = q_index[0, :, None]
+
+        def newest(index: Tensor) -> Tensor:
+            end = torch.floor_divide(index.clamp(min=0), block) * block + (block + keep - 1)
+            return end[0, None, :] > query
+
+        old = torch.where(newest(k_index), float("-inf"), _bias(walk, q_index, k_index, window))
+        new = torch.where(newest(recent_index), _bias(walk, q_index, recent_index, window), float("-inf"))
+        return torch.cat([old, new], -1)
+
+    return walk.once(("newest", id(q_index), id(k_index), id(recent_index), window, block, keep), make)
+
+
+def block_attention(
+    walk: Walk,
+    node: Node,
+    q: Tensor,
+    k: Any,
+    v: Any,
+    recent: Tensor,
+    q_index: Tensor,
+    k_index: Tensor,
+    recent_index: Tensor,
+    sinks: Tensor | None,
+    recent_v: Tensor,
+    *,
+    block: int,
+    keep: int,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> Tensor:
+    """Attention over the slots of states and the recent tokens behind them: [1, H, T, Dv]."""
+    keys, values = torch.cat([_numbers(k), recent], 2), torch.cat([_numbers(v), recent_v], 2)
+    bias = _newest_bias(walk, q_index, k_index, recent_index, window, block, keep)
+    return _explicit(walk, node, q, keys, values, bias, sinks, scale, softcap)
 
 
 def mla(
@@ -221,13 +226,12 @@ def mla(
     **attrs: Any,
 ) -> Tensor:
     """Latent attention in the absorbed order, which reads the latents alone: [1, H, T, V]."""
-    latents = (latent.numbers() if isinstance(latent, StateRef) else latent)[0]
-    turned = (rope_k.numbers() if isinstance(rope_k, StateRef) else rope_k)[0]
+    latents, turned = _numbers(latent)[0], _numbers(rope_k)[0]
     _, heads, tokens, _ = q_nope.shape
     absorbed = (q_nope[0] @ w_k).reshape(heads * tokens, -1)
     scores = absorbed @ latents.transpose(0, 1) + q_rope[0].reshape(heads * tokens, -1) @ turned.transpose(0, 1)
     scores = scores.reshape(heads, tokens, latents.shape[0]) * scale
-    shares = _shares(walk, scores, q_index, k_index, window, softcap, None)
+    shares = _shares(scores, _bias(walk, q_index, k_index, window), softcap, None)
     mixed = shares.reshape(heads * tokens, -1) @ latents
     return (mixed.reshape(heads, tokens, -1) @ w_v.transpose(1, 2))[None]
 
@@ -302,11 +306,9 @@ def moe(
 
 
 STATEFUL = {
-    "cache_write": cache_write,
-    "cache_read": cache_read,
-    "cache_move": cache_move,
     "rope": rope,
     "attention": attention,
+    "block_attention": block_attention,
     "mla": mla,
     "moe": moe,
 }

@@ -7,13 +7,19 @@ configurations, and the tests of this target.
 from __future__ import annotations
 
 from omnic.ir.caps import Caps, GroupRule, OpSupport, computing_ops
-from omnic.ir.types import DType
+from omnic.ir.types import DType, StorageKind
 
-__all__ = ["CAPS"]
+__all__ = ["CAPS", "KINDS"]
 
 _KERNELS = "ExecuTorch 1.5.1: operators registered in the runtime of the wheel"
 _RANKED = "its core ops in the order of ranks: ExecuTorch has no sort, and its topk leaves ties open"
 _LLAMA = "ExecuTorch 1.5.1 extension/llm/custom_ops: update_cache, custom_sdpa; explicit softmax where they do not fit"
+_CODES = (
+    "ExecuTorch 1.5.1 extension/llm/custom_ops: update_cache writes any element type; codes are made and read by"
+    " portable kernels: tests/targets/executorch/test_codes.py"
+)
+#: kinds of states that are stored as codes
+KINDS: tuple[StorageKind, ...] = ("i8", "i4", "i2", "nf4")
 #: composites that are lowered as they are
 _COMPOSITES = (
     "linear", "embedding", "act", "gated_act", "rms_norm", "layer_norm", "rope", "lm_head", "moe",
@@ -29,13 +35,15 @@ CAPS = Caps(
             op: OpSupport("decompose", "its core ops are lowered")
             for op in ("router", "short_conv", "linear_recurrence", "pool_blocks", "host.fetch")
         },
-        **{
-            op: OpSupport("excluded", "states of codes have no operator here: keep states in f32 or f16")
-            for op in ("cache_close", "block_attention")
-        },
+        "block_attention": OpSupport("native", f"{_KERNELS}: an explicit softmax over slots and newest tokens"),
+        "cache_close": OpSupport(
+            "excluded",
+            "which blocks of tokens close in a call is known only while the program runs; kv-quant with keys=token"
+            " finds the scales of every token",
+        ),
         "cache_move": OpSupport("excluded", "a session moves tokens between the slots of its states, not a program"),
         **{
-            op: OpSupport("excluded", "only weights are stored as codes, not what is computed between them")
+            op: OpSupport("excluded", "only weights and states are stored as codes, not what is computed between them")
             for op in ("quantise", "dequantise", "fake_quant")
         },
     },
@@ -44,6 +52,10 @@ CAPS = Caps(
         GroupRule("i4", (0, 32, 64, 128, 256), scales=frozenset({"f16", "f32"})),
         GroupRule("i8", (0,), scales=frozenset({"f16", "f32"})),
     ),
+    state_storage=tuple(
+        GroupRule(kind, (0, 16, 32, 64, 128, 256), True, kind != "nf4", frozenset({"f16", "f32", "one"}))
+        for kind in KINDS
+    ),
     activations=frozenset({"none", "i8<per_token>"}),
     dynamic=frozenset({"T", "R"}),
     state="in_place",
@@ -51,6 +63,7 @@ CAPS = Caps(
     sources={
         "elements": "ExecuTorch 1.5.1 schema/scalar_type.fbs",
         "storage": "ExecuTorch 1.5.1 backends/xnnpack/operators/node_visitor.py: qd8-qb4w, qd8-qc4w, qd8-qc8w",
+        "state_storage": _CODES,
         "activations": "the same, qd8: rounded while it runs, one scale and zero point a token",
         "dynamic": "torch.export, Dim; a program is planned for the longest call",
         "state": "ExecuTorch 1.5.1 exir/passes/memory_planning_pass.py: share_mutable_buffers",

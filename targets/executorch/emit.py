@@ -15,17 +15,18 @@ from torch import Tensor
 from omnic.errors import InputError
 from omnic.ir.decompose import decompose
 from omnic.ir.graph import Module, Node
-from omnic.ir.types import DType, Storage
+from omnic.ir.types import DType, Storage, TensorType
 from omnic.ir.weights import WeightStore
 from omnic.ir.weights.store import fixed_shape, part_layout
 from omnic.targets.base import EmitRequest, Emitted
 from omnic.targets.executorch.cache import keep, kept
 from omnic.targets.executorch.caps import CAPS
 from omnic.targets.executorch.coded import ACTIVATION, Coded, parts_in_file, product_form, readers_of, with_activations
+from omnic.targets.executorch.codes import buffers_of
 from omnic.targets.executorch.delegates import DELEGATES, missing_device, require_package
 from omnic.targets.executorch.files import ABOUT_FILE, KIND, NODES_FILE, PROGRAM_FILE, TABLE_FILE
 from omnic.targets.executorch.lowered import lower_methods, lowered_key
-from omnic.targets.executorch.methods import Method, methods_of, runner_metadata, token_state
+from omnic.targets.executorch.methods import Method, methods_of, new_states, runner_metadata, token_state
 from omnic.targets.executorch.module import TORCH_DTYPES, refuse
 from omnic.targets.executorch.options import VERIFY
 from omnic.targets.executorch.outside import DATA_FILE
@@ -47,11 +48,7 @@ def legalised(module: Module) -> Module:
     """
     check_ops("executorch", CAPS, module)
     for name, state in module.states.items():
-        if isinstance(state.type.element, Storage) or state.type.dtype not in (DType.F32, DType.F16, DType.BF16):
-            raise InputError(
-                f"executorch keeps states in f32, f16 or bf16: '{name}' is {state.type}",
-                "leave out kv-quant for this target",
-            )
+        _check_state(name, state.type)
     coded = {name for name, why in coded_weights(module).items() if why is None}
     ready = decompose(module, lambda node: _kept(node, coded))
     for function in ready.functions.values():
@@ -61,12 +58,28 @@ def legalised(module: Module) -> Module:
     return ready
 
 
+def _check_state(name: str, type: TensorType) -> None:
+    """Refuse a state of a type that the target has no buffers for."""
+    if isinstance(type.element, Storage):
+        size = type.shape[type.element.axis]
+        why = CAPS.storage_refusal(type.element, size if isinstance(size, int) else 0, state=True)
+        hint = "choose other options of kv-quant, or leave it out"
+    else:
+        plain = (DType.F32, DType.F16, DType.BF16)
+        why = None if type.dtype in plain else "executorch keeps states in f32, f16, bf16 or codes"
+        hint = "choose another kv_dtype"
+    if why is not None:
+        raise InputError(f"executorch cannot keep state {name} as {type.element}: {why}", hint)
+
+
 def _kept(node: Node, coded: Set[str]) -> bool:
     """Whether a composite is lowered as it is; products of 8-bit activations are those with a weight in ``coded``."""
-    act, weight = node.attrs.get("act", "none"), node.operands[1] if len(node.operands) > 1 else None
+    act, weight = node.attrs.get("act", "none"), next(iter(node.operands[1:2]), None)
     if act != "none" and not (act == ACTIVATION and weight is not None and weight.name in coded):
         return False
     if node.op == "attention" and node.operands[6] is not None:
+        return False
+    if node.op == "block_attention" and node.operands[8] is None:
         return False
     if node.op == "mla" and any(node.operands[at] is not None for at in (8, 10)):
         return False
@@ -130,6 +143,7 @@ def emit(request: EmitRequest) -> Emitted:
     options = with_verify(request.options, request.module)
     require_package(options["delegate"])
     module = legalised(request.module)
+    _check_delegate(module, options["delegate"])
     decoded = coded_weights(module)
     module = with_activations(module, {name for name, why in decoded.items() if why is None})
     methods = methods_of(module, options)
@@ -160,6 +174,19 @@ def emit(request: EmitRequest) -> Emitted:
     programs = {name: PROGRAM_FILE for name in module.functions}
     needs = missing_device(options["delegate"])
     return Emitted(KIND, module, programs, about, {}, tuple(remarks), needs)
+
+
+def _check_delegate(module: Module, delegate: str) -> None:
+    """Refuse states of codes where a delegate of another device computes."""
+    if DELEGATES[delegate].llama:
+        return
+    for name, state in module.states.items():
+        if isinstance(state.type.element, Storage):
+            raise InputError(
+                f"executorch cannot keep state {name} as {state.type.element} with delegate={delegate}: its programs"
+                " keep states in f32, f16 or bf16",
+                "leave out kv-quant, or choose delegate=xnnpack",
+            )
 
 
 def with_verify(options: Mapping[str, Any], module: Module) -> dict[str, Any]:
@@ -227,14 +254,16 @@ def _remarks(module: Module, options: Mapping[str, Any], decoded: Mapping[str, s
 def describe(module: Module, methods: Sequence[Method], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a session has to know of a program."""
     about: dict[str, Any] = {}
+    buffers = new_states(module)
     for method in methods:
         if method.kind != "phase" or method.function is None:
             continue
         function = method.function
+        held = [p.state for p in function.params if p.state is not None]
         about[method.name] = {
             "function": method.of,
             "inputs": [p.value.name for p in function.params if p.state is None],
-            "states": [p.state for p in function.params if p.state is not None],
+            "states": [buffer for name in held for buffer in buffers_of(name, buffers).values()],
             "results": [
                 {"name": r.name, "value": r.value.name, "shape": [str(d) for d in r.value.type.shape]}
                 for r in function.results
@@ -242,8 +271,9 @@ def describe(module: Module, methods: Sequence[Method], options: Mapping[str, An
             ],
         }
     states = {
-        name: {"type": str(s.type), "token": token_state(module, name), "ring": s.ring}
+        buffer: {"state": name, "type": str(s.type), "token": token_state(module, name), "ring": s.ring}
         for name, s in module.states.items()
+        for buffer in buffers_of(name, buffers).values()
     }
     return {
         "methods": about,

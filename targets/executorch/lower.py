@@ -17,6 +17,7 @@ from omnic.ir.types import DType
 from omnic.targets.executorch.attend import STATEFUL, activated, gated
 from omnic.targets.executorch.coded import Coded, coded_product, coded_rows
 from omnic.targets.executorch.module import TORCH_DTYPES, Walk
+from omnic.targets.executorch.states import CACHES
 
 __all__ = ["LOWERINGS", "Lowering", "ranked"]
 
@@ -270,5 +271,6 @@ LOWERINGS: dict[str, Lowering] = {
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,
     "lm_head": _lm_head,
+    **CACHES,
     **STATEFUL,
 }

@@ -32,8 +32,8 @@ from omnic.targets.executorch.traced import traced
 __all__ = ["lower_methods", "lowered_key"]
 
 #: modules of this target that a program depends on
-_SHAPING = ("attend", "coded", "delegates", "lower", "lowered", "methods", "module", "outside", "shortened",
-            "traced")
+_SHAPING = ("attend", "coded", "codes", "delegates", "lower", "lowered", "methods", "module", "outside", "shortened",
+            "states", "traced")
 _PACKAGES = ("executorch", "torch", "torchao")
 
 

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
 from omnic.ir.graph import Function, Module, Value
+from omnic.ir.types import Storage
 from omnic.passes.specialise import substitute_dims
 from omnic.targets.executorch.coded import Coded
+from omnic.targets.executorch.codes import buffers_of, empty
 from omnic.targets.executorch.delegates import DELEGATES
 from omnic.targets.executorch.lower import LOWERINGS
 from omnic.targets.executorch.module import TORCH_DTYPES, FunctionModule, buffer_name, state_shape
@@ -88,11 +90,15 @@ def token_state(module: Module, name: str) -> bool:
 
 
 def new_states(module: Module) -> dict[str, Tensor]:
-    """Return empty buffers of the states of one row by name."""
-    return {
-        name: torch.zeros(state_shape(s.type.shape, token_state(module, name)), dtype=TORCH_DTYPES[s.type.dtype])
-        for name, s in module.states.items()
-    }
+    """Return empty buffers of the states of one row by name; a state of codes has several."""
+    found: dict[str, Tensor] = {}
+    for name, state in module.states.items():
+        shape, element = state_shape(state.type.shape, token_state(module, name)), state.type.element
+        if isinstance(element, Storage):
+            found |= {f"{name}{suffix}": part for suffix, part in empty(element, shape[:-1], shape[-1]).items()}
+        else:
+            found[name] = torch.zeros(shape, dtype=TORCH_DTYPES[element])
+    return found
 
 
 class _Runner(FunctionModule):
@@ -164,8 +170,9 @@ def example_of(
     for param in function.params:
         if param.state is not None:
             if not in_place:
-                arguments.append(torch.zeros_like(states[param.state]))
-                shapes.append({})
+                for name in buffers_of(param.state, states).values():
+                    arguments.append(torch.zeros_like(states[name]))
+                    shapes.append({})
             continue
         arguments.append(zeros_of(param.value))
         shapes.append({at: symbols[str(d)] for at, d in enumerate(param.value.type.shape) if not isinstance(d, int)})

@@ -7,7 +7,7 @@ exported graph holds plain torch operators and nothing of the walk.  There is on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ from omnic.errors import InputError, InternalError
 from omnic.ir.dims import Dim
 from omnic.ir.graph import Function, Module, Node, Value
 from omnic.ir.op import find_op
-from omnic.ir.types import DType
+from omnic.ir.types import DType, Storage
 from omnic.targets.executorch.coded import Coded
+from omnic.targets.executorch.codes import buffers_of, decode
 from omnic.targets.executorch.traced import node_of
 from omnic.targets.refusals import refused
 
@@ -84,25 +85,44 @@ def state_shape(shape: Sequence[Dim], token: bool) -> tuple[int, ...]:
 
 @dataclass
 class StateRef:
-    """A state inside a walk: the buffer that holds it.
+    """A state inside a walk: the buffers that hold it.
 
     Attributes:
         name: of the state.
-        tensor: the buffer, [1, S, G, D] where it holds a token a slot.
+        parts: its buffers by the suffix of their name: numbers, or codes, scales and zero points
+            (:mod:`omnic.targets.executorch.codes`); [1, S, G, D or bytes or groups] where it holds a token a slot.
         shape: [1, ..., S, D] of the IR.
         token: whether it holds a token a slot.
+        element: its storage type, None for plain numbers.
     """
 
     name: str
-    tensor: Tensor
+    parts: dict[str, Tensor]
     shape: tuple[int, ...]
     token: bool
+    element: Storage | None = None
+
+    @property
+    def tensor(self) -> Tensor:
+        """The buffer of its numbers or codes."""
+        return self.parts[""]
+
+    def with_parts(self, parts: dict[str, Tensor]) -> StateRef:
+        """Return the state with other numbers."""
+        return replace(self, parts=parts)
+
+    def slots(self, count: Any = None) -> Tensor:
+        """Return the numbers of the first ``count`` slots (None = all), f32 [1, count, G, D]."""
+        parts = self.parts if count is None else {s: p.narrow(1, 0, count) for s, p in self.parts.items()}
+        if self.element is None:
+            return parts[""].float()
+        return decode(parts, self.element, self.shape[-1])
 
     def numbers(self) -> Tensor:
         """Return the numbers in the order of the IR, f32."""
         if not self.token:
             return self.tensor.float()
-        return self.tensor.float().transpose(1, 2).reshape(self.shape)
+        return self.slots().transpose(1, 2).reshape(self.shape)
 
 
 @dataclass
@@ -149,8 +169,9 @@ class FunctionModule(nn.Module):
         module: the legalised module.
         function: a function of it with B = 1.
         weights: name -> tensor, or codes.
-        states: name -> buffer, shared by all methods; they are parameters and results instead where ``in_place`` is
-        false. table: op -> its lowering.
+        states: buffer's name -> buffer, shared by all methods; they are parameters and results instead where
+            ``in_place`` is false.
+        table: op -> its lowering.
         plain: see :class:`Walk`.
         results: names of values to return instead of the function's results.
     """
@@ -191,9 +212,13 @@ class FunctionModule(nn.Module):
         self.widths = sorted(w for w in normed if isinstance(w, int))
         for width in self.widths:
             self.register_buffer(f"c_mean_{width}", torch.full((1, width), 1.0 / width))
+        self.buffers_of = {name: buffers_of(name, states) for name in self.states}
+        elements = {name: module.states[name].type.element for name in self.states}
+        self.elements = {name: e if isinstance(e, Storage) else None for name, e in elements.items()}
         if in_place:
-            for name in self.states:
-                self.register_buffer(buffer_name("s", name), states[name])
+            for held in self.buffers_of.values():
+                for name in held.values():
+                    self.register_buffer(buffer_name("s", name), states[name])
         self.wanted = tuple(r.value for r in function.results if r.state is None) if results is None else tuple(results)
 
     def _hold(self, name: str, weight: Coded) -> None:
@@ -214,15 +239,16 @@ class FunctionModule(nn.Module):
         sizes: dict[str, Any] = {}
         rest = iter(given)
         for param in function.params:
-            if param.state is not None and self.in_place:
-                tensor = getattr(self, buffer_name("s", param.state))
-            else:
-                tensor = next(rest)
             if param.state is not None:
+                parts = {
+                    suffix: getattr(self, buffer_name("s", name)) if self.in_place else next(rest)
+                    for suffix, name in self.buffers_of[param.state].items()
+                }
                 shape = (1, *(int(str(d)) for d in param.value.type.shape[1:]))
-                values[param.value] = StateRef(param.state, tensor, shape, self.tokens[param.state])
+                element = self.elements[param.state]
+                values[param.value] = StateRef(param.state, parts, shape, self.tokens[param.state], element)
                 continue
-            values[param.value] = tensor
+            tensor = values[param.value] = next(rest)
             for dim, size in zip(param.value.type.shape, tensor.shape, strict=True):
                 name = str(dim)
                 if not isinstance(dim, int) and name not in sizes:
@@ -237,13 +263,14 @@ class FunctionModule(nn.Module):
             if result.state is None:
                 continue
             new = values[result.value]
+            parts = new.parts if isinstance(new, StateRef) else {"": new}
             if self.in_place:
-                # The operators for language models have written into the buffer themselves.
+                # The operators for language models have written into the buffers themselves.
                 if self.plain or not isinstance(new, StateRef):
-                    numbers = new.tensor if isinstance(new, StateRef) else new
-                    getattr(self, buffer_name("s", result.state)).copy_(numbers)
+                    for suffix, name in self.buffers_of[result.state].items():
+                        getattr(self, buffer_name("s", name)).copy_(parts[suffix])
             else:
-                outputs.append(new.tensor if isinstance(new, StateRef) else new)
+                outputs += parts.values()
         return tuple(outputs)
 
     def _step(self, walk: Walk, node: Node) -> None:
@@ -266,4 +293,4 @@ class FunctionModule(nn.Module):
         walk.values.update(zip(node.results, results, strict=True))
 
 
-_TAKES_STATES = {"cache_write", "cache_read", "cache_move", "attention", "mla"}
+_TAKES_STATES = {"cache_write", "cache_read", "cache_move", "attention", "block_attention", "mla"}

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from torch.export import export
 
 from omnic.ir.graph import Module, Param
+from omnic.ir.types import Storage, TensorType
 from omnic.ir.weights import WeightStore, saved
 from omnic.passes.specialise import substitute_dims
 from omnic.targets.cut import module_of, part_of
 from omnic.targets.executorch.cache import keep, kept
+from omnic.targets.executorch.codes import buffers_of, encode
 from omnic.targets.executorch.emit import load_weights
 from omnic.targets.executorch.files import ABOUT_FILE, PROGRAM_FILE, TABLE_FILE
 from omnic.targets.executorch.lower import LOWERINGS
@@ -82,21 +84,25 @@ def run_part(
             array = inputs.get(param.value.name)
             if array is None:
                 assert param.state is not None
-                given.append(states[param.state])
+                given += [states[b] for b in buffers_of(param.state, states).values()]
                 continue
             tensor = torch.as_tensor(np.ascontiguousarray(np.asarray(array)[row : row + 1]))
             tensor = tensor.float() if tensor.is_floating_point() else tensor.long()
-            given.append(
-                _as_state(tensor, states[param.state]) if param.state and token_state(module, param.state) else tensor
-            )
+            if param.state is not None and token_state(module, param.state):
+                given += _as_state(tensor, module.states[param.state].type, states[param.state])
+            else:
+                given.append(tensor)
         rows.append([t.numpy() for t in loaded.execute(given)[: len(names)]])
     return {name: np.concatenate([r[at] for r in rows]).astype(np.float32) for at, name in enumerate(names)}
 
 
-def _as_state(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return numbers in the order of the IR as the buffer of a state."""
-    _, slots, heads, width = like.shape
-    return tensor.reshape(1, heads, slots, width).transpose(1, 2).contiguous().to(like.dtype)
+def _as_state(tensor: torch.Tensor, type: TensorType, like: torch.Tensor) -> list[torch.Tensor]:
+    """Return numbers in the order of the IR as the buffers of a state."""
+    _, slots, heads, _ = like.shape
+    numbers = tensor.reshape(1, heads, slots, -1).transpose(1, 2).contiguous()
+    if isinstance(type.element, Storage):
+        return list(encode(numbers, type.element).values())
+    return [numbers.to(like.dtype)]
 
 
 def _exported(module: Module, method: Method, weights: Any, states: Any, options: Any) -> Any:
@@ -104,9 +110,11 @@ def _exported(module: Module, method: Method, weights: Any, states: Any, options
     function = method.function
     assert function is not None
     inner = FunctionModule(module, function, weights, states, LOWERINGS, in_place=False).eval()
-    arguments = [_example(p, states) for p in function.params]
+    arguments = [example for p in function.params for example in _examples(p, states)]
     return export(inner, tuple(arguments), strict=False)
 
 
-def _example(param: Param, states: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    return torch.zeros_like(states[param.state]) if param.state is not None else zeros_of(param.value)
+def _examples(param: Param, states: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    if param.state is None:
+        return [zeros_of(param.value)]
+    return [torch.zeros_like(states[b]) for b in buffers_of(param.state, states).values()]

@@ -75,11 +75,8 @@ class ExecutorchSession(MtpSession):
 
     def state_bytes(self) -> int:
         """Return the bytes that the states of all rows take."""
-        sizes = (
-            s.type.dtype.bits // 8 * int(np.prod([evaluate(d, {"B": 1}) for d in s.type.shape]))
-            for s in self.module.states.values()
-        )
-        return len(self._rows) * sum(sizes)
+        types = (s.type for s in self.module.states.values())
+        return len(self._rows) * sum(t.with_shape(*(evaluate(d, {"B": 1}) for d in t.shape)).bytes() for t in types)
 
     def _run(self, call: Call) -> Outputs:
         inputs = {n: getattr(call, n) for n in ("tokens", "positions", "start", "length", "rows", "parents")}
@@ -130,7 +127,8 @@ class ExecutorchSession(MtpSession):
                 continue
             tensors = self.program.tensors(states)
             for name, tensor in zip(names, tensors, strict=True):
-                if name in held and self.program.about["states"][name]["token"]:
+                about = self.program.about["states"][name]
+                if about["state"] in held and about["token"]:
                     slots = tensor.shape[1]
                     read, write = (torch.from_numpy(x[row][keep] % slots) for x in (source, target))
                     tensor[:, write] = tensor[:, read]
