@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from ctypes import byref
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ from onnx import TensorProto, helper
 
 from omnic.ir.packing import quantise
 from omnic.ir.types import Storage
-from omnic.runtime.kernels import calls
-from omnic.runtime.kernels.caches import HeldCache, hold
-from omnic.runtime.kernels.library import Kernels, kernels
+from omnic.runtime.kernels.abi import Mask
+from omnic.runtime.kernels.caches import hold
+from omnic.runtime.kernels.calls import view
+from omnic.runtime.kernels.library import Kernels, address, kernels
 
 Array = np.ndarray[Any, Any]
 #: latent + rotated numbers, heads, context
@@ -76,6 +78,23 @@ def composed_attention(heads: int, groups: int, d: int, context: int) -> Any:
     return session(nodes, inputs, {}, [groups, per, d])
 
 
+def last_token(context: int) -> tuple[Mask, Any]:
+    """Return the mask of one token behind context - 1 others, and what it points into."""
+    kept = (np.array([context - 1]), np.array([1]))
+    return Mask(1, 1, address(kept[0]), address(kept[1]), None, None, 1.0, 0.0, 0), kept
+
+
+def prepared(kern: Kernels, name: str, scratch: int, arguments: tuple[Any, ...], y: Array, *kept: Any) -> Any:
+    """Return a run of one kernel that fills y, as a program calls it: every structure is made beforehand."""
+    call, function = kern.call(scratch), getattr(kern.table, name)
+
+    def run(_: Any = kept) -> Array:
+        function(byref(call), *arguments)
+        return y
+
+    return run
+
+
 def repeated(run: Callable[[], Array], least: float) -> Callable[[], float]:
     """Return CPU seconds of one run, of as many as take ``least`` seconds."""
     began = time.process_time()
@@ -122,14 +141,18 @@ def mla_rows(k: Kernels, width: int, heads: int, context: int, rounds: int, leas
     cache = rng.standard_normal((context, width)).astype(np.float32)
     q = (rng.standard_normal((heads, width)) / width**0.5).astype(np.float32)
     composed = composed_mla(width, heads, context)
-    start, length = np.array([context - 1]), np.array([1])
     split = width - ROPE
     latents, turned = q[None, :, None, :split], q[None, :, None, split:]
+    mask, tokens = last_token(context)
+    scratch = k.scratch_attention(heads, 1, width, split, context)
 
     def ours(element: str) -> Callable[[], Array]:
-        latent: HeldCache = hold(ELEMENTS[element](np.ascontiguousarray(cache[None, :, :split])))
-        rope_k: HeldCache = hold(ELEMENTS[element](np.ascontiguousarray(cache[None, :, split:])))
-        return lambda: calls.mla(k, latents, turned, latent, rope_k, start, length, scale=1.0)
+        latent = hold(ELEMENTS[element](np.ascontiguousarray(cache[None, :, :split])))
+        rope_k = hold(ELEMENTS[element](np.ascontiguousarray(cache[None, :, split:])))
+        y = np.empty((1, heads, 1, split), np.float32)
+        arguments = (byref(mask), heads, view(latents), view(turned), byref(latent.struct()), byref(rope_k.struct()),
+                     view(y))
+        return prepared(k, "mla", scratch, arguments, y, latent, rope_k, q, tokens)
 
     what = f"mla, {split} + {ROPE}, {heads} heads, context {context}"
     return compare(what, lambda: composed.run(None, {"q": q, "c": cache})[0], {e: ours(e) for e in ELEMENTS},
@@ -144,12 +167,15 @@ def attention_rows(
     k, v = (rng.standard_normal((groups, context, d)).astype(np.float32) for _ in range(2))
     q = (rng.standard_normal((groups, heads // groups, d)) / d**0.5).astype(np.float32)
     composed = composed_attention(heads, groups, d, context)
-    start, length = np.array([context - 1]), np.array([1])
     flat = q.reshape(1, heads, 1, d)
+    mask, tokens = last_token(context)
+    scratch = kern.scratch_attention(heads, 1, d, d, context)
 
     def ours(element: str) -> Callable[[], Array]:
         keys, values = hold(ELEMENTS[element](k[None])), hold(ELEMENTS[element](v[None]))
-        return lambda: calls.attention(kern, flat, keys, values, start, length, scale=1.0)
+        y = np.empty((1, heads, 1, d), np.float32)
+        arguments = (byref(mask), heads, groups, view(flat), byref(keys.struct()), byref(values.struct()), view(y))
+        return prepared(kern, "attention", scratch, arguments, y, keys, values, flat, tokens)
 
     what = f"attention, {heads} heads of {d}, {groups} of keys, context {context}"
     return compare(what, lambda: composed.run(None, {"q": q, "k": k, "v": v})[0], {e: ours(e) for e in ELEMENTS},
