@@ -17,7 +17,7 @@ groups not along k   f32, decoded
 Scales stay what they are (f16, f32, s4); ``e8m0`` becomes bf16, which holds every power of two that it has; ``one``
 is an f32 scale of 1 for each row, ``head`` the same scale for each row.
 
-Panels lie one after another, so rows can be packed slice by slice: the parts of slices of a multiple of 16 rows, put one
+Panels lie one after another, so rows can be packed slice by slice: the parts of slices of a multiple of 16 rows, one
 behind the other, are the parts of the whole.
 """
 
