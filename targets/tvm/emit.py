@@ -100,8 +100,8 @@ def compile_program(
     build_program(out / SOURCE_FILE, out / program_name(), loops=loops)
     if options["triple"] != "host":
         request.progress(f"link for {options['triple']}", 0.0)
-        triple = str(options["triple"])
-        build_program(out / SOURCE_FILE, out / executable_name(model, triple), triple, True, loops)
+        triple, level = str(options["triple"]), str(options["level"])
+        build_program(out / SOURCE_FILE, out / executable_name(model, triple), triple, True, loops, level)
     return program_name()
 
 

@@ -13,9 +13,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from omnic.errors import MissingExtraError
+from omnic.errors import InputError, MissingExtraError
 from omnic.runtime.kernels.build import INCLUDE, SOURCES, Built, build, cache_folder
-from omnic.runtime.kernels.toolchain import find_compiler, host_triple
+from omnic.runtime.kernels.toolchain import LEVELS, architecture, find_compiler, host_triple
 from omnic.targets.tvm.tail.loops import Loop
 
 __all__ = ["SUPPORT", "build_program", "cached_program", "executable_name", "loops_text", "program_name",
@@ -37,7 +37,8 @@ def executable_name(model: str, triple: str) -> str:
 
 
 def build_program(
-    source: Path, out: Path, triple: str | None = None, executable: bool = False, loops: Sequence[Loop] = ()
+    source: Path, out: Path, triple: str | None = None, executable: bool = False, loops: Sequence[Loop] = (),
+    level: str = "best",
 ) -> Built:
     """Compile ``source`` (``program.c``) and link it with the kernel library into ``out``.
 
@@ -47,12 +48,14 @@ def build_program(
         triple: the platform; this machine's when None.
         executable: with our ``main``.
         loops: generated loops that it calls, made objects by TVM.
+        level: the only one that is linked beside generic; ``best``: every level of the platform.
 
     Raises:
         MissingExtraError: there is no compiler for the platform.
         CompilerError: the compiler failed.
     """
     triple = triple or host_triple()
+    without = _without(level, triple)
     compiler = find_compiler(triple)
     kernels = build(triple, compiler=compiler)
     files = [source, *(SUPPORT / name for name in _RUN)]
@@ -62,6 +65,9 @@ def build_program(
         options += ["-static"] if "macos" not in triple else []
         options += ["-s"] if "macos" not in triple else []
     with tempfile.TemporaryDirectory() as folder:
+        if without:
+            files.append(Path(folder) / "levels.c")
+            files[-1].write_text(without, encoding="utf-8")
         if loops:
             files.append(loops_object(loops, triple, Path(folder) / "loops.o"))
         compiler.run(
@@ -69,6 +75,26 @@ def build_program(
              kernels.archive, "-o", out, *compiler.link_flags(triple, "release")]
         )
     return kernels
+
+
+def _without(level: str, triple: str) -> str:
+    """Return empty tables in the place of all levels but one and generic: those of the archive are then not linked.
+
+    Raises:
+        InputError: the platform has no such level.
+    """
+    known = LEVELS[architecture(triple)]
+    if level == "best":
+        return ""
+    if level not in known:
+        raise InputError(f"{triple} has no level '{level}'", f"it has: {', '.join(known)}")
+    lines = ['#include "omnic_kernels.h"']
+    lines += [
+        f"extern const omnic_ops omnic_ops_{name};\nconst omnic_ops omnic_ops_{name} = {{.level = -1}};"
+        for name in known
+        if name not in (level, "generic")
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def loops_object(loops: Sequence[Loop], triple: str, out: Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omnic.errors import MissingExtraError
+from omnic.errors import InputError, MissingExtraError
 from omnic.runtime.kernels.toolchain import find_compiler, host_triple
 from omnic.targets.cut import module_of
 from omnic.targets.tvm.native import build_program
@@ -79,8 +79,18 @@ def test_wrong_arguments_are_refused(out: Path, tmp_path: Path, words: tuple[str
     assert said(out / "run", *(known.get(w, w) for w in words)) == (2, "", message)
 
 
-def test_an_executable_without_weights_is_small(out: Path) -> None:
-    assert (out / "run").stat().st_size <= 2_000_000
+def test_an_executable_of_one_level_is_small_and_says_the_same(out: Path) -> None:
+    level = Program(out).level.name.lower()
+    build_program(out / SOURCE_FILE, out / "small", host_triple(), executable=True, level=level)
+    assert (out / "small").stat().st_size <= 2_000_000
+    code, output, _ = said(out / "small", "-n", 8, out / WEIGHTS_FILE, *PROMPT)
+    assert (code, ids_of(output), output.splitlines()[1]) == (0, greedy(out, 8), f"level {level}")
+
+
+def test_a_level_of_another_platform_is_refused(out: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        build_program(out / SOURCE_FILE, out / "none", "aarch64-linux-gnu", executable=True, level="avx2")
+    assert caught.value.message == "aarch64-linux-gnu has no level 'avx2'"
 
 
 @pytest.mark.slow
