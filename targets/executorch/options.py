@@ -53,9 +53,9 @@ def parse_options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lengths(value: Any) -> tuple[int, ...]:
-    """Return ``[16, 64]``, ``16``, ``"16,64"`` or ``"none"`` as whole numbers in order."""
+    """Return ``[16, 64]``, ``16``, ``"16,64"`` or ``"none"`` as whole numbers in order; a spec reads none as null."""
     listed = isinstance(value, list | tuple)
-    text = "" if listed else str(value).strip("[]() ").rstrip(",")
+    text = "" if listed or value is None else str(value).strip("[]() ").rstrip(",")
     items: list[Any] = list(value) if listed else [] if text in ("", "none") else text.replace(" ", "").split(",")
     for item in items:
         if not str(item).strip().isdigit() or int(item) < 1:

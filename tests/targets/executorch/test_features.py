@@ -58,6 +58,12 @@ def test_what_cannot_be_asked_for_is_said_word_for_word(given: dict[str, object]
     assert (str(error.value), error.value.hint) == (message, hint)
 
 
+@pytest.mark.parametrize("given", ["none", None, [], ""])
+def test_no_length_is_no_method_that_verifies(given: object) -> None:
+    # A spec reads none as null.
+    assert TARGET.options({"verify": given})["verify"] == ()
+
+
 def test_a_length_beyond_a_call_is_refused_before_anything_is_lowered() -> None:
     module = build(scale(load_spec("tiny")))
     assert module.dims["T"].high == 64
