@@ -28,7 +28,7 @@ from omnic.targets.executorch.delegates import partitioners
 from omnic.targets.executorch.methods import Method, exported, new_states
 from omnic.targets.executorch.outside import outside_tag, tag_weights
 from omnic.targets.executorch.quiet import quiet
-from omnic.targets.executorch.shortened import without_idle_passes
+from omnic.targets.executorch.shortened import decomposed, without_idle_passes
 from omnic.targets.executorch.traced import traced
 
 __all__ = ["lower_methods", "lowered_key"]
@@ -96,19 +96,22 @@ def lower_methods(
         states = new_states(module)
         programs: dict[str, Any] = {}
         outside, delegate = options.get("weights") == "ptd", str(options["delegate"])
+        # Reading and writing states is copying, which no delegate has to be asked for.
+        taken = {m.name: partitioners(delegate) if m.function is not None else [] for m in methods}
         with torch.no_grad():
             for done, method in enumerate(methods):
                 progress(f"export {method.name}", done / len(methods))
                 with traced():
-                    programs[method.name] = export_one(module, method, weights, states, options)
+                    program = export_one(module, method, weights, states, options)
+                wanted = {op for p in taken[method.name] for op in p.ops_to_not_decompose(program)[0]}
+                programs[method.name] = decomposed(program, wanted)
                 if outside:
                     tag_weights(programs[method.name])
             progress(f"lower {', '.join(programs)}", 0.0)
             with without_idle_passes():
                 edge = to_edge_transform_and_lower(
                     programs,
-                    # Reading and writing states is copying, which no delegate has to be asked for.
-                    partitioner={m.name: partitioners(delegate) if m.function is not None else [] for m in methods},
+                    partitioner=taken,
                     compile_config=EdgeCompileConfig(_check_ir_validity=False),
                     constant_methods=dict(constants) or None,
                 )

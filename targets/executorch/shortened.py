@@ -2,17 +2,16 @@
 
 XNNPACK runs seventeen passes over each of its parts of a program, and nearly each of them traces the part again,
 whether it found something or not; two of them first lower a pattern of their own.  Here a pass is left out where the
-operators that it looks for are not in the part.  In the same way a method is decomposed once and not three times where
-XNNPACK takes every operator that it wants whole.
+operators that it looks for are not in the part.  In the same way a method is decomposed once, not two or three times.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-__all__ = ["partitioner", "without_idle_passes"]
+__all__ = ["decomposed", "partitioner", "without_idle_passes"]
 
 
 def _has(*names: str) -> Callable[[Any, str], bool]:
@@ -75,6 +74,28 @@ def without_idle_passes() -> Iterator[None]:
         yield
     finally:
         module.XNNPACKPassManager = whole  # type: ignore[misc]
+
+
+def decomposed(program: Any, preserved: Collection[Any]) -> Any:
+    """Return an exported program without mutations and composite operators, traced once instead of two or three times.
+
+    ``to_edge_transform_and_lower`` first removes mutations and then, where it finds some, decomposes operators; each
+    traces the program anew.  Here both are done at once, and the program given back has nothing more to decompose.
+
+    Args:
+        program: as ``torch.export`` gives it.
+        preserved: operators that stay whole.
+    """
+    from executorch.exir.program._program import _default_decomposition_table
+
+    table = _default_decomposition_table()
+    for op in preserved:
+        table.pop(op, None)
+    done = program.run_decompositions(table)
+    again = done.run_decompositions
+    # An empty table asks for mutations to be removed, and there are none.
+    done.run_decompositions = lambda table=None, **options: again(table, **options) if table else done
+    return done
 
 
 def partitioner() -> Any:
