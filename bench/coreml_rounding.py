@@ -4,7 +4,7 @@ For the shipped models and scaled copies of the presets, in both fp16 recipes: h
 reference with its roundings when both sum exactly; how far when the evaluator sums in f32, and when the reference
 does; and how far the roundings themselves are from the same model without them.
 
-    python bench/coreml_fp16.py [NAME ...]      # recorded when no name is given
+    python bench/coreml_rounding.py [NAME ...]      # recorded when no name is given
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def main() -> int:
     names = parser.parse_args().names
     rows = [row for name in names or (*TRAINED, *SCALED) for row in _rows(name)]
     if not names:
-        record("coreml_fp16", {"tokens": TOKENS, "threads": 1}, rows)
+        record("coreml_rounding", {"tokens": TOKENS, "threads": 1}, rows)
     return int(not all(row["met"] for row in rows))
 
 

@@ -1,0 +1,97 @@
+"""The native target against the engines people would use: the 125M class in int4, prompts and decoding.
+
+``omnic bench`` does the measuring: every engine in a process of its own, in turns, the same numbers in all of them, 4
+bits in groups of 32, distinct in every layer.  Ours has 4-bit steps times one f32 a row for scales (``s4``),
+onnxruntime-genai f32 scales, llama.cpp (Q4_0) f16 scales.
+
+    python bench/native_peers.py [--threads 1] [--rounds 21] [--json]
+
+Needs ``pip install omnic[bench]`` and a C compiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from common import record, row, show
+
+from omnic.api import compile as compile_model
+from omnic.bench.measure import Measurement, Plan, measure
+from omnic.bench.peers import PeerRequest, peer_names, precision_of, prepared
+from omnic.bench.runners import bundle_contestant
+from omnic.bench.traffic import Traffic
+from omnic.runtime.machine import machine
+from omnic.spec import parse_spec
+
+SPEC = """omnic: 1
+model: class_125m_native
+vocab: {size: 32000}
+context: 4096
+blocks:
+  - repeat: 12
+    width: 768
+    attention: {kind: gqa, heads: 12, kv_heads: 4, head_dim: 64}
+    ffn: {kind: dense, hidden: 2048, activation: swiglu}
+passes:
+  - int4-packing: {group: 32, scale: s4, embedding: 'i4<g32>', head: 'i4<g32, s4>'}
+"""
+SEED, PROMPTS, CONTEXTS, NEW = 1, (128, 512), (128, 2048), 16
+#: phase -> least speed over the best peer; prompts without AMX
+BARS = {"decode": 1.3, "prefill": 1.5}
+FOLDER = Path("build/bench")
+
+
+def measured(threads: int, rounds: int) -> Measurement:
+    """Compile, build the peers, measure."""
+    spec = parse_spec(SPEC, "class_125m_native.yaml")
+    bundle = compile_model(spec, "tvm", FOLDER / "class_125m-native", seed=SEED, parity="off", force=True)
+    plan = Plan(PROMPTS, CONTEXTS, NEW, rounds, 2, threads)
+    request = PeerRequest(spec, None, SEED, precision_of(bundle.module), spec.context, threads, FOLDER / "peers")
+    peers, absent = prepared(peer_names(), request)
+    ours = bundle_contestant(bundle.path, "tvm", spec.model, threads)
+    return measure(spec.model, [ours, *peers], plan, spec.vocab.size, Traffic.of(bundle.module), machine(),
+                   lambda what, share: print(f"  {what}", file=sys.stderr), absent)
+
+
+def rows_of(found: Measurement) -> list[dict[str, Any]]:
+    """Return a row a phase: ours against each peer, the best of them against the bar."""
+    rows: list[dict[str, Any]] = []
+    for figure in (f for f in found.figures if f.contestant == found.contestants[0].name):
+        others = [f for f in found.figures if (f.phase, f.tokens) == (figure.phase, figure.tokens) and f.speedup]
+        limit = f"{figure.share:.0%} of the {'read limit' if figure.phase == 'decode' else 'f32 products'}"
+        rows.append(row(f"{figure.phase} {figure.tokens}, omnic", f"{1e3 * figure.p50:.2f} ms, {limit}"))
+        gains = [(f.contestant, f.p50, f.speedup) for f in others if f.speedup is not None]
+        best = min((gain.median for _, _, gain in gains), default=None)
+        for name, p50, gain in gains:
+            text = f"{gain.median:.2f} [{gain.low:.2f}, {gain.high:.2f}] ({1e3 * p50:.2f} ms)"
+            bar = BARS[figure.phase]
+            counts = gain.median == best
+            rows.append(row(f"{figure.phase} {figure.tokens}: {name}'s time / ours", text,
+                            f">= {bar}x" if counts else "", gain.median >= bar if counts else None))
+    for name, peak in found.peaks.items():
+        rows.append(row(f"peak memory, {name}", f"{peak / 1e6:.0f} MB"))
+    return rows
+
+
+def main() -> int:
+    """Measure and record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--json", action="store_true", help="print the recorded entry as JSON")
+    args = parser.parse_args()
+    found = measured(args.threads, args.rounds)
+    conditions = {"threads": args.threads, "rounds": args.rounds, "weights": "int4 g32, head and embedding included",
+                  **{f"{c.name}": ", ".join(f"{k} {v}" for k, v in c.about.items()) for c in found.contestants},
+                  **{f"{name} not measured": why for name, why in found.absent.items()}}
+    entry = record("native_peers", conditions, rows_of(found))
+    print(json.dumps(entry)) if args.json else show(entry)
+    return 0 if all(r["met"] is not False for r in entry["rows"]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
