@@ -88,7 +88,7 @@ def main() -> int:
     conditions = {"threads": args.threads, "rounds": args.rounds, "weights": "int4 g32, head and embedding included",
                   **{f"{c.name}": ", ".join(f"{k} {v}" for k, v in c.about.items()) for c in found.contestants},
                   **{f"{name} not measured": why for name, why in found.absent.items()}}
-    entry = record("native_peers", conditions, rows_of(found))
+    entry = record("native_peers" if args.threads == 1 else f"native_peers_{args.threads}", conditions, rows_of(found))
     print(json.dumps(entry)) if args.json else show(entry)
     return 0 if all(r["met"] is not False for r in entry["rows"]) else 1
 

@@ -22,6 +22,7 @@ BENCHES = {
     "executorch_int4": ("ExecuTorch int4 against ExecuTorch's own export of Llama", "python bench/executorch_int4.py"),
     "executorch_tiny": ("tiny to ExecuTorch, and the same again", "python bench/executorch_tiny.py"),
     "native_peers": ("The native target in int4 against other engines", "python bench/native_peers.py"),
+    "native_peers_2": ("The same on two threads", "python bench/native_peers.py --threads 2"),
     "kernels_products": ("Product kernels against reading alone and MatMulNBits", "python bench/kernels_products.py"),
     "kernels_attention": ("Attention kernels against composed operators", "python bench/kernels_attention.py"),
     "engine": ("Engine over the bare session", "python bench/engine.py"),
