@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from omnic.errors import InputError
+
 __all__ = ["Contestant", "Runner", "bundle_contestant", "find_opener", "open_bundle_runner", "open_genai",
            "open_llama_cpp"]
 
@@ -152,7 +154,7 @@ class _LlamaCpp:
         tokens = (self.api.llama_token * len(ids))(*ids)
         status = self.api.llama_decode(self.context, self.api.llama_batch_get_one(tokens, len(ids)))
         if status:
-            raise RuntimeError(f"llama_decode gave {status}")
+            raise InputError(f"llama.cpp could not decode {len(ids)} tokens (llama_decode gave {status})")
         logits = self.api.llama_get_logits_ith(self.context, -1)
         return int(np.ctypeslib.as_array(logits, shape=(self.vocab,)).argmax())
 

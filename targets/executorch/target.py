@@ -32,9 +32,10 @@ for _package in ("torch", "executorch", "torchao"):
 class ExecutorchTarget(Target):
     """A .pte for ExecuTorch.
 
-    Options: ``delegate`` (``xnnpack``, the default, or ``portable``), ``state`` (``buffers``, the default, of the
-    program; ``explicit`` inputs and outputs), ``runner`` (a method ``forward`` as ExecuTorch's text runner calls it;
-    true by default).
+    Options: ``delegate`` (``xnnpack``, the default; ``portable``; ``coreml`` and ``vulkan``, which are built and not
+    run here), ``state`` (``buffers``, the default, of the program; ``explicit`` inputs and outputs), ``runner`` (a
+    method ``forward`` as ExecuTorch's text runner calls it; true by default), ``verify`` (lengths of the methods
+    ``verify_K``), ``weights`` (``inside``, the default, or ``ptd``).
     """
 
     name: ClassVar[str] = "executorch"

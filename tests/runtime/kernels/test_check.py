@@ -1,4 +1,4 @@
-"""Random cases in C, every level against generic C to the bit: under sanitisers, emulated, and on Arm under qemu."""
+"""Random cases and products in C, every level against generic C to the bit: under sanitisers, emulated, and on Arm."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from omnic.errors import MissingExtraError
 from omnic.runtime.kernels.build import build_executable
 from omnic.runtime.kernels.toolchain import Variant
 
-CHECK = Path(__file__).with_name("check.c")
-#: what 30 cases of seed 1 give on every platform
-DIGEST = "digest 4be512455a5a3b7b"
+#: program -> what 30 cases of seed 1 give on every platform
+CHECKS = {"check": "digest 4be512455a5a3b7b", "check_products": "digest 15f47710ab55981e"}
 
 
 def run(command: list[str], seed: int, cases: int) -> list[str]:
@@ -25,22 +24,25 @@ def run(command: list[str], seed: int, cases: int) -> list[str]:
     return done.stdout.splitlines()
 
 
-def program(variant: Variant = "release", triple: str | None = None) -> str:
-    try:
-        return str(build_executable([CHECK], "check", triple, variant, static=triple is not None))
-    except MissingExtraError as error:
-        pytest.skip(error.message)
+@pytest.fixture(params=CHECKS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
-def test_random_cases(built: object) -> None:
-    lines = run([program()], 1, 30)
+def program(name: str, variant: Variant = "release", triple: str | None = None) -> str:
+    source = Path(__file__).with_name(f"{name}.c")
+    return str(build_executable([source], name, triple, variant, static=triple is not None))
+
+
+def test_random_cases(built: object, name: str) -> None:
+    lines = run([program(name)], 1, 30)
     assert lines[0].startswith("levels generic")
-    assert lines[-1] == DIGEST
+    assert lines[-1] == CHECKS[name]
 
 
 @pytest.mark.slow
-def test_random_cases_under_sanitisers() -> None:
-    command = [program("sanitised")]
+def test_random_cases_under_sanitisers(name: str) -> None:
+    command = [program(name, "sanitised")]
     for seed in range(2, 6):
         run(command, seed, 60)
 
@@ -48,15 +50,18 @@ def test_random_cases_under_sanitisers() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="levels of x86-64")
 @pytest.mark.skipif(not Path("/usr/include/simde").exists(), reason="SIMDe is not installed (Debian: libsimde-dev)")
-def test_random_cases_in_emulated_levels() -> None:
-    lines = run([program("emulated")], 1, 30)
-    assert lines == ["levels generic avx2 avxvnni avx512 amx", DIGEST]
+def test_random_cases_in_emulated_levels(name: str) -> None:
+    lines = run([program(name, "emulated")], 1, 30)
+    assert lines == ["levels generic avx2 avxvnni avx512 amx", CHECKS[name]]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="qemu-aarch64 is not installed (Debian: qemu-user)")
 @pytest.mark.parametrize(("cpu", "levels"), [("max", "neon dotprod i8mm"), ("cortex-a76", "neon dotprod"),
                                              ("cortex-a72", "neon")])
-def test_random_cases_on_arm(cpu: str, levels: str) -> None:
-    command = ["qemu-aarch64", "-cpu", cpu, program(triple="aarch64-linux-musl")]
-    assert run(command, 1, 30) == [f"levels generic {levels}", DIGEST]
+def test_random_cases_on_arm(name: str, cpu: str, levels: str) -> None:
+    try:
+        arm = program(name, triple="aarch64-linux-musl")
+    except MissingExtraError as error:
+        pytest.skip(error.message)
+    assert run(["qemu-aarch64", "-cpu", cpu, arm], 1, 30) == [f"levels generic {levels}", CHECKS[name]]
