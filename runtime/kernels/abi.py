@@ -7,9 +7,10 @@ from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64
 from enum import IntEnum
 from typing import Any
 
-__all__ = ["ABI", "Activation", "Cache", "Call", "Kind", "Level", "Mask", "Number", "Ops", "View", "Weight", "declare"]
+__all__ = ["ABI", "Activation", "Cache", "Call", "Kind", "Level", "Mask", "Number", "Ops", "Tuning", "View", "Weight",
+           "declare"]
 
-ABI = 1
+ABI = 2
 
 
 class Level(IntEnum):
@@ -56,10 +57,26 @@ class Kind(IntEnum):
     RELU2 = 4
 
 
+class Tuning(ctypes.Structure):
+    """``omnic_tuning``: how products are cut and read ahead.  No value changes a bit of any result.
+
+    ``panels`` in flight for one row (1, 2, 4), bytes of ``prefetch`` ahead of the codes (0: none), numbers of k
+    unpacked at a time for many rows (``k_block``: a multiple of 64, at most 2048), rows that share an unpacked panel
+    (``chunk``: a multiple of 16, at most 512), most ``threads`` of a call (0: all).  0, and a negative ``prefetch``,
+    leave a field to the level.
+    """
+
+    _fields_ = [("panels", c_int32), ("prefetch", c_int32), ("k_block", c_int32), ("chunk", c_int32),
+                ("threads", c_int32)]
+
+    def __init__(self, panels: int = 0, prefetch: int = -1, k_block: int = 0, chunk: int = 0, threads: int = 0) -> None:
+        super().__init__(panels, prefetch, k_block, chunk, threads)
+
+
 class Call(ctypes.Structure):
     """``omnic_call``."""
 
-    _fields_ = [("pool", c_void_p), ("scratch", c_void_p), ("scratch_bytes", c_size_t)]
+    _fields_ = [("pool", c_void_p), ("scratch", c_void_p), ("scratch_bytes", c_size_t), ("tuning", POINTER(Tuning))]
 
 
 class Weight(ctypes.Structure):
@@ -111,7 +128,8 @@ class Ops(ctypes.Structure):
                                   c_void_p, c_void_p)),
         ("embed", _function(_WEIGHT, c_void_p, c_int64, c_void_p, c_int64)),
         ("moe", _function(c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_void_p,
-                          c_int64, c_int32, c_int32, c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_int64)),
+                          c_int64, c_int32, c_float, c_float, c_float, c_int32, c_int64, c_void_p, c_void_p, c_void_p,
+                          c_void_p, c_int64)),
         ("attention", _function(POINTER(Mask), c_int64, c_int64, View, _CACHE, _CACHE, View)),
         ("mla", _function(POINTER(Mask), c_int64, View, View, _CACHE, _CACHE, View)),
         ("linear_heads", _function(POINTER(_WEIGHT), c_int64, c_int64, c_int64, View, View)),

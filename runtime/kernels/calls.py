@@ -1,4 +1,4 @@
-"""The kernels that need no packed weights, over numpy arrays: attention, caches, norms, rope, activations."""
+"""The kernels over numpy arrays: products, attention, caches, norms, rope, activations."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from omnic.errors import InputError
-from omnic.runtime.kernels.abi import Kind, Mask, View
+from omnic.runtime.kernels.abi import Activation, Kind, Mask, Tuning, View
 from omnic.runtime.kernels.caches import HeldCache
 from omnic.runtime.kernels.library import Kernels, address
+from omnic.runtime.kernels.packing import Packed, weight_of
 
-__all__ = ["act", "add", "attention", "cache_move", "cache_write", "gated_act", "layer_norm", "mla", "rms_norm", "rope",
-           "softmax", "topk", "view"]
+__all__ = ["act", "add", "attention", "cache_move", "cache_write", "gated_act", "layer_norm", "linear", "mla", "rms_norm",
+           "rope", "softmax", "topk", "view"]
 
 Array = np.ndarray[Any, Any]
 #: pairs of tokens that one call of ``cache_move`` takes
@@ -44,6 +45,33 @@ def _mask(batch: int, tokens: int, start: Array, length: Array, parents: Array |
     """Return the C mask and the arrays it points into."""
     kept = (_index(start), _index(length), None if parents is None else _index(parents), _f32(sinks))
     return Mask(batch, tokens, *(address(x) for x in kept), scale, softcap, window), kept
+
+
+def linear(
+    kernels: Kernels, weight: Packed, x: Array, *, act: Activation = Activation.F32, act_group: int = 0,
+    bias: Array | None = None, residual: Array | None = None, tuning: Tuning | None = None,
+) -> Array:
+    """Return residual + act(x) W^T + bias, f32 [M, N], of x f32 [M, K] and panels of W [N, K].  ``tuning`` (default:
+    the level's own) changes how long it takes and nothing else.
+
+    Raises:
+        InputError: x, bias or residual do not fit the weight, or codes by groups have no group.
+    """
+    x, bias, residual = np.ascontiguousarray(x, np.float32), _f32(bias), _f32(residual)
+    if x.ndim != 2 or x.shape[1] != weight.k:
+        raise InputError(f"linear: x {list(x.shape)} does not fit a weight [{weight.n}, {weight.k}]")
+    y = np.empty((len(x), weight.n), np.float32)
+    if bias is not None and bias.shape != (weight.n,):
+        raise InputError(f"linear: bias {list(bias.shape)} is not [{weight.n}]")
+    if residual is not None and residual.shape != y.shape:
+        raise InputError(f"linear: residual {list(residual.shape)} is not {list(y.shape)}")
+    if act == Activation.I8_GROUP and act_group < 1:
+        raise InputError(f"linear: activations in codes by groups of {act_group}", "name the group: act_group=32")
+    w = weight_of(weight)
+    kernels.run("linear", byref(w), address(x), len(x), weight.k, int(act), act_group, address(bias),
+                address(residual), weight.n, address(y), weight.n,
+                scratch=kernels.scratch_linear(w, len(x), int(act), act_group), tuning=tuning)
+    return y
 
 
 def attention(

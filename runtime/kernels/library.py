@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import byref, c_void_p
+from ctypes import byref, c_void_p, pointer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from omnic.errors import InputError
-from omnic.runtime.kernels.abi import ABI, Call, Level, Ops, Weight, declare
+from omnic.runtime.kernels.abi import ABI, Call, Level, Ops, Tuning, Weight, declare
 from omnic.runtime.kernels.build import ROOM, build
 from omnic.runtime.kernels.toolchain import Variant, host_triple, library_name
 
@@ -133,15 +133,18 @@ class Kernels:
         """Threads that share the work."""
         return self.pool.threads if self.pool else 1
 
-    def call(self, scratch: int = 0) -> Call:
+    def call(self, scratch: int = 0, tuning: Tuning | None = None) -> Call:
         """Return the first argument of every function, with that many bytes of scratch."""
         self.scratch.need(scratch)
         address = self.pool.address if self.pool else None
-        return Call(address, self.scratch.address or None, self.scratch.size)
+        call = Call(address, self.scratch.address or None, self.scratch.size)
+        if tuning is not None:
+            call.tuning = pointer(tuning)
+        return call
 
-    def run(self, name: str, *arguments: Any, scratch: int = 0) -> None:
-        """Call a function of the table."""
-        getattr(self.table, name)(byref(self.call(scratch)), *arguments)
+    def run(self, name: str, *arguments: Any, scratch: int = 0, tuning: Tuning | None = None) -> None:
+        """Call a function of the table; products and experts heed ``tuning`` (default: the level's own)."""
+        getattr(self.table, name)(byref(self.call(scratch, tuning)), *arguments)
 
     def scratch_linear(self, weight: Weight, rows: int, act: int, act_group: int) -> int:
         """Return the bytes of scratch of ``linear`` and ``head_argmax``."""

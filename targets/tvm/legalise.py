@@ -100,7 +100,7 @@ def _kept(node: Node, in_place: set[str]) -> bool:
     if node.op == "gated_act":
         return _plain_gate(node)
     if node.op == "moe":
-        return _weights(operands[3:]) and _plain_gate(node)
+        return _weights(operands[3:])
     return True
 
 

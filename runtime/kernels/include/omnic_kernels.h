@@ -24,7 +24,7 @@ extern "C" {
 #pragma GCC visibility push(default)
 #endif
 
-#define OMNIC_ABI 1
+#define OMNIC_ABI 2
 
 /* ---- levels ------------------------------------------------------------------------------------------------- */
 enum {
@@ -56,10 +56,20 @@ enum { OMNIC_SILU = 0, OMNIC_GELU = 1, OMNIC_GELU_TANH = 2, OMNIC_RELU = 3, OMNI
 
 /* ---- a call ------------------------------------------------------------------------------------------------- */
 typedef struct omnic_pool omnic_pool;      /* worker threads; NULL: the calling thread alone */
+/* How products are cut and read ahead.  No value changes a bit of any result; values between those that a field takes
+ * count as the next smaller one. */
+typedef struct {
+  int32_t panels;        /* panels in flight for one row: 1, 2 or 4; 0: as the level does */
+  int32_t prefetch;      /* bytes ahead of the codes, 0: none; negative: as the level does */
+  int32_t k_block;       /* numbers of k unpacked at a time for many rows: a multiple of 64, at most 2048; 0 */
+  int32_t chunk;         /* rows that share an unpacked panel: a multiple of 16, at most 512; 0 */
+  int32_t threads;       /* most threads that a call uses, 0: all of the pool */
+} omnic_tuning;
 typedef struct {
   omnic_pool *pool;
   void *scratch;         /* 64-byte aligned; as many bytes as the function's omnic_scratch_* said */
   size_t scratch_bytes;
+  const omnic_tuning *tuning; /* of products and experts; NULL: as the level does */
 } omnic_call;
 
 omnic_pool *omnic_pool_create(int threads);          /* NULL when a thread cannot be made */
@@ -145,12 +155,14 @@ typedef struct {
 
   /* y [m, d] = sum over the chosen experts i of gates[i] * down_e(act(gate_e x) * up_e x), or down_e(act(up_e x)) with
    * gate NULL.  up, gate, down are tables [experts] of pointers: an expert may lie anywhere.  indices, gates [m, top].
-   * biases are [experts][...] or NULL. Tokens of the same expert share its weights; the sum runs in the order of `top`. */
+   * biases are [experts][...] or NULL. Tokens of the same expert share its weights; the sum runs in the order of `top`.
+   * With a gate, `limit` > 0 bounds it from above and up on both sides first, silu is x sigmoid(alpha x), and beta is
+   * added to up: act(min(gate, limit)) * (clamp(up, -limit, limit) + beta).  alpha 1, beta 0, limit 0: none of it. */
   void (*moe)(const omnic_call *, const omnic_weight *const *gate, const omnic_weight *const *up,
               const omnic_weight *const *down, int64_t experts, const float *x, int64_t m, int64_t ldx,
-              const int64_t *indices, const float *gates, int64_t top, int32_t kind, int32_t act, int64_t act_group,
-              const float *const *gate_bias, const float *const *up_bias, const float *const *down_bias, float *y,
-              int64_t ldy);
+              const int64_t *indices, const float *gates, int64_t top, int32_t kind, float alpha, float beta,
+              float limit, int32_t act, int64_t act_group, const float *const *gate_bias, const float *const *up_bias,
+              const float *const *down_bias, float *y, int64_t ldy);
 
   /* heads query heads over keys and values of heads_kv; head h reads cache head h / (heads / heads_kv). */
   void (*attention)(const omnic_call *, const omnic_mask *, int64_t heads, int64_t heads_kv, omnic_view q,

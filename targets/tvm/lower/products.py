@@ -143,7 +143,8 @@ def _moe(p: Planner, turn: Turn) -> None:
     act = act_of(attrs["act"])
     call = (
         f"K->moe(&c, {f'&P[{gate.name}]' if gate else 'NULL'}, &P[{up.name}], &P[{down.name}], {up.count}, $x, "
-        f"{dim(x.count)}, {dim(x.stride)}, $indices, $gates, {top}, {ACTIVATIONS[attrs['kind']]}, {act}, "
+        f"{dim(x.count)}, {dim(x.stride)}, $indices, $gates, {top}, {ACTIVATIONS[attrs['kind']]}, "
+        f"{f32(attrs['alpha'])}, {f32(attrs['beta'])}, {f32(attrs['limit'] or 0.0)}, {act}, "
         f"{', '.join(tables)}, $y, {dim(y.stride)});"
     )
     text = call if not lines else "{\n  " + "\n  ".join([*lines, call]) + "\n}"

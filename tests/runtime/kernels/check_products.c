@@ -1,4 +1,5 @@
-/* Random products with packed weights in every level of this machine, held to generic C to the bit, row by row too.
+/* Random products with packed weights in every level of this machine, held to generic C to the bit, row by row and
+ * with random tunings too.
  *
  *   check_products SEED CASES      prints the levels that ran and a digest of generic's results; 1 when a level differs
  *
@@ -36,8 +37,14 @@ static void fail(const omnic_ops *ops, const char *what) {
 static void count_in(const void *bytes, int64_t size) {
   for (int64_t i = 0; i < size; i++) digest = (digest ^ ((const uint8_t *)bytes)[i]) * 0x100000001b3ull;
 }
-static omnic_call call_with(int pool, size_t scratch) {
-  omnic_call call = {pools[pool], NULL, scratch};
+/* Any tuning, values that no field takes included. */
+static omnic_tuning tuning_drawn(void) {
+  static const int32_t panels[] = {1, 2, 4, 0, 3, 9}, ahead[] = {0, -1, 64, 2048, 8192};
+  return (omnic_tuning){.panels = panels[draw() % 6], .prefetch = ahead[draw() % 5], .k_block = (int32_t)upto(0, 40) * 64,
+                        .chunk = (int32_t)upto(0, 34) * 16, .threads = (int32_t)upto(0, 4)};
+}
+static omnic_call call_with(int pool, size_t scratch, const omnic_tuning *tuning) {
+  omnic_call call = {pools[pool], NULL, scratch, tuning};
   char *raw = malloc(scratch + 64 + sizeof(void *));
   uintptr_t at = ((uintptr_t)raw + sizeof(void *) + 63) & ~(uintptr_t)63;
   call.scratch = (void *)at;
@@ -116,24 +123,25 @@ static void linear_case(void) {
   float *x = numbers((m - 1) * ldx + k), *bias = draw() % 2 ? numbers(n) : NULL;
   float *residual = draw() % 2 ? numbers((m - 1) * ldy + n) : NULL;
   if (draw() % 4 == 0) x[draw() % (uint64_t)k] *= 1000.0f;
+  omnic_tuning tuning = tuning_drawn();
   int64_t size = ((m - 1) * ldy + n) * 4, *ids = room(m * 8), *best = room(m * 8);
   float *y = room(size), *want = room(size), *logits = room(m * 4), *top = room(m * 4);
   int64_t first = upto(0, m - 1), some = upto(1, m - first);
   for (int l = 0; l < level_count; l++)
     for (int pool = 0; pool < 3; pool++) {
-      omnic_call call = call_with(pool, omnic_scratch_linear(&w, m, act, group, pool + 1));
+      omnic_call call = call_with(pool, omnic_scratch_linear(&w, m, act, group, pool + 1), pool ? &tuning : NULL);
       memset(y, 0, (size_t)size);
       levels[l]->linear(&call, &w, x, m, ldx, act, group, bias, residual, ldy, y, ldy);
       if ((!l || rounds(levels[l], act)) && !pool) memcpy(want, y, (size_t)size);
       if (!l && !pool) count_in(y, size);
-      if (memcmp(y, want, (size_t)size)) fail(levels[l], pool ? "threads change linear" : "linear");
+      if (memcmp(y, want, (size_t)size)) fail(levels[l], pool ? "threads or tuning change linear" : "linear");
       levels[l]->head_argmax(&call, &w, x, m, ldx, act, group, 0.0f, ids, logits);
       if ((!l || rounds(levels[l], act)) && !pool) memcpy(best, ids, (size_t)m * 8), memcpy(top, logits, (size_t)m * 4);
       if (memcmp(ids, best, (size_t)m * 8) || memcmp(logits, top, (size_t)m * 4)) fail(levels[l], "head_argmax");
       give_back(&call);
       if (pool) continue;
       /* Some of the rows alone. */
-      omnic_call few = call_with(0, omnic_scratch_linear(&w, some, act, group, 1));
+      omnic_call few = call_with(0, omnic_scratch_linear(&w, some, act, group, 1), &tuning);
       float *part = room(((some - 1) * ldy + n) * 4);
       levels[l]->linear(&few, &w, x + first * ldx, some, ldx, act, group, bias, residual ? residual + first * ldy : NULL, ldy,
                         part, ldy);
@@ -148,7 +156,7 @@ static void linear_case(void) {
   float *rows = room(m * k * 4), *table = room(m * k * 4);
   for (int64_t i = 0; i < m; i++) ids[i] = upto(-1, n);
   for (int l = 0; l < level_count; l++) {
-    omnic_call call = call_with(l % 3, 64);
+    omnic_call call = call_with(l % 3, 64, l % 2 ? &tuning : NULL);
     levels[l]->embed(&call, &w, ids, m, rows, k);
     if (!l) memcpy(table, rows, (size_t)(m * k) * 4), count_in(rows, m * k * 4);
     if (memcmp(rows, table, (size_t)(m * k) * 4)) fail(levels[l], "embed");
@@ -160,6 +168,7 @@ static void linear_case(void) {
 
 static void heads_case(void) {
   int64_t heads = upto(1, 4), batch = upto(1, 3), tokens = upto(1, 60), k = upto(1, 80), n = upto(1, 80);
+  omnic_tuning tuning = tuning_drawn();
   omnic_weight w[4];
   const omnic_weight *table[4];
   for (int64_t h = 0; h < heads; h++) w[h] = weight_of((int32_t)(draw() % 3), n, k), table[h] = w + h;
@@ -167,7 +176,7 @@ static void heads_case(void) {
   float *x = numbers(rows * k), *y = room(rows * n * 4), *want = room(rows * n * 4);
   omnic_view from = {x, tokens * heads * k, k, heads * k}, to = {y, heads * tokens * n, tokens * n, n};
   for (int l = 0; l < level_count; l++) {
-    omnic_call call = call_with(l % 3, 64);
+    omnic_call call = call_with(l % 3, 64, l % 2 ? &tuning : NULL);
     levels[l]->linear_heads(&call, table, heads, batch, tokens, from, to);
     if (!l) memcpy(want, y, (size_t)(rows * n) * 4), count_in(y, rows * n * 4);
     if (memcmp(y, want, (size_t)(rows * n) * 4)) fail(levels[l], "linear_heads");
@@ -185,7 +194,9 @@ static void moe_case(void) {
   omnic_weight w[3][EXPERTS];
   const omnic_weight *table[3][EXPERTS];
   const float *bias[3][EXPERTS];
-  int with_bias = draw() % 2, with_gate = draw() % 3 != 0;
+  int with_bias = draw() % 2, with_gate = draw() % 3 != 0, extras = draw() % 2;
+  float alpha = extras ? 1.702f : 1.0f, beta = extras ? 1.0f : 0.0f, limit = extras && draw() % 2 ? 0.75f : 0.0f;
+  omnic_tuning tuning = tuning_drawn();
   for (int s = 0; s < 3; s++)
     for (int e = 0; e < EXPERTS; e++) {
       w[s][e] = weight_of(type, s == 2 ? width : hidden, s == 2 ? hidden : width);
@@ -197,12 +208,12 @@ static void moe_case(void) {
   for (int64_t i = 0; i < m * top; i++) indices[i] = draw() % 16 ? upto(0, EXPERTS - 1) : upto(-1, EXPERTS);
   for (int l = 0; l < level_count; l++)
     for (int pool = 0; pool < 3; pool++) {
-      omnic_call call = call_with(pool, omnic_scratch_moe(w[0], w[2], m, top, EXPERTS, act, group, pool + 1));
+      omnic_call call = call_with(pool, omnic_scratch_moe(w[0], w[2], m, top, EXPERTS, act, group, pool + 1), pool ? &tuning : NULL);
       levels[l]->moe(&call, with_gate ? table[1] : NULL, table[0], table[2], EXPERTS, x, m, width, indices, gates, top, kind,
-                     act, group, with_bias ? bias[1] : NULL, with_bias ? bias[0] : NULL, with_bias ? bias[2] : NULL, y, width);
+                     alpha, beta, limit, act, group, with_bias ? bias[1] : NULL, with_bias ? bias[0] : NULL, with_bias ? bias[2] : NULL, y, width);
       if ((!l || rounds(levels[l], act)) && !pool) memcpy(want, y, (size_t)(m * width) * 4);
       if (!l && !pool) count_in(y, m * width * 4);
-      if (memcmp(y, want, (size_t)(m * width) * 4)) fail(levels[l], pool ? "threads change moe" : "moe");
+      if (memcmp(y, want, (size_t)(m * width) * 4)) fail(levels[l], pool ? "threads or tuning change moe" : "moe");
       give_back(&call);
     }
   for (int s = 0; s < 3; s++)

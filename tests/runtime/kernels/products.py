@@ -11,7 +11,7 @@ import numpy as np
 
 from omnic.ir.packing import QTensor, decode, quantise
 from omnic.ir.types import Storage, parse_element
-from omnic.runtime.kernels.abi import Activation, View, Weight
+from omnic.runtime.kernels.abi import Activation, Tuning, View, Weight
 from omnic.runtime.kernels.library import Kernels, address
 from omnic.runtime.kernels.packing import Packed, pack, weight_of
 
@@ -105,8 +105,9 @@ def moe(
     kernels: Kernels, gate: list[Matrix | None] | None, up: list[Matrix | None], down: list[Matrix | None],
     x: np.ndarray, indices: np.ndarray, gates: np.ndarray, kind: int, act: Activation = Activation.F32, group: int = 32,
     biases: tuple[list[np.ndarray] | None, list[np.ndarray], list[np.ndarray]] | None = None,
+    extras: tuple[float, float, float] = (1.0, 0.0, 0.0), tuning: Tuning | None = None,
 ) -> np.ndarray:
-    """Return the sum over each token's experts."""
+    """Return the sum over each token's experts; ``extras`` are alpha, beta and limit of the gate."""
     m, top = indices.shape
     first, last = next(w for w in up if w), next(w for w in down if w)
     y = np.full((m, last.packed.n), np.nan, np.float32)
@@ -116,6 +117,6 @@ def moe(
         ctypes.byref(first.c), ctypes.byref(last.c), m, top, len(up), int(act), group, kernels.threads)
     kernels.run(
         "moe", None if gate is None else pointers(gate), pointers(up), pointers(down), len(up), address(x), m,
-        x.shape[1], address(indices), address(gates), top, kind, int(act), group, *tables, address(y), y.shape[1],
-        scratch=scratch)
+        x.shape[1], address(indices), address(gates), top, kind, *extras, int(act), group, *tables, address(y),
+        y.shape[1], scratch=scratch, tuning=tuning)
     return y

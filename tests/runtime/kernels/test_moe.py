@@ -24,7 +24,7 @@ def choices(rng, m):
     return indices, rng.random((m, TOP)).astype(np.float32)
 
 
-def in_f64(gate, up, down, x, indices, gates, kind, act, group, biases):
+def in_f64(gate, up, down, x, indices, gates, kind, act, group, biases, extras=(1.0, 0.0, None)):
     """Return the result, and the size of what was summed."""
     seen = rounded(x, act, group)
     y, size = np.zeros((len(x), WIDTH)), np.zeros((len(x), WIDTH))
@@ -35,7 +35,7 @@ def in_f64(gate, up, down, x, indices, gates, kind, act, group, biases):
                 hidden = activate(inner, kind)
             else:
                 hidden = gated(seen[i] @ gate[e].numbers.T + (biases[0][e] if biases else 0), inner, kind,
-                               alpha=1.0, beta=0.0, limit=None)
+                               *extras)
             hidden = rounded(hidden[None].astype(np.float32), act, group)[0]
             out = hidden @ down[e].numbers.T + (biases[2][e] if biases else 0)
             y[i] += gates[i, j] * out
@@ -78,6 +78,20 @@ def test_plain_c_threads_and_neighbours_change_nothing(built: Library, element):
             some = slice(3, 3 + m)
             few = moe(built.kernels(), gate, up, down, x[some], indices[some], gates[some], Kind.SILU, act, group)
             assert np.array_equal(few, plain[some])
+
+
+@pytest.mark.parametrize(("kind", "alpha", "beta", "limit"), [
+    ("silu", 1.702, 1.0, 0.5), ("silu", 1.0, 0.0, 0.25), ("silu", 0.5, -0.5, None), ("gelu", 1.0, 1.0, 1.0)])
+def test_the_gate_has_a_slope_an_offset_and_a_limit(kernels: Kernels, kind, alpha, beta, limit):
+    rng = np.random.default_rng(4)
+    gate, up, down = experts("f32", rng)
+    x = rng.standard_normal((9, WIDTH)).astype(np.float32)
+    indices, gates = choices(rng, 9)
+    bare = moe(kernels, gate, up, down, x, indices, gates, Kind[kind.upper()])
+    y = moe(kernels, gate, up, down, x, indices, gates, Kind[kind.upper()], extras=(alpha, beta, limit or 0.0))
+    want, size = in_f64(gate, up, down, x, indices, gates, kind, Activation.F32, 0, None, (alpha, beta, limit))
+    assert (np.abs(y - want) <= 1e-5 * size).all()
+    assert not np.allclose(bare, y, rtol=1e-3)
 
 
 def test_an_index_that_is_no_expert_adds_nothing(kernels: Kernels):

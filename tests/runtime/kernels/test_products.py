@@ -2,11 +2,14 @@
 row.  Every other level is held to plain C by check_products.c."""
 
 import ctypes
+import re
 
 import numpy as np
 import pytest
 
-from omnic.runtime.kernels.abi import Activation, Level
+from omnic.errors import InputError
+from omnic.runtime.kernels import calls
+from omnic.runtime.kernels.abi import Activation, Level, Tuning
 from omnic.runtime.kernels.library import Kernels, Library, Pool, address
 from tests.runtime.kernels.products import ELEMENTS, linear, matrix, pointers, rounded, view
 
@@ -81,6 +84,37 @@ def test_threads_and_chunks_change_nothing(built: Library, element):
             one = linear(alone, weight, x, act, group)
             assert np.array_equal(linear(built.kernels(pool=pool), weight, x, act, group), one)
             assert np.array_equal(linear(alone, weight, x[130:], act, group), one[130:])
+
+
+@pytest.mark.parametrize("element", ["bf16", "i4<g32, s4>", "i4<g64, asym>", "i8<g32, f32>", "i2<g32>"])
+def test_no_tuning_changes_a_bit(built: Library, element):
+    rng = np.random.default_rng(12)
+    weight = matrix(element, 150, 416, rng)
+    tunings = [Tuning(), Tuning(panels=1, prefetch=0, k_block=64, chunk=16, threads=1),
+               Tuning(panels=4, prefetch=1 << 20, k_block=2048, chunk=512, threads=2),
+               *(Tuning(*(int(v) for v in rng.integers(-1, 4000, 5))) for _ in range(4))]
+    with Pool(built, 3) as pool:
+        kernels = built.kernels(pool=pool)
+        for m in (1, 2, 7, 300):
+            x = numbers(rng, m, 416)
+            for act, group in ACTS:
+                want = calls.linear(built.kernels(), weight.packed, x, act=act, act_group=group)
+                for tuning in tunings:
+                    y = calls.linear(kernels, weight.packed, x, act=act, act_group=group, tuning=tuning)
+                    assert np.array_equal(y, want), (m, act, group)
+
+
+def test_calls_say_what_does_not_fit(kernels: Kernels):
+    weight = matrix("i4<g32>", 48, 64, np.random.default_rng(13)).packed
+    x = np.ones((2, 64), np.float32)
+    for what, arguments in (
+        ("linear: x [2, 32] does not fit a weight [48, 64]", {"x": x[:, :32]}),
+        ("linear: bias [2] is not [48]", {"x": x, "bias": np.ones(2)}),
+        ("linear: residual [1, 48] is not [2, 48]", {"x": x, "residual": np.ones((1, 48))}),
+        ("linear: activations in codes by groups of 0", {"x": x, "act": Activation.I8_GROUP}),
+    ):
+        with pytest.raises(InputError, match=re.escape(what)):
+            calls.linear(kernels, weight, **arguments)
 
 
 @pytest.mark.parametrize("element", ["f16", "i4<g32>"])

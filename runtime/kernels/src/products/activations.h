@@ -139,8 +139,9 @@ OMNIC_INLINE void *take(omnic_arena *arena, int64_t bytes) {
 }
 
 /* Describe m rows, take their memory from the arena, and fill them on the pool. */
-OMNIC_STATIC omnic_rows prepare(omnic_pool *pool, omnic_arena *arena, int32_t kinds, const float *x, int64_t m,
-                                int64_t ldx, const int64_t *offsets, int64_t k, int32_t act, int64_t act_group) {
+OMNIC_STATIC omnic_rows prepare(omnic_pool *pool, const omnic_tuning *way, omnic_arena *arena, int32_t kinds,
+                                const float *x, int64_t m, int64_t ldx, const int64_t *offsets, int64_t k, int32_t act,
+                                int64_t act_group) {
   int64_t group = act == OMNIC_ACT_I8_GROUP && act_group < k ? act_group : k;
   int64_t stride = row_stride(k);
   omnic_rows rows = {.m = m, .k = k, .act = act, .group = group, .groups = (k + group - 1) / group,
@@ -159,6 +160,6 @@ OMNIC_STATIC omnic_rows prepare(omnic_pool *pool, omnic_arena *arena, int32_t ki
   }
   if (!(kinds & (AS_CODES | AS_BF16)) && act == OMNIC_ACT_F32) return rows;
   omnic_prepare_job job = {&rows, kinds, 8};
-  omnic_pool_run(m > 8 ? pool : NULL, prepare_task, &job, (m + 7) / 8);
+  run_tasks(m > 8 ? pool : NULL, way, prepare_task, &job, (m + 7) / 8);
   return rows;
 }

@@ -6,7 +6,7 @@
  * Activations in bf16: weights are rounded to bf16 too, sums are f32, in the order of the tiles.
  */
 
-#define AMX_BYTES 512  /* of a row of x that are multiplied before the next part of the weights is unpacked */
+#define AMX_BYTES 512  /* most of a row of x that are multiplied before the next part of the weights is unpacked */
 /* Compilers do not see what the tile instructions read and write. */
 #define AMX_BARRIER() __asm__ volatile("" ::: "memory")
 
@@ -60,9 +60,11 @@ AMX_STEPS(amx_bf16_steps, _tile_dpbf16ps)
 typedef struct {
   _Alignas(64) char open[2][AMX_BYTES * 16];
   _Alignas(64) char tail[16][AMX_BYTES];
-  _Alignas(64) int32_t sums[PRODUCT_CHUNK / 32][2][2][256];
-  _Alignas(64) float chains[2][PRODUCT_CHUNK][16];
+  _Alignas(64) int32_t sums[TILE_ROWS / 32][2][2][256];
+  _Alignas(64) float chains[2][TILE_ROWS][16];
 } amx_memory;
+
+OMNIC_INLINE int64_t amx_block(const omnic_tile *t) { return t->way->k_block < AMX_BYTES ? t->way->k_block : AMX_BYTES; }
 
 OMNIC_INLINE int32_t *amx_sums(amx_memory *memory, int64_t i, int64_t p) {
   return memory->sums[i / 32][i / 16 % 2][p] + i % 16 * 16;
@@ -184,7 +186,7 @@ OMNIC_STATIC void amx_open_bf16(const omnic_tile *t, int64_t panel, int64_t k, i
 
 OMNIC_STATIC void amx_tile_bf16(const omnic_tile *t, amx_memory *memory) {
   const omnic_rows *rows = t->rows;
-  int64_t end = t->panel + t->panels, k = product_round_up(t->w->k, 32), step = AMX_BYTES / 2;
+  int64_t end = t->panel + t->panels, k = product_round_up(t->w->k, 32), step = amx_block(t) / 2;
   for (int64_t panel = t->panel; panel < end; panel += 2) {
     int64_t two = panel + 1 < end;
     for (int64_t from = 0; from < k; from += step) {
@@ -217,17 +219,24 @@ OMNIC_STATIC void amx_join(const code_job *job, amx_memory *memory, int64_t pane
     }
 }
 
-OMNIC_STATIC void amx_tile_codes(const code_job *job, int fold, amx_memory *memory) {
+/* Code times step in 8 bits. */
+OMNIC_INLINE int amx_folds(const code_job *job) {
+  const omnic_weight *w = job->t->w;
+  return job->stepped && job->per_row && !w->zeros && w->type != OMNIC_I8;
+}
+
+OMNIC_STATIC void amx_tile_codes(const code_job *job, amx_memory *memory) {
   const omnic_tile *t = job->t;
+  const int fold = amx_folds(job);
   const omnic_rows *rows = t->rows;
   int64_t end = t->panel + t->panels, k = product_round_up(t->w->k, 64);
-  int64_t segment = fold ? k : job->segment;
+  int64_t segment = fold ? k : job->segment, block = amx_block(t);
   for (int64_t panel = t->panel; panel < end; panel += 2) {
     int64_t two = panel + 1 < end;
     for (int64_t start = 0, g = 0; start < k; start += segment, g++) {
       int64_t stop = start + segment < k ? start + segment : k;
-      for (int64_t from = start; from < stop; from += AMX_BYTES) {
-        int64_t count = stop - from < AMX_BYTES ? stop - from : AMX_BYTES;
+      for (int64_t from = start; from < stop; from += block) {
+        int64_t count = stop - from < block ? stop - from : block;
         const char *b[2];
         for (int64_t p = 0; p <= two; p++) b[p] = amx_open_codes(t, panel + p, from, count, fold, memory->open[p]);
         amx_pass(t, memory, (const char *)rows->codes, rows->stride, from, count, b[0], b[two], from == start, 0);
@@ -244,23 +253,23 @@ OMNIC_STATIC void amx_tile_codes(const code_job *job, int fold, amx_memory *memo
   }
 }
 
-/* Do a tile with AMX; 0 where the kernels without tiles must, or are the faster ones (few rows, groups of 32). */
-OMNIC_STATIC int amx_tile(const omnic_tile *t) {
+/* Whether AMX does a product: the kernels without tiles must do the rest, or are faster (few rows, groups of 32). */
+OMNIC_STATIC int amx_takes(const omnic_tile *t) {
   const omnic_weight *w = t->w;
-  if (t->rows->act == OMNIC_ACT_BF16) {
-    amx_memory memory;
-    amx_begin();
-    amx_tile_bf16(t, &memory);
-    _tile_release();
-    return 1;
-  }
+  if (t->rows->act == OMNIC_ACT_BF16) return 1;
   if (!by_codes(w, t->rows->act) || !codes_fit(t) || t->count < 8) return 0;
   code_job job = code_job_of(t);
-  int fold = job.stepped && job.per_row && !w->zeros && w->type != OMNIC_I8;
-  if (!fold && (job.segment % 64 || (w->type == OMNIC_I8 && w->zeros))) return 0;
+  return amx_folds(&job) || (job.segment % 64 == 0 && (w->type != OMNIC_I8 || !w->zeros));
+}
+
+OMNIC_STATIC void amx_tile(const omnic_tile *t) {
   amx_memory memory;
   amx_begin();
-  amx_tile_codes(&job, fold, &memory);
+  if (t->rows->act == OMNIC_ACT_BF16) {
+    amx_tile_bf16(t, &memory);
+  } else {
+    code_job job = code_job_of(t);
+    amx_tile_codes(&job, &memory);
+  }
   _tile_release();
-  return 1;
 }

@@ -5,7 +5,8 @@ typedef __m512 cols_f;
 #define COLS 16
 #define COL_VECTORS 1
 #define CODE_ROWS 8
-#define CODE_PANELS 4
+#define CODE_PANELS 4        /* panels in flight for a single row, at most */
+#define PANELS_IN_FLIGHT 4
 #define VALUE_ROWS 8
 #define VALUE_PANELS 8
 

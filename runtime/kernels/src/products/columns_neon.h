@@ -5,7 +5,8 @@ typedef float32x4_t cols_f;
 #define COLS 4
 #define COL_VECTORS 4
 #define CODE_ROWS 4
-#define CODE_PANELS 2
+#define CODE_PANELS 4        /* panels in flight for a single row, at most */
+#define PANELS_IN_FLIGHT 2
 #define VALUE_ROWS 4
 #define VALUE_PANELS 2
 

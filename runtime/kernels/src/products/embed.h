@@ -36,5 +36,6 @@ OMNIC_STATIC void embed_task(void *arg, int64_t task) {
 OMNIC_STATIC void OMNIC_FN(embed)(const omnic_call *call, const omnic_weight *w, const int64_t *ids, int64_t m, float *y,
                                   int64_t ldy) {
   embed_job job = {w, ids, m, 8, y, ldy};
-  if (m > 0) omnic_pool_run(m > 8 ? call->pool : NULL, embed_task, &job, (m + 7) / 8);
+  omnic_tuning way = tuning_of(call);
+  if (m > 0) run_tasks(m > 8 ? call->pool : NULL, &way, embed_task, &job, (m + 7) / 8);
 }

@@ -7,7 +7,7 @@
 
 /* R rows times P panels, `count` numbers of k.  data[p]: [count][16] of a plain type, x[r]: [count], chains [r][p][16]. */
 OMNIC_INLINE void value_block(const int32_t type, const int R, const int P, const void *const *data, int64_t count,
-                              const float *const *x, float (*const *chain)[16]) {
+                              int64_t ahead, const float *const *x, float (*const *chain)[16]) {
   cols_f acc[VALUE_ROWS][VALUE_PANELS][COL_VECTORS];
   OMNIC_UNROLL for (int r = 0; r < R; r++) OMNIC_UNROLL for (int p = 0; p < P; p++)
       OMNIC_UNROLL for (int v = 0; v < COL_VECTORS; v++) acc[r][p][v] = cols_get(chain[r][p] + v * COLS);
@@ -15,7 +15,7 @@ OMNIC_INLINE void value_block(const int32_t type, const int R, const int P, cons
   for (int64_t k = 0; k < count; k++) {
     cols_f w[VALUE_PANELS][COL_VECTORS];
     OMNIC_UNROLL for (int p = 0; p < P; p++) {
-      if (R == 1) __builtin_prefetch((const char *)data[p] + k * bytes + READ_AHEAD);
+      if (R == 1) __builtin_prefetch((const char *)data[p] + k * bytes + ahead);
       OMNIC_UNROLL for (int v = 0; v < COL_VECTORS; v++) w[p][v] = cols_plain(data[p], type, k * 16, v);
     }
     OMNIC_UNROLL for (int r = 0; r < R; r++) {
@@ -29,8 +29,9 @@ OMNIC_INLINE void value_block(const int32_t type, const int R, const int P, cons
 }
 
 #define VALUE_BLOCK(name, type, R, P)                                                                      \
-  OMNIC_STATIC void name(const void *const *data, int64_t count, const float *const *x, float (*const *chain)[16]) { \
-    value_block(type, R, P, data, count, x, chain);                                                        \
+  OMNIC_STATIC void name(const void *const *data, int64_t count, int64_t ahead, const float *const *x,     \
+                         float (*const *chain)[16]) {                                                      \
+    value_block(type, R, P, data, count, ahead, x, chain);                                                 \
   }
 #define VALUE_BLOCKS(name, type)                  \
   VALUE_BLOCK(name##_wide, type, 1, VALUE_PANELS) \
@@ -41,7 +42,7 @@ VALUE_BLOCKS(values32, OMNIC_F32)
 VALUE_BLOCKS(values16, OMNIC_F16)
 VALUE_BLOCKS(values_b16, OMNIC_BF16)
 
-typedef void (*value_function)(const void *const *, int64_t, const float *const *, float (*const *)[16]);
+typedef void (*value_function)(const void *const *, int64_t, int64_t, const float *const *, float (*const *)[16]);
 typedef struct {
   value_function wide, one, two, many;
 } value_functions;
@@ -58,7 +59,7 @@ OMNIC_INLINE void value_rows(const omnic_tile *t, const value_functions *run, in
       x[r] = value_row(t->rows, t->first + row + (r < left ? r : left - 1)) + k;
       chain[r] = r < left ? (float(*)[16])(chains + (row + r) * P * 16) : &spare;
     }
-    (P > 1 ? run->wide : rows == 1 ? run->one : rows == 2 ? run->two : run->many)(data, count, x, chain);
+    (P > 1 ? run->wide : rows == 1 ? run->one : rows == 2 ? run->two : run->many)(data, count, t->way->prefetch, x, chain);
     row += rows;
   }
 }
@@ -105,7 +106,7 @@ OMNIC_STATIC void value_tile_plain(const omnic_tile *t) {
   const omnic_weight *w = t->w;
   int64_t bytes = w->type == OMNIC_F32 ? 64 : 32, last = t->panel + t->panels;
   int open = w->type != OMNIC_F32 && t->count > 2 * VALUE_ROWS;
-  _Alignas(64) float chains[PRODUCT_CHUNK * 16], opened[OPEN_VALUES * 16];
+  _Alignas(64) float chains[TILE_ROWS * 16], opened[OPEN_VALUES * 16];
   for (int64_t panel = t->panel; panel < last;) {
     int64_t P = t->count == 1 && panel + VALUE_PANELS <= last ? VALUE_PANELS : 1;
     memset(chains, 0, (size_t)(t->count * P) * 64);
@@ -130,7 +131,7 @@ OMNIC_STATIC void value_tile_codes(const omnic_tile *t) {
   static const value_functions run = {values32_wide, values32_one, values32_two, values32_many};
   const omnic_weight *w = t->w;
   int64_t last = t->panel + t->panels;
-  _Alignas(64) float chains[PRODUCT_CHUNK * 16], part[PRODUCT_CHUNK * 16], opened[VALUE_PANELS * OPEN_VALUES * 16];
+  _Alignas(64) float chains[TILE_ROWS * 16], part[TILE_ROWS * 16], opened[VALUE_PANELS * OPEN_VALUES * 16];
   for (int64_t panel = t->panel; panel < last;) {
     int64_t P = t->count == 1 && panel + VALUE_PANELS <= last ? VALUE_PANELS : 1;
     memset(chains, 0, (size_t)(t->count * P) * 64);

@@ -8,9 +8,7 @@
 
 enum { CODES_4 = 0, CODES_2 = 1, CODES_OPEN = 2, CODES_8 = 3 }; /* OPEN: small codes unpacked, one in a byte */
 
-#define OPEN_NUMBERS 1024                /* numbers of k that are unpacked at a time */
 #define EXACT_NUMBERS 65536              /* rows up to here fit 32 bits whatever their codes are */
-#define READ_AHEAD 2048                  /* bytes */
 
 typedef struct {
   const omnic_tile *t;
@@ -24,6 +22,7 @@ typedef struct {
   const uint8_t *codes;
   int64_t panel_bytes;
   int64_t g0, g1;                        /* segments to do */
+  int64_t ahead;                         /* bytes to fetch ahead */
   float *between;                        /* chains [rows][16] where not all segments are done at once, else NULL */
 } code_part;
 
@@ -71,7 +70,7 @@ OMNIC_INLINE void segment_of_small(const int kind, const int R, const int P, con
       cols_i codes[CODE_PANELS][COL_VECTORS];
       OMNIC_UNROLL for (int p = 0; p < P; p++) {
         if (kind != CODES_OPEN && R < CODE_ROWS && i * line_bytes % 512 == 0)
-          __builtin_prefetch(lines + p * part->panel_bytes + i * line_bytes / 8 + READ_AHEAD);
+          __builtin_prefetch(lines + p * part->panel_bytes + i * line_bytes / 8 + part->ahead);
         OMNIC_UNROLL for (int v = 0; v < COL_VECTORS; v++)
           codes[p][v] = small_codes(kind, lines + p * part->panel_bytes, i, v);
       }
@@ -97,7 +96,7 @@ OMNIC_INLINE void segment_of_bytes(const int R, const int P, const code_job *job
     cols_i codes[CODE_PANELS][COL_VECTORS];
     OMNIC_UNROLL for (int p = 0; p < P; p++) {
       const uint8_t *line = part->codes + p * part->panel_bytes + i * 64;
-      if (R < CODE_ROWS) __builtin_prefetch(line + READ_AHEAD);
+      if (R < CODE_ROWS) __builtin_prefetch(line + part->ahead);
       OMNIC_UNROLL for (int v = 0; v < COL_VECTORS; v++) codes[p][v] = cols_byte(cols_load(line + v * COLS * 4));
     }
     OMNIC_UNROLL for (int r = 0; r < R; r++) {
@@ -240,7 +239,8 @@ OMNIC_INLINE void code_block(const int kind, const int R, const int P, const int
     code_block(kind, R, P, single, job, part, panel, row, rows);                                                   \
   }
 #define CODE_BLOCKS(name, kind, single)                 \
-  CODE_BLOCK(name##_wide, kind, 1, CODE_PANELS, single) \
+  CODE_BLOCK(name##_four, kind, 1, 4, single)           \
+  CODE_BLOCK(name##_pair, kind, 1, 2, single)           \
   CODE_BLOCK(name##_one, kind, 1, 1, single)            \
   CODE_BLOCK(name##_two, kind, 2, 1, single)            \
   CODE_BLOCK(name##_many, kind, CODE_ROWS, 1, single)
@@ -253,7 +253,7 @@ CODE_BLOCK(open_single_many, CODES_OPEN, CODE_ROWS, 1, 1)
 
 typedef void (*code_function)(const code_job *, const code_part *, int64_t panel, int64_t row, int64_t rows);
 typedef struct {
-  code_function wide, one, two, many;
+  code_function four, pair, one, two, many; /* panels of one row; rows */
 } code_functions;
 
 /* Unpack numbers k .. k + count - 1 of a panel, one code in a byte. */
@@ -271,17 +271,17 @@ OMNIC_STATIC void open_codes(int32_t type, const uint8_t *panel, int64_t k, int6
 /* Many rows: unpack part of a panel once, let all rows pass over it. */
 OMNIC_STATIC void code_tile_open(const code_job *job) {
   const omnic_tile *t = job->t;
-  _Alignas(64) uint8_t open[OPEN_NUMBERS * 16];
-  _Alignas(64) float between[(PRODUCT_CHUNK + CODE_ROWS) * 16];
+  _Alignas(64) uint8_t open[BLOCK_MOST * 16];
+  _Alignas(64) float between[(CHUNK_MOST + CODE_ROWS) * 16];
   code_function run = job->segment == 32 ? open_single_many : open_many;
-  int64_t step = OPEN_NUMBERS / job->segment;
+  int64_t step = t->way->k_block > job->segment ? t->way->k_block / job->segment : 1;
   for (int64_t panel = t->panel; panel < t->panel + t->panels; panel++) {
     const uint8_t *codes = (const uint8_t *)t->w->codes + panel * t->shape.panel_bytes;
     for (int64_t g = 0; g < job->segments; g += step) {
       int64_t g1 = g + step < job->segments ? g + step : job->segments;
       int64_t from = g * job->segment, to = g1 * job->segment < t->w->k ? g1 * job->segment : t->w->k;
       open_codes(t->w->type, codes, from, to - from, open);
-      code_part part = {open, 0, g, g1, between};
+      code_part part = {open, 0, g, g1, 0, between};
       for (int64_t row = 0; row < t->count; row += CODE_ROWS)
         run(job, &part, panel, row, t->count - row < CODE_ROWS ? t->count - row : CODE_ROWS);
     }
@@ -311,29 +311,31 @@ OMNIC_INLINE code_job code_job_of(const omnic_tile *t) {
 
 OMNIC_STATIC void code_tile(const omnic_tile *t) {
   static const code_functions of_kind[4] = {
-      {codes4_wide, codes4_one, codes4_two, codes4_many},
-      {codes2_wide, codes2_one, codes2_two, codes2_many},
-      {codes8_wide, codes8_one, codes8_two, codes8_many},
-      {codes4_single_wide, codes4_single_one, codes4_single_two, codes4_single_many}};
+      {codes4_four, codes4_pair, codes4_one, codes4_two, codes4_many},
+      {codes2_four, codes2_pair, codes2_one, codes2_two, codes2_many},
+      {codes8_four, codes8_pair, codes8_one, codes8_two, codes8_many},
+      {codes4_single_four, codes4_single_pair, codes4_single_one, codes4_single_two, codes4_single_many}};
   if (!codes_fit(t)) {
     oracle_tile(t);
     return;
   }
   const omnic_weight *w = t->w;
   code_job job = code_job_of(t);
-  if (w->type != OMNIC_I8 && t->count > 2 * CODE_ROWS && job.segment <= OPEN_NUMBERS) {
+  if (w->type != OMNIC_I8 && t->count > 2 * CODE_ROWS && job.segment <= BLOCK_MOST) {
     code_tile_open(&job);
     return;
   }
   const code_functions *run = of_kind + (w->type == OMNIC_I8 ? 2 : w->type == OMNIC_I2 ? 1 : job.segment == 32 ? 3 : 0);
   int64_t last = t->panel + t->panels;
   for (int64_t panel = t->panel; panel < last;) {
-    int64_t wide = t->count == 1 && panel + CODE_PANELS <= last ? CODE_PANELS : 1;
-    code_part part = {(const uint8_t *)w->codes + panel * t->shape.panel_bytes, t->shape.panel_bytes, 0, job.segments, NULL};
+    int64_t wide = t->count == 1 ? t->way->panels : 1;
+    while (panel + wide > last) wide /= 2;
+    code_part part = {(const uint8_t *)w->codes + panel * t->shape.panel_bytes, t->shape.panel_bytes, 0, job.segments,
+                      t->way->prefetch, NULL};
     for (int64_t row = 0; row < t->count;) {
       int64_t left = t->count - row;
       if (left == 1)
-        (wide > 1 ? run->wide : run->one)(&job, &part, panel, row, 1);
+        (wide == 4 ? run->four : wide == 2 ? run->pair : run->one)(&job, &part, panel, row, 1);
       else if (left == 2)
         run->two(&job, &part, panel, row, 2);
       else

@@ -7,6 +7,8 @@ typedef struct {
   const omnic_weight *const *gate, *const *up, *const *down;
   const float *const *gate_bias, *const *up_bias, *const *down_bias;
   int32_t kind;
+  float alpha, beta, limit;
+  const omnic_tuning *way;
   const omnic_rows *rows;      /* of the stage, in sorted order */
   int64_t *expert;             /* [active] which expert */
   int64_t *start;              /* [active + 1] its first pair */
@@ -29,18 +31,40 @@ OMNIC_STATIC int64_t moe_tile(const moe_job *job, int64_t task, const omnic_weig
   while (task >= job->tasks[e + 1]) e++;
   task -= job->tasks[e];
   const omnic_weight *w = table[job->expert[e]];
-  int64_t first = job->start[e] + task / job->splits * PRODUCT_CHUNK, left = job->start[e + 1] - first;
+  int64_t chunk = job->way->chunk, first = job->start[e] + task / job->splits * chunk, left = job->start[e + 1] - first;
   omnic_shape shape = weight_shape(w);
   int64_t panel = task % job->splits * job->per;
-  *t = (omnic_tile){.w = w, .shape = shape, .rows = job->rows, .first = first,
-                    .count = left < PRODUCT_CHUNK ? left : PRODUCT_CHUNK, .panel = panel,
+  *t = (omnic_tile){.w = w, .shape = shape, .rows = job->rows, .way = job->way, .first = first,
+                    .count = left < chunk ? left : chunk, .panel = panel,
                     .panels = shape.panels - panel < job->per ? shape.panels - panel : job->per};
   return job->expert[e];
 }
 
+/* inner = act(inner), or with a gate act(min(gate, limit)) * (clamp(inner, -limit, limit) + beta). */
+OMNIC_STATIC void moe_activate(const moe_job *job, const float *gate, float *inner, int64_t count) {
+  const omnic_call alone = {0};
+  if (!gate) {
+    OMNIC_FN(act)(&alone, job->kind, inner, count, inner);
+    return;
+  }
+  if (job->alpha == 1.0f && job->beta == 0.0f && job->limit <= 0.0f) {
+    OMNIC_FN(gated_act)(&alone, job->kind, gate, inner, count, inner);
+    return;
+  }
+  v16 limit = v16_set(job->limit > 0.0f ? job->limit : INFINITY), least = v16_sub(v16_zero(), limit);
+  for (int64_t i = 0; i < count; i += 16) {
+    v16 open = v16_min(v16_load_part(gate + i, count - i), limit);
+    v16 up = v16_max(v16_min(v16_load_part(inner + i, count - i), limit), least);
+    if (job->kind == OMNIC_SILU)
+      open = v16_mul(open, v16_sigmoid(v16_mul(open, v16_set(job->alpha))));
+    else
+      open = omnic_activation(open, job->kind);
+    v16_store_part(inner + i, v16_mul(open, v16_add(up, v16_set(job->beta))), count - i);
+  }
+}
+
 OMNIC_STATIC void moe_up_task(void *arg, int64_t task) {
   const moe_job *job = arg;
-  const omnic_call alone = {0};
   omnic_tile t;
   int64_t e = moe_tile(job, task, job->up, &t), at = t.first * job->hidden + t.panel * 16;
   int64_t columns = job->hidden - t.panel * 16 < t.panels * 16 ? job->hidden - t.panel * 16 : t.panels * 16;
@@ -55,13 +79,8 @@ OMNIC_STATIC void moe_up_task(void *arg, int64_t task) {
     t.bias = job->gate_bias ? job->gate_bias[e] : NULL;
     product_tile(&t);
   }
-  for (int64_t i = 0; i < t.count; i++) {
-    float *inner = job->inner + at + i * job->hidden;
-    if (job->gate)
-      OMNIC_FN(gated_act)(&alone, job->kind, job->open + at + i * job->hidden, inner, columns, inner);
-    else
-      OMNIC_FN(act)(&alone, job->kind, inner, columns, inner);
-  }
+  for (int64_t i = 0; i < t.count; i++)
+    moe_activate(job, job->gate ? job->open + at + i * job->hidden : NULL, job->inner + at + i * job->hidden, columns);
 }
 
 OMNIC_STATIC void moe_down_task(void *arg, int64_t task) {
@@ -89,30 +108,31 @@ OMNIC_STATIC void moe_sum_task(void *arg, int64_t i) {
 
 /* Cut a stage into tasks: those of each expert, chunk by chunk. */
 OMNIC_STATIC void moe_run(const omnic_call *call, moe_job *job, int64_t columns, void (*task)(void *, int64_t)) {
-  int64_t panels = (columns + 15) / 16, chunks = 0;
-  for (int64_t e = 0; e < job->active; e++)
-    chunks += (job->start[e + 1] - job->start[e] + PRODUCT_CHUNK - 1) / PRODUCT_CHUNK;
-  job->per = panels_of_task(call->pool, panels, chunks);
+  int64_t panels = (columns + 15) / 16, chunk = job->way->chunk, chunks = 0;
+  for (int64_t e = 0; e < job->active; e++) chunks += (job->start[e + 1] - job->start[e] + chunk - 1) / chunk;
+  job->per = panels_of_task(job->way, panels, chunks);
   job->splits = (panels + job->per - 1) / job->per;
   job->tasks[0] = 0;
   for (int64_t e = 0; e < job->active; e++) {
-    int64_t of = (job->start[e + 1] - job->start[e] + PRODUCT_CHUNK - 1) / PRODUCT_CHUNK;
+    int64_t of = (job->start[e + 1] - job->start[e] + chunk - 1) / chunk;
     job->tasks[e + 1] = job->tasks[e] + of * job->splits;
   }
-  omnic_pool_run(call->pool, task, job, job->tasks[job->active]);
+  run_tasks(call->pool, job->way, task, job, job->tasks[job->active]);
 }
 
 OMNIC_STATIC void OMNIC_FN(moe)(const omnic_call *call, const omnic_weight *const *gate, const omnic_weight *const *up,
                                 const omnic_weight *const *down, int64_t experts, const float *x, int64_t m, int64_t ldx,
-                                const int64_t *indices, const float *gates, int64_t top, int32_t kind, int32_t act,
-                                int64_t act_group, const float *const *gate_bias, const float *const *up_bias,
-                                const float *const *down_bias, float *y, int64_t ldy) {
+                                const int64_t *indices, const float *gates, int64_t top, int32_t kind, float alpha,
+                                float beta, float limit, int32_t act, int64_t act_group, const float *const *gate_bias,
+                                const float *const *up_bias, const float *const *down_bias, float *y, int64_t ldy) {
   if (m <= 0) return;
   omnic_arena arena = {call->scratch};
+  omnic_tuning way = tuning_of(call);
   int64_t pairs = m * top, used = 0;
   int64_t *next = take(&arena, experts * 8), *place = take(&arena, pairs * 8), *offsets = take(&arena, pairs * 8);
   moe_job job = {.gate = gate, .up = up, .down = down, .gate_bias = gate_bias, .up_bias = up_bias,
-                 .down_bias = down_bias, .kind = kind, .place = place, .gates = gates, .m = m, .top = top, .ldy = ldy,
+                 .down_bias = down_bias, .kind = kind, .alpha = alpha, .beta = beta, .limit = limit, .way = &way,
+                 .place = place, .gates = gates, .m = m, .top = top, .ldy = ldy,
                  .y = y, .expert = take(&arena, experts * 8), .start = take(&arena, (experts + 1) * 8),
                  .tasks = take(&arena, (experts + 1) * 8)};
   memset(next, 0, (size_t)experts * 8);
@@ -141,11 +161,11 @@ OMNIC_STATIC void OMNIC_FN(moe)(const omnic_call *call, const omnic_weight *cons
     job.inner = take(&arena, used * job.hidden * 4);
     job.open = gate ? take(&arena, used * job.hidden * 4) : NULL;
     job.out = take(&arena, used * job.width * 4);
-    omnic_rows rows = prepare(call->pool, &arena, kinds, x, used, ldx, offsets, first->k, act, act_group);
+    omnic_rows rows = prepare(call->pool, &way, &arena, kinds, x, used, ldx, offsets, first->k, act, act_group);
     job.rows = &rows;
     moe_run(call, &job, job.hidden, moe_up_task);
-    rows = prepare(call->pool, &arena, product_kinds(last, act), job.inner, used, job.hidden, NULL, job.hidden, act, act_group);
+    rows = prepare(call->pool, &way, &arena, product_kinds(last, act), job.inner, used, job.hidden, NULL, job.hidden, act, act_group);
     moe_run(call, &job, job.width, moe_down_task);
   }
-  omnic_pool_run(m * job.width > 4096 ? call->pool : NULL, moe_sum_task, &job, m);
+  run_tasks(m * job.width > 4096 ? call->pool : NULL, &way, moe_sum_task, &job, m);
 }

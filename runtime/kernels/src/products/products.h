@@ -1,8 +1,5 @@
 /* Products with packed weights: linear, linear_many, linear_heads, head_argmax, embed, moe, for one level. */
 #include "weights.h"
-#include "activations.h"
-#include "tile.h"
-#include "oracle.h"
 
 #if defined(OMNIC_HAS_AVX512)
 #include "columns_avx512.h"
@@ -11,6 +8,12 @@
 #elif defined(OMNIC_HAS_NEON)
 #include "columns_neon.h"
 #endif
+
+#include "tuning.h"
+#include "activations.h"
+#include "tile.h"
+#include "oracle.h"
+
 #if defined(COLS)
 #include "integers.h"
 #include "floats.h"

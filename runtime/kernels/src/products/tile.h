@@ -1,11 +1,15 @@
 /* A tile: some rows of the activations times some panels of a weight, and where the results go.  It is what every
  * driver cuts its work into and what every kernel computes. */
 
+/* Rows whose sums a kernel keeps on its stack, but for whole-number products of small codes, which take CHUNK_MOST. */
+#define TILE_ROWS 128
+
 typedef struct {
   const omnic_weight *w;
   omnic_shape shape;
   const omnic_rows *rows;
-  int64_t first, count;      /* rows, at most PRODUCT_CHUNK */
+  const omnic_tuning *way;
+  int64_t first, count;      /* rows, at most CHUNK_MOST */
   int64_t panel, panels;
   const float *bias;         /* of all outputs, or NULL */
   const float *residual;     /* row `first`, column 16 panel; or NULL */
@@ -16,6 +20,19 @@ typedef struct {
 } omnic_tile;
 
 OMNIC_INLINE float *tile_row(const omnic_tile *t, int64_t i) { return t->y + (t->y_offsets ? t->y_offsets[i] : i * t->ldy); }
+
+/* Rows from .. from + TILE_ROWS - 1 of a tile, or as many as it has. */
+OMNIC_INLINE omnic_tile tile_part(const omnic_tile *t, int64_t from) {
+  omnic_tile part = *t;
+  part.first += from;
+  part.count = t->count - from < TILE_ROWS ? t->count - from : TILE_ROWS;
+  if (t->residual) part.residual += from * t->ldr;
+  if (t->y_offsets)
+    part.y_offsets += from;
+  else
+    part.y += from * t->ldy;
+  return part;
+}
 
 /* Columns of a panel that the model has. */
 OMNIC_INLINE int64_t panel_columns(const omnic_tile *t, int64_t panel) {

@@ -1,8 +1,5 @@
 /* How a packed weight lies in memory (see the header), and the numbers of one output, one at a time. */
 
-/* Rows that share a pass over the weights: their activations and sums stay in the second-level cache. */
-#define PRODUCT_CHUNK 128
-
 typedef struct {
   int64_t panels;       /* ceil(n / 16) */
   int64_t panel_bytes;  /* codes of one panel */
