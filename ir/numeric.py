@@ -85,7 +85,7 @@ CLASSES: Mapping[str, NumericClass] = {
         NumericClass("f32", 2e-5, 2e-5, None, 1e-3, "f32 sums in another order and other exp and tanh"),
         NumericClass("f16", 2e-3, 2e-3, None, 5e-2, "states or weights rounded to 16 bits, sums in f32"),
         NumericClass("int8", 2e-2, None, 1e-3, 0.0,
-                     "activations rounded to 8 bits: rounding decides ties, not meaning"),
+                     "activations rounded to 8 bits or to bf16: rounding decides ties, not meaning"),
     )
 }
 

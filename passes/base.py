@@ -38,6 +38,7 @@ _OURS = (
     "quantise",
     "kv_quant",
     "prefill_int8",
+    "activations",
     "fusion",
     "dead_code",
     "cse",

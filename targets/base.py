@@ -7,7 +7,7 @@ branches on its name.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from omnic.errors import InputError
 from omnic.ir.caps import Caps
 from omnic.ir.graph import Module
 from omnic.ir.weights import Source, WeightStore
@@ -22,7 +23,7 @@ from omnic.ir.weights import Source, WeightStore
 if TYPE_CHECKING:
     from omnic.runtime.bundle import Bundle
 
-__all__ = ["EmitRequest", "Emitted", "Phase", "Progress", "Target"]
+__all__ = ["EmitRequest", "Emitted", "Phase", "Progress", "Target", "TuneRequest", "Tuned"]
 
 #: called with what is being done and the share done, 0..1
 Progress = Callable[[str, float], None]
@@ -89,6 +90,54 @@ class Phase:
     nodes: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
+@dataclass(frozen=True)
+class TuneRequest:
+    """What to measure for the programs of a module on this machine.
+
+    Attributes:
+        module: after the lossy passes; its weights' numbers are not needed.
+        options: the target's, already validated.
+        seconds: the budget.
+        threads: of a session.
+        records: the file that results go into; None: this user's own.
+        ops: what to tune; empty for all that can be.
+        progress: to be called as the work goes on.
+    """
+
+    module: Module
+    options: Mapping[str, Any]
+    seconds: float
+    threads: int
+    records: Path | None
+    ops: Sequence[str]
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was found for one part of a program.
+
+    Attributes:
+        what: the part.
+        rows: of a call.
+        seconds: of a call as it was; None where nothing was measured.
+        best: what is faster, "" where nothing is.
+        gain: how many times as fast the best one that was found is.
+        interval: of the gain, 99 %.
+        won: whether it is faster beyond noise, and so was kept.
+        note: what else is to say.
+    """
+
+    what: str
+    rows: str
+    seconds: float | None
+    best: str
+    gain: float
+    interval: tuple[float, float]
+    won: bool
+    note: str = ""
+
+
 class Target(ABC):
     """One backend."""
 
@@ -141,6 +190,28 @@ class Target(ABC):
     @abstractmethod
     def profile(self, bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int) -> list[Phase]:
         """Run a prefill of ``tokens`` [T] and ``steps`` single tokens, and say where the time went."""
+
+    def passes(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the passes (``NAME{option=value}``) that these options run after those of the spec."""
+        del options
+        return ()
+
+    def depends_on(self, options: Mapping[str, Any]) -> str:
+        """Return a hash of what else a program of these options is made from, "" for nothing: records of tuning."""
+        del options
+        return ""
+
+    def tune(self, request: TuneRequest) -> Iterator[Tuned]:
+        """Measure what of a program can be done in several ways, keep what is faster, and yield each result.
+
+        Raises:
+            InputError: the target has nothing to tune.
+        """
+        raise InputError(f"target {self.name} has nothing to tune", "tune a target with kernels of omnic's: tvm")
+
+    def tuning_file(self, request: TuneRequest) -> Path | None:
+        """Return the file that :meth:`tune` writes."""
+        return request.records
 
     def disk_bytes(self, module: Module) -> int:
         """Return the bytes that a bundle of ``module`` takes while it is written: its weights and a margin."""

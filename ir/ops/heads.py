@@ -36,7 +36,7 @@ class LmHead(Composite):
     )
     attrs = (
         Attr("softcap", "float", 0.0, doc="bound of the logits; 0 = none"),
-        Attr("act", "str", "none", doc="none, i8<per_token> or i8<gN>"),
+        Attr("act", "str", "none", doc="none, bf16, i8<per_token> or i8<gN>"),
     )
 
     def infer(self, *types: Any, **attrs: Any) -> TensorType:

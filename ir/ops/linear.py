@@ -38,19 +38,19 @@ if TYPE_CHECKING:
 
 __all__ = ["activation_group", "check_activation", "quantise_activation"]
 
-_ACT = re.compile(r"none|i8<(?:per_token|g([1-9]\d*))>")
+_ACT = re.compile(r"none|bf16|i8<(?:per_token|g([1-9]\d*))>")
 
 
 def activation_group(act: str, op: str = "linear") -> int | None:
-    """Return the group of an ``act`` attribute: None for ``none``, 0 for a whole token, else the group size.
+    """Return the group of an ``act`` attribute: None for ``none`` and ``bf16``, 0 for a whole token, else its size.
 
     Raises:
-        ShapeError: it is none of ``none``, ``i8<per_token>``, ``i8<gN>``.
+        ShapeError: it is none of ``none``, ``bf16``, ``i8<per_token>``, ``i8<gN>``.
     """
     match = _ACT.fullmatch(act)
     if not match:
-        raise ShapeError(f"{op}: act must be none, i8<per_token> or i8<gN>, got '{act}'")
-    if act == "none":
+        raise ShapeError(f"{op}: act must be none, bf16, i8<per_token> or i8<gN>, got '{act}'")
+    if act in ("none", "bf16"):
         return None
     return int(match.group(1)) if match.group(1) else 0
 
@@ -67,10 +67,13 @@ def check_activation(op: str, act: str, size: Dim) -> None:
 
 
 def quantise_activation(x: Array, act: str) -> Array:
-    """Return ``x`` as it is after dynamic symmetric 8-bit quantisation along its last dim.
+    """Return ``x`` as the product sees it.
 
-    ``s = max|x| / 127`` over the group (1 where all are zero), ``s * round_half_even(x / s)``.
+    Codes of 8 bits, dynamic and symmetric along the last dim: ``s = max|x| / 127`` over the group (1 where all are
+    zero), ``s * round_half_even(x / s)``.  ``bf16``: every number rounded to bf16, half to even.
     """
+    if act == "bf16":
+        return round_to(x, DType.BF16)
     group = activation_group(act)
     if group is None:
         return x
@@ -82,6 +85,8 @@ def quantise_activation(x: Array, act: str) -> Array:
 
 def decompose_quantise_activation(b: FunctionBuilder, x: Value, act: str) -> Value:
     """Build :func:`quantise_activation` from core ops."""
+    if act == "bf16":
+        return as_element(b, b.op("cast", x, to=DType.BF16), plain(x.type))
     group = activation_group(act)
     if group is None:
         return x
@@ -99,9 +104,9 @@ def decompose_quantise_activation(b: FunctionBuilder, x: Value, act: str) -> Val
 class Linear(Composite):
     """y[..., n] = sum_k x[..., k] * w[n, k] + bias[n].
 
-    ``act`` says how x is quantised before the product: ``i8<per_token>`` over the whole last dim,
-    ``i8<gN>`` over groups of N of it; symmetric, scale max|x|/127, round half to even.  The quantised
-    x is what the product sees, so the attribute is meaning, not a hint.
+    ``act`` says how x is rounded before the product: ``i8<per_token>`` over the whole last dim,
+    ``i8<gN>`` over groups of N of it, symmetric, scale max|x|/127, round half to even; ``bf16`` number by
+    number, half to even.  The rounded x is what the product sees, so the attribute is meaning, not a hint.
     """
 
     name = "linear"
@@ -112,7 +117,7 @@ class Linear(Composite):
         In("w", "float", doc="[N, K]"),
         In("bias", "float", optional=True, doc="[N]"),
     )
-    attrs = (Attr("act", "str", "none", doc="none, i8<per_token> or i8<gN>"),)
+    attrs = (Attr("act", "str", "none", doc="none, bf16, i8<per_token> or i8<gN>"),)
 
     def infer(self, *types: Any, **attrs: Any) -> TensorType:
         """Result [..., N] in the element type of x."""

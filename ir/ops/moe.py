@@ -266,7 +266,7 @@ class Moe(Composite):
     attrs = (
         Attr("kind", "str", choices=ACTIVATIONS, doc="act, as the op act"),
         Attr("dispatch", "str", "grouped", choices=("grouped", "dense", "gather"), doc="layout of the work"),
-        Attr("act", "str", "none", doc="none, i8<per_token> or i8<gN>"),
+        Attr("act", "str", "none", doc="none, bf16, i8<per_token> or i8<gN>"),
         *GATE_ATTRS,
     )
 

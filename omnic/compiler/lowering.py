@@ -20,6 +20,7 @@ from omnic.ir.graph import Module
 from omnic.ir.verify import verify
 from omnic.ir.weights import ResultStore, WeightStore
 from omnic.passes.base import OptionError, Pass, PassContext, Stage, make_pass, run_pass, stage_of
+from omnic.passes.options import split_call
 from omnic.passes.pipelines import expand
 from omnic.runtime.files import sha256_file
 from omnic.runtime.manifest import PassRecord, Remark
@@ -28,6 +29,7 @@ from omnic.spec import Spec
 
 if TYPE_CHECKING:
     from omnic.compiler.imported import Imported
+    from omnic.targets.base import Target
 
 __all__ = [
     "CalibrationSource",
@@ -39,6 +41,7 @@ __all__ = [
     "lower",
     "pass_context",
     "results_folder",
+    "target_passes",
 ]
 
 #: called with the module after each pass; False stops the list there
@@ -130,6 +133,12 @@ def listed_passes(spec: Spec | Imported) -> tuple[Listed, ...]:
     if problems:
         raise DiagnosticError(problems)
     return tuple(found)
+
+
+def target_passes(target: Target, options: Mapping[str, Any]) -> tuple[Listed, ...]:
+    """Return the passes that a target's own options ask for; they run after those of the spec."""
+    calls = (split_call(text) for text in target.passes(options))
+    return tuple(Listed(make_pass(name, given), given) for name, given in calls)
 
 
 def _span(spec: Spec | Imported, index: int, name: str, option: str | None) -> Span | None:

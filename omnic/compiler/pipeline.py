@@ -26,6 +26,7 @@ from omnic.compiler.lowering import (
     lower,
     pass_context,
     results_folder,
+    target_passes,
 )
 from omnic.compiler.parity import measure_parity
 from omnic.compiler.profiling import measure_profile
@@ -177,7 +178,7 @@ def compile_spec(request: CompileRequest, progress: Progress = silent) -> Bundle
     options = target.options({**spec.targets.get(request.target, {}), **request.options})
     out = request.out or default_out(spec, request.target)
     progress("build", 0.0)
-    passes = listed_passes(spec)
+    passes = (*listed_passes(spec), *target_passes(target, options))
     results = ResultStore(request.results or results_folder())
     front, weights, origin = _opened(request, results)
     tokenizer = _tokenizer(spec)
@@ -237,8 +238,9 @@ def lower_spec(request: CompileRequest, progress: Progress = silent) -> Lowered:
         InputError: a pass, an option or a weight file that cannot be used.
     """
     spec = request.spec
-    passes = listed_passes(spec)
-    caps = get_target(request.target).caps
+    target = get_target(request.target)
+    options = target.options({**spec.targets.get(request.target, {}), **request.options})
+    passes, caps = (*listed_passes(spec), *target_passes(target, options)), target.caps
     results = ResultStore(request.results or results_folder())
     tokenizer = _tokenizer(spec)
     named = request.weights is not None or request.seed is not None
@@ -278,6 +280,8 @@ def _key(
     }
     if tokenizer is not None:
         parts["tokenizer"] = tokenizer.files.contents()
+    if depends := get_target(request.target).depends_on(options):
+        parts["depends"] = depends
     if passes:
         # With the defaults of their options: a new default of a pass is another bundle.
         parts["passes"] = [[type(p.made).__module__, repr(p.made)] for p in passes]

@@ -65,7 +65,7 @@ CAPS = Caps(
         for kind in _STATE_KINDS
     ),
     dynamic=frozenset({"B", "T", "R"}),
-    activations=frozenset({"none", "i8<per_token>"}),
+    activations=frozenset({"none", "bf16", "i8<per_token>"}),
     state="in_place",
     batch_invariant=True,
     shared_weights=True,
@@ -75,7 +75,7 @@ CAPS = Caps(
         "dynamic": "eager execution",
         "state": "targets/torch/kernels.py: cache_write",
         "state_storage": "targets/torch/states.py: codes in u8 tensors; tests/targets/torch/test_states.py",
-        "activations": "targets/torch/kernels.py: quantise_activation",
+        "activations": "targets/torch/kernels.py: quantise_activation, round_to",
         "batch_invariant": "tests/targets/torch/test_invariance.py",
         "shared_weights": "targets/torch/inference.py: load_weights holds one tensor a weight",
     },

@@ -21,6 +21,7 @@ from omnic.targets.tvm.source import ProgramText, loop_prototypes, program_sourc
 from omnic.targets.tvm.states import state_forms
 from omnic.targets.tvm.tail.loops import Loop
 from omnic.targets.tvm.text import ident
+from omnic.targets.tvm.tuning.lookup import tunings_of
 from omnic.targets.tvm.weights_file import write_table, write_weights
 
 __all__ = ["KIND", "emit", "plans_of"]
@@ -64,7 +65,7 @@ def emit(request: EmitRequest) -> Emitted:
     module = legalise(request.module, options)
     if "forward" not in module.functions:
         raise InputError("target tvm compiles models with a function @forward")
-    matrices = Matrices(module)
+    matrices = Matrices(module, tunings=tunings_of(options))
     plans = plans_of(module, matrices)
     states, row_bytes = state_forms(module)
     digest = write_weights(out / WEIGHTS_FILE, matrices, request.weights.with_module(module), request.progress)
@@ -76,10 +77,12 @@ def emit(request: EmitRequest) -> Emitted:
     (out / SOURCE_FILE).write_text(program_source(text), encoding="utf-8")
     programs = compile_program(out, module.name, options, request, tuple(matrices.loops.values()))
     about = describe(module, module.functions, plans, row_bytes, str(options["level"]))
+    about["tuning"] = [entry for tunings in matrices.tunings for entry in tunings.about()]
     (out / ABOUT_FILE).write_text(json.dumps(about), encoding="utf-8")
     nodes = {f"{plan.name}:{scope}": tuple(ops) for plan in plans for scope, ops in plan.scopes.items()}
     files = {name: programs for name in module.functions}
-    return Emitted(KIND, module, files, {"level": options["level"]}, nodes, remarks(module))
+    said = (*remarks(module), *(line for tunings in matrices.tunings for line in tunings.remarks()))
+    return Emitted(KIND, module, files, {"level": options["level"]}, nodes, said)
 
 
 def declarations(matrices: Matrices, as_c: bool) -> str:

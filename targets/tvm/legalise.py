@@ -14,6 +14,7 @@ from typing import Any
 from omnic.ir.decompose import decompose
 from omnic.ir.dims import DimRange
 from omnic.ir.graph import Module, Node, Value
+from omnic.ir.ops.linear import activation_group
 from omnic.ir.types import Storage
 from omnic.targets.refusals import check_ops
 from omnic.targets.tvm.caps import CAPS
@@ -58,16 +59,21 @@ def legalise(module: Module, options: Mapping[str, Any]) -> Module:
 
 
 def with_activations(node: Node, activations: str) -> Node:
-    """Return a product with weights of codes that says how its inputs are rounded."""
+    """Return a product with weights of codes that says how its inputs are rounded.
+
+    ``auto`` is the groups of the weight itself; so is what ``calibrated`` (:mod:`omnic.passes.activations`) has not
+    decided, since the calibration text never reached it.
+    """
     if node.op not in _WEIGHTS_OF or activations == "f32" or attrs_of(node)["act"] != "none":
         return node
     weights = [v for at in _WEIGHTS_OF[node.op] if (v := node.operands[at]) is not None]
     found = {_own_activation(v) for v in weights}
-    if None in found or (activations == "auto" and len(found) > 1):
+    own = activations in ("auto", "calibrated")
+    if None in found or (own and len(found) > 1):
         return node
-    act = found.pop() if activations == "auto" else activations
+    act = found.pop() if own else activations
     assert act is not None
-    group = 0 if act == "i8<per_token>" else int(act[4:-1])
+    group = activation_group(act)
     widths = [int(str(v.type.shape[-1])) for v in weights]
     if group and any(w % group for w in widths):
         return node

@@ -16,6 +16,8 @@ from omnic.ir.weights.store import fixed_shape
 from omnic.runtime.kernels.packing import PanelType, panel_type, part_bytes
 from omnic.targets.tvm.tail.loops import Apply, Expression, Leaf, Loop
 from omnic.targets.tvm.text import ident
+from omnic.targets.tvm.tuning.lookup import Tunings
+from omnic.targets.tvm.tuning.products import Product
 from omnic.targets.tvm.views import View
 
 __all__ = ["ALIGNMENT", "HEADER", "PAGE", "Layout", "Matrices", "Matrix", "Place", "Vector", "panels_of"]
@@ -113,10 +115,15 @@ class Matrices:
     Args:
         module: the program's.
         layout: of a file that there is already; None lays one out.
+        tunings: records of how products are cut; several where one program is compiled for several platforms.
     """
 
-    def __init__(self, module: Module, layout: Layout | None = None) -> None:
+    def __init__(self, module: Module, layout: Layout | None = None, tunings: Sequence[Tunings] = ()) -> None:
         self.module, self._layout = module, layout
+        self.tunings = tuple(tunings)
+        #: every product call: the fewest and the most rows of each
+        self.products: dict[Product, list[tuple[int, int]]] = {}
+        self.tuned: dict[Product, str] = {}
         self.matrices: dict[tuple[str, bool], Matrix] = {}
         self.vectors: dict[str, Vector] = {}
         self.tables: dict[str, tuple[str, int]] = {}
@@ -145,6 +152,15 @@ class Matrices:
         if key not in self.loops:
             self.loops[key] = Loop(f"omnic_loop_{len(self.loops)}", root, tuple(inputs), output)
         return self.loops[key].name
+
+    def tuning(self, product: Product, low: int, high: int) -> str:
+        """Return the name of the table of tunings of a product that is called with ``low`` to ``high`` rows, "" where
+        no record is of it.
+        """
+        self.products.setdefault(product, []).append((low, high))
+        if product not in self.tuned and any(t.of(product) for t in self.tunings):
+            self.tuned[product] = f"TUNED_{len(self.tuned)}"
+        return self.tuned.get(product, "")
 
     def matrix(self, value: Value, turned: bool = False) -> Matrix:
         """Return the packed form of a weight of two dims, or of three: one matrix for each index of the first."""

@@ -62,6 +62,7 @@ def build_program(
     options: list[str] = [] if executable else ["-shared"]
     if executable:
         files.append(SUPPORT / "main.c")
+        options += ["-DOMNIC_EXECUTABLE"]
         options += ["-static"] if "macos" not in triple else []
         options += ["-s"] if "macos" not in triple else []
     with tempfile.TemporaryDirectory() as folder:

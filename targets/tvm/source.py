@@ -16,6 +16,7 @@ from omnic.targets.tvm.matrices import Matrices, Matrix, Place
 from omnic.targets.tvm.plan import Plan, Step
 from omnic.targets.tvm.states import StateForm
 from omnic.targets.tvm.text import C_TYPES, dim, f32, ident, wrapped
+from omnic.targets.tvm.tuning.products import row_class
 from omnic.targets.tvm.views import Buffer, View
 
 __all__ = ["ProgramText", "loop_prototypes", "program_source"]
@@ -54,7 +55,8 @@ class ProgramText:
 def program_source(text: ProgramText) -> str:
     """Return ``program.c``."""
     marks = _marks(text.plans)
-    parts = [_head(text), _matrices(text.matrices), _states(text), _tables(text.matrices), text.declarations]
+    parts = [_head(text), _matrices(text.matrices), _states(text), _tables(text.matrices), _tunings(text.matrices),
+             text.declarations]
     parts += [_function(plan, text, marks) for plan in text.plans]
     parts.append(_table(text, marks))
     return "\n".join(p for p in parts if p)
@@ -134,6 +136,32 @@ def _tables(matrices: Matrices) -> str:
         words = [f32(v) if dtype.is_float else str(int(v)) for v in values]
         found += f"static const {C_TYPES[dtype]} {name}[{len(values)}] = {{\n{wrapped(words)}\n}};\n"
     return found
+
+
+def _tunings(matrices: Matrices) -> str:
+    """Return the table of each tuned product: level, threads, rows, and the way to call it then.
+
+    The first platform is that of the library, a second one that of the executable beside it.
+    """
+    if not matrices.tuned:
+        return ""
+    parts = ["/* Measured ways of calling products: level, threads, fewest and most rows, tuning. */"]
+    for at, tunings in enumerate(matrices.tunings):
+        if len(matrices.tunings) > 1:
+            parts.append("#if !defined(OMNIC_EXECUTABLE)" if at == 0 else "#else")
+        parts.append(f"/* {tunings.cpu}, {tunings.triple} */")
+        for product, name in matrices.tuned.items():
+            lines = [f"static const omnic_tuned_rows {name}[] = {{ /* {product} */"]
+            for record in tunings.of(product):
+                rows = row_class(record.rows)
+                assert rows is not None
+                most = str(rows.high) if rows.high else "INT64_MAX"
+                level = f"OMNIC_{record.level.upper()}"
+                lines.append(f"  {{{level}, {record.threads}, {rows.low}, {most}, {record.tuning.c}}},")
+            parts += [*lines, "  {0}};"]
+    if len(matrices.tunings) > 1:
+        parts.append("#endif")
+    return "\n".join([*parts, ""])
 
 
 def loop_prototypes(matrices: Matrices) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from omnic.ir.graph import Module
 from omnic.ir.weights import Source
 from omnic.ir.weights.store import fixed_shape
 from omnic.runtime.bundle import Bundle
-from omnic.targets.base import EmitRequest, Emitted, Phase, Target
+from omnic.targets.base import EmitRequest, Emitted, Phase, Target, Tuned, TuneRequest
 from omnic.targets.cut import float_values, module_of
 from omnic.targets.tvm.caps import CAPS
 from omnic.targets.tvm.emit import emit
@@ -23,6 +23,7 @@ from omnic.targets.tvm.options import parse_options
 from omnic.targets.tvm.part import run_part
 from omnic.targets.tvm.profile import profile
 from omnic.targets.tvm.program import WEIGHTS_FILE
+from omnic.targets.tvm.tuning.lookup import fingerprint
 from omnic.targets.tvm.weights_file import ProgramSource
 
 __all__ = ["TARGET", "TvmTarget"]
@@ -31,7 +32,8 @@ __all__ = ["TARGET", "TvmTarget"]
 class TvmTarget(Target):
     """A whole program in C over the kernel library, compiled for this machine (docs/targets_tvm.md).
 
-    Options: ``activations``, ``batch``, ``emit``, ``level``, ``triple`` (:mod:`omnic.targets.tvm.options`).
+    Options: ``activations``, ``batch``, ``cpu``, ``emit``, ``level``, ``triple``, ``tuning``
+    (:mod:`omnic.targets.tvm.options`).
     """
 
     name: ClassVar[str] = "tvm"
@@ -70,6 +72,26 @@ class TvmTarget(Target):
     def profile(self, bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int) -> list[Phase]:
         """Run a prefill and ``steps`` single tokens with the clock of the program on."""
         return profile(bundle, tokens, steps, threads)
+
+    def passes(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return ``round-activations`` where the calibration text decides how products round their inputs."""
+        return ("round-activations",) if options["activations"] == "calibrated" else ()
+
+    def depends_on(self, options: Mapping[str, Any]) -> str:
+        """Return a hash of the records that the program may use."""
+        return fingerprint(options)
+
+    def tune(self, request: TuneRequest) -> Iterator[Tuned]:
+        """Time products, and loops, in several ways (docs/tuning.md)."""
+        from omnic.targets.tvm.tuning.tune import tune
+
+        return tune(request)
+
+    def tuning_file(self, request: TuneRequest) -> Path:
+        """Return the file of records: the one given, or this user's of this processor."""
+        from omnic.targets.tvm.tuning.tune import default_file
+
+        return request.records or default_file()
 
     def disk_bytes(self, module: Module) -> int:
         """Weights whose codes have no panels lie in the file as f32; every matrix begins at a page."""

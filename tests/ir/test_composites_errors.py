@@ -15,7 +15,7 @@ CASES = [
     ("linear", ("f32[B, 8]", "f32[4, 7]"), {}, "linear: last dim of x and of w: 8 against 7"),
     ("linear", ("f32[B, 8]", "f32[4, 8]", "f32[5]"), {}, "linear: bias must be [4], got [5]"),
     ("linear", ("f32[B, 8]", "f32[4, 8]"), {"act": "i8"},
-     "linear: act must be none, i8<per_token> or i8<gN>, got 'i8'"),
+     "linear: act must be none, bf16, i8<per_token> or i8<gN>, got 'i8'"),
     ("linear", ("f32[B, 8]", "f32[4, 8]"), {"act": "i8<g3>"}, "linear: activation group 3 does not divide 8"),
     ("embedding", ("f32[8]", "i64[B]"), {}, "embedding: w must have 2 dims, got f32[8]"),
     ("act", ("f32[8]",), {"kind": "tanh"},

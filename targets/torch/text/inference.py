@@ -243,6 +243,8 @@ def _linear(pen: Pen, step: Step) -> Code:
 
 def _quantised(pen: Pen, step: Step, x: Value | None) -> str:
     """Return x as the step's ``act`` has it."""
+    if step.attrs["act"] == "bf16":
+        return call(pen.helper("round_to"), pen.arg(x), torch_dtype(DType.BF16)).text
     group = activation_group(step.attrs["act"])
     return pen.arg(x) if group is None else call(pen.helper("quantise_activation"), pen.arg(x), str(group)).text
 

@@ -33,6 +33,8 @@ def operand(node: Node, at: int) -> Value:
 
 def act_of(act: str) -> str:
     """Return the two arguments that say how activations are rounded: kind and group."""
+    if act == "bf16":
+        return "OMNIC_ACT_BF16, 0"
     group = activation_group(act)
     if group is None:
         return "OMNIC_ACT_F32, 0"

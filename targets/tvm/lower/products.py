@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from omnic.ir.dims import Dim
+from omnic.ir.dims import Dim, evaluate
 from omnic.ir.graph import Node, Value
 from omnic.targets.tvm.lower.common import ACTIVATIONS, act_of, attrs_of, operand, vector
 from omnic.targets.tvm.plan import Lowering, Planner
 from omnic.targets.tvm.schedule import Turn
 from omnic.targets.tvm.text import dim, f32
+from omnic.targets.tvm.tuning.products import Product, panels_text
 from omnic.targets.tvm.views import Rows
 
 __all__ = ["LOWERINGS", "product"]
+
+
+def tuned_call(p: Planner, product: Product, rows: Dim) -> str:
+    """Return the first argument of a product kernel: the call, with the tuning of so many rows where there is one."""
+    dims = {name: r.high for name, r in p.module.dims.items()}
+    high = evaluate(rows, {**dims, **p.plan.fixed})
+    low = evaluate(rows, {**dict.fromkeys(dims, 1), "T": 2, **p.plan.fixed})
+    name = p.matrices.tuning(product, min(low, high), high)
+    return f"(omnic_call[]){{omnic_tuned(&c, K, {name}, {dim(rows)})}}" if name else "&c"
 
 
 def product(
@@ -24,9 +34,10 @@ def product(
     if residual is not None:
         views["residual"] = residual.view
         beside = f"$residual, {dim(residual.stride)}"
+    call = tuned_call(p, Product("linear", (matrix.n,), matrix.k, (panels_text(matrix.panels),), act), x.count)
     p.step(
-        f"K->linear(&c, &W[{matrix.name}], $x, {dim(x.count)}, {dim(x.stride)}, {act_of(act)}, {bias}, {beside}, $y, "
-        f"{dim(y.stride)});",
+        f"K->linear({call}, &W[{matrix.name}], $x, {dim(x.count)}, {dim(x.stride)}, {act_of(act)}, {bias}, {beside}, "
+        f"$y, {dim(y.stride)});",
         scratch=f"omnic_scratch_linear(&W[{matrix.name}], {dim(x.count)}, {act_of(act)}, threads)",
         **views,
     )
@@ -57,13 +68,18 @@ def _residual(p: Planner, turn: Turn) -> None:
 def _many(p: Planner, turn: Turn) -> None:
     nodes = turn.nodes
     x = p.rows(operand(nodes[0], 0))
-    act = act_of(attrs_of(nodes[0])["act"])
+    rounding = attrs_of(nodes[0])["act"]
+    act = act_of(rounding)
     matrices = [p.matrices.matrix(operand(n, 1)) for n in nodes]
+    kinds = tuple(panels_text(m.panels) for m in matrices)
+    call = tuned_call(
+        p, Product("linear_many", tuple(m.n for m in matrices), matrices[0].k, kinds, rounding), x.count
+    )
     outs = [p.out_rows(n.result) for n in nodes]
     biases = [vector(p, n.operands[2]) for n in nodes]
     with_bias = any(b != "NULL" for b in biases)
     text = (
-        f"K->linear_many(&c, (const omnic_weight *const[]){{{', '.join(f'&W[{m.name}]' for m in matrices)}}}, "
+        f"K->linear_many({call}, (const omnic_weight *const[]){{{', '.join(f'&W[{m.name}]' for m in matrices)}}}, "
         f"{len(nodes)}, $x, {dim(x.count)}, {dim(x.stride)}, {act}, "
         + (f"(const float *const[]){{{', '.join(biases)}}}, " if with_bias else "NULL, ")
         + f"(float *const[]){{{', '.join(f'$y{i}' for i in range(len(nodes)))}}}, "
@@ -141,8 +157,12 @@ def _moe(p: Planner, turn: Turn) -> None:
             lines += [f"const float *{name}_bias[{up.count}];",
                       f"omnic_table({name}_bias, {up.count}, {p.matrices.vector(value)}, {width});"]
     act = act_of(attrs["act"])
+    kinds = tuple(panels_text(m.panels) for m in (gate, up, down) if m is not None)
+    top_k = operand(node, 1).type.shape[2]
+    assert isinstance(top_k, int)
+    tuned = tuned_call(p, Product("moe", (up.n,), up.k, kinds, attrs["act"], up.count, top_k), x.count)
     call = (
-        f"K->moe(&c, {f'&P[{gate.name}]' if gate else 'NULL'}, &P[{up.name}], &P[{down.name}], {up.count}, $x, "
+        f"K->moe({tuned}, {f'&P[{gate.name}]' if gate else 'NULL'}, &P[{up.name}], &P[{down.name}], {up.count}, $x, "
         f"{dim(x.count)}, {dim(x.stride)}, $indices, $gates, {top}, {ACTIVATIONS[attrs['kind']]}, "
         f"{f32(attrs['alpha'])}, {f32(attrs['beta'])}, {f32(attrs['limit'] or 0.0)}, {act}, "
         f"{', '.join(tables)}, $y, {dim(y.stride)});"

@@ -128,6 +128,14 @@ void omnic_table(const float **table, int64_t count, const float *numbers, int64
 void omnic_cache_dense(const omnic_cache *cache, int64_t batch, float *y);
 void omnic_cache_index(const omnic_cache *cache, int64_t batch, const int64_t *start, const int64_t *length,
                        int64_t *index);
+/* A way of calling a product that was measured: on `level`, with a pool of `threads`, for from .. to rows. */
+typedef struct {
+  int32_t level, threads;
+  int64_t from, to;
+  omnic_tuning tuning;
+} omnic_tuned_rows;
+/* The call with the tuning of its level, threads and rows, where the table (which ends with zeros) has one. */
+omnic_call omnic_tuned(const omnic_call *c, const omnic_ops *K, const omnic_tuned_rows *table, int64_t rows);
 size_t omnic_larger(size_t a, size_t b);
 int64_t omnic_min(int64_t a, int64_t b);
 int64_t omnic_max(int64_t a, int64_t b);

@@ -6,6 +6,14 @@
 
 #define MOST_DIMS 8
 
+omnic_call omnic_tuned(const omnic_call *c, const omnic_ops *K, const omnic_tuned_rows *table, int64_t rows) {
+  omnic_call call = *c;
+  int threads = omnic_pool_threads(c->pool);
+  for (const omnic_tuned_rows *t = table; t->to; t++)
+    if (t->level == K->level && t->threads == threads && t->from <= rows && rows <= t->to) call.tuning = &t->tuning;
+  return call;
+}
+
 size_t omnic_larger(size_t a, size_t b) { return a > b ? a : b; }
 int64_t omnic_min(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t omnic_max(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -1,0 +1,122 @@
+"""How a value wins: turns against the level's own way, halves of the field, and a last test on fresh rounds.
+
+Every sample of a candidate stands beside one of the default in the same turn, so what the machine does to one it does
+to the other.  The field is halved by the medians of few ratios; only the last one left is put to the test, with rounds
+that chose nothing, and wins when the 99 % bootstrap interval of its median gain lies above 1.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from omnic.targets.tvm.tuning.products import RowClass
+from omnic.targets.tvm.tuning.records import Tuning
+
+__all__ = ["DEFAULT", "Outcome", "Timer", "candidates", "gain_of", "search"]
+
+#: seconds of one sample
+Timer = Callable[[Tuning], float]
+#: every field as the level does it
+DEFAULT = Tuning()
+#: turns of the first halving, doubled from then on; and of the last test
+FIRST, LAST = 3, 41
+#: fewest rounds of the last test that may decide anything
+LEAST = 11
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search found.
+
+    Attributes:
+        best: the last one left; None where the budget ended before there was one.
+        won: whether it is faster beyond noise.
+        seconds: of a sample of the default, median of the last test.
+        gain: median of default / best.
+        interval: of it, 99 %.
+        tried: candidates that were timed.
+        rounds: of the last test.
+    """
+
+    best: Tuning | None
+    won: bool
+    seconds: float
+    gain: float
+    interval: tuple[float, float]
+    tried: int
+    rounds: int
+
+
+def candidates(rows: RowClass, k: int, threads: int) -> tuple[Tuning, ...]:
+    """Return the values that are worth a try for a class of rows: a small grid, since fields hardly meet."""
+    pools = [0] if threads == 1 else [0, *sorted({1, threads // 2} - {0})]
+    if rows.high == 1:
+        ahead = (0, 512, 1024, 2048, 4096)
+        return tuple(Tuning(panels=p, prefetch=a, threads=t) for t in pools for p in (1, 2, 4) for a in ahead)
+    # Blocks beyond k are all of it: one way, which is the level's own.
+    blocks = sorted({min(b, -(-k // 64) * 64) for b in (256, 512, 1024, 2048)})
+    chunks = {16: [0], 128: [16, 32, 64, 128]}.get(rows.high, [64, 128, 256, 512])
+    field = [Tuning(k_block=b, chunk=c, threads=t) for t in pools for c in chunks for b in blocks]
+    return tuple(t for t in field if t.chunk or t.threads or len(blocks) > 1)
+
+
+def gain_of(default: Sequence[float], other: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """Return the median of default / other, turn by turn, and its 99 % bootstrap interval."""
+    each = np.asarray(default) / np.asarray(other)
+    draws = np.random.default_rng(0).integers(0, len(each), (4000, len(each)))
+    low, high = np.percentile(np.median(each[draws], axis=1), (0.5, 99.5))
+    return float(np.median(each)), (float(low), float(high))
+
+
+def search(
+    timer: Timer, field: Sequence[Tuning], seconds: float, clock: Callable[[], float] = time.monotonic
+) -> Outcome:
+    """Return the best of ``field`` against the default, within about ``seconds``.
+
+    Args:
+        timer: times one sample.
+        field: the candidates.
+        seconds: the budget; a third of it is kept for the last test.
+        clock: of the budget.
+    """
+    began = clock()
+    timer(DEFAULT)  # memory that was never touched is not what is measured
+    left, rounds = list(field), FIRST
+    while len(left) > 1:
+        # The default runs once a turn; the order turns round, so that nobody is always after the same one.
+        times: dict[Tuning, list[float]] = {t: [] for t in (DEFAULT, *left)}
+        for turn in range(rounds):
+            order = (DEFAULT, *left)
+            first = turn % len(order)
+            for one in (*order[first:], *order[:first]):
+                times[one].append(timer(one))
+            if clock() - began > seconds * 2 / 3:
+                break
+        else:
+            left.sort(key=lambda t: -gain_of_median(times[DEFAULT], times[t]))
+            left, rounds = left[: (len(left) + 1) // 2], rounds * 2
+            continue
+        return Outcome(None, False, float(np.median(times[DEFAULT])), 1.0, (1.0, 1.0), len(field), 0)
+    if not left:
+        return Outcome(None, False, timer(DEFAULT), 1.0, (1.0, 1.0), 0, 0)
+    ours: list[float] = []
+    theirs: list[float] = []
+    for turn in range(LAST):
+        if turn % 2:
+            theirs.append(timer(left[0]))
+        ours.append(timer(DEFAULT))
+        if not turn % 2:
+            theirs.append(timer(left[0]))
+        if clock() - began > seconds and len(ours) >= LEAST:
+            break
+    gain, interval = gain_of(ours, theirs)
+    return Outcome(left[0], interval[0] > 1.0, float(np.median(ours)), gain, interval, len(field), len(ours))
+
+
+def gain_of_median(default: Sequence[float], other: Sequence[float]) -> float:
+    """Return the median of default / other, turn by turn."""
+    return float(np.median(np.asarray(default) / np.asarray(other)))
