@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,9 +28,9 @@ from onnx_decode import CONTEXTS, FOLDER, NEW, SEED, SPEC, stepper
 from onnx_int4 import closeness, compiled, last_logits
 
 from omnic.api import compile as compile_model
+from omnic.bench.engines.executorch import Llama
+from omnic.bench.peers import PeerRequest, Precision, prepare
 from omnic.errors import InputError
-from omnic.ir.weights import WeightStore
-from omnic.models import build
 from omnic.runtime.bundle import Bundle
 from omnic.runtime.session import SessionOptions, open_session
 from omnic.spec import Spec, parse_spec
@@ -62,72 +60,11 @@ def ours() -> Bundle:
         return compile_model(spec, "executorch", folder, seed=SEED, parity="off", options=options, force=True)
 
 
-def llama_checkpoint(folder: Path) -> tuple[Path, Path]:
-    """Write our numbers as a checkpoint of their Llama; return it and its ``params.json``."""
-    import torch
-
-    spec = parse_spec(SPEC, "class_125m.yaml")
-    store, layer = WeightStore(build(spec), seed=SEED), spec.layers()[0]
-    heads, groups = layer.attention.heads, layer.attention.kv_heads
-    names = {"attn.q": "attention.wq", "attn.k": "attention.wk", "attn.v": "attention.wv", "attn.o": "attention.wo",
-             "attn_norm": "attention_norm", "ffn_norm": "ffn_norm", "ffn.gate": "feed_forward.w1",
-             "ffn.up": "feed_forward.w3", "ffn.down": "feed_forward.w2"}
-    whole = {"embed": "tok_embeddings", "head": "output", "final_norm": "norm"}
-    state: dict[str, Any] = {}
-    for name in store.module.weights:
-        tensor = torch.from_numpy(np.array(store.array(name)))
-        if name in whole:
-            state[f"{whole[name]}.weight"] = tensor
-            continue
-        _, number, rest = name.split(".", 2)
-        if rest in ("attn.q", "attn.k"):
-            # Their rope turns neighbours, ours the two halves of a head.
-            count = heads if rest == "attn.q" else groups
-            tensor = tensor.reshape(count, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape).contiguous()
-        state[f"layers.{number}.{names[rest]}.weight"] = tensor
-    params = {"dim": layer.width, "n_layers": len(spec.layers()), "n_heads": heads, "n_kv_heads": groups,
-              "vocab_size": spec.vocab.size, "hidden_dim": layer.ffn.hidden, "norm_eps": layer.norm.eps,
-              "rope_theta": layer.attention.rope.base}
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(state, folder / "checkpoint.pth")
-    (folder / "params.json").write_text(json.dumps(params), encoding="utf-8")
-    return folder / "checkpoint.pth", folder / "params.json"
-
-
-def theirs() -> Path:
+def theirs(threads: int) -> Path:
     """Return the program that ExecuTorch's own export of Llama makes of our numbers."""
-    folder = FOLDER / "executorch-llama"
-    program = folder / "llama.pte"
-    if not program.is_file():
-        # In a process of its own: the exporter changes torch's settings.
-        subprocess.run([sys.executable, __file__, "--export", str(folder)], check=True,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return program
-
-
-def export_theirs(folder: Path) -> None:
-    """Run their export, as ``python -m executorch.extension.llm.export.export_llm`` does."""
-    from executorch.examples.models.llama.export_llama_lib import export_llama
-    from executorch.extension.llm.export.config.llm_config import LlmConfig
-
-    checkpoint, params = llama_checkpoint(folder.absolute())
-    config = LlmConfig()
-    config.base.checkpoint, config.base.params = str(checkpoint), str(params)
-    config.model.use_kv_cache = config.model.use_sdpa_with_kv_cache = True
-    config.quantization.qmode, config.quantization.group_size = "8da4w", GROUP
-    config.quantization.embedding_quantize = f"4,{GROUP}"
-    config.backend.xnnpack.enabled = config.backend.xnnpack.extended_ops = True
-    context = parse_spec(SPEC, "class_125m.yaml").context
-    config.export.max_seq_length = config.export.max_context_length = context
-    config.export.output_name = "llama.pte"
-    before = Path.cwd()
-    # The exporter writes into the folder it runs in.
-    os.chdir(folder)
-    try:
-        export_llama(config)
-    finally:
-        os.chdir(before)
-    checkpoint.unlink()
+    spec = parse_spec(SPEC, "class_125m.yaml")
+    request = PeerRequest(spec, None, SEED, Precision(4, GROUP), spec.context, threads, FOLDER / "peers")
+    return Path(prepare("executorch", request).arguments["file"])
 
 
 def f32_logits(prompt: np.ndarray, threads: int) -> np.ndarray:
@@ -145,33 +82,16 @@ def near_f32(ours: np.ndarray, theirs: np.ndarray, whole: np.ndarray) -> list[di
     ]
 
 
-class Peer:
-    """Their program: one method, ``forward(tokens [1, T], input_pos [1])``."""
+def decoding(peer: Llama, ids: np.ndarray) -> Callable[[], object]:
+    """Return what decodes one more token of theirs after the prompt ``ids``."""
+    token = peer.prompt(ids)
 
-    def __init__(self, path: Path, threads: int) -> None:
-        from omnic.targets.executorch.program import open_program
+    def step() -> None:
+        nonlocal token
+        token = peer.step(token)
 
-        self.method = open_program(path, threads).load_method("forward")
-
-    def forward(self, ids: np.ndarray, at: int) -> np.ndarray:
-        """Return the logits after ``ids``, the first of which stands at ``at``."""
-        import torch
-
-        with torch.inference_mode():
-            found = self.method.execute((torch.from_numpy(ids[None].astype(np.int64)), torch.tensor([at])))[0]
-        return found.numpy().reshape(-1)
-
-    def stepper(self, ids: np.ndarray) -> Callable[[], object]:
-        """Return what decodes one more token after the prompt ``ids``."""
-        at, token = len(ids), int(self.forward(ids, 0).argmax())
-
-        def step() -> None:
-            nonlocal at, token
-            token = int(self.forward(np.array([token]), at).argmax())
-            at += 1
-
-        step()
-        return step
+    step()
+    return step
 
 
 def alternated(steps: dict[str, Callable[[], object]], new: int) -> dict[str, float]:
@@ -191,24 +111,20 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--json", action="store_true", help="print the recorded entry as JSON")
-    parser.add_argument("--export", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.export:
-        export_theirs(args.export)
-        return 0
     from importlib.metadata import version
 
     spec = parse_spec(SPEC, "class_125m.yaml")
     rng = np.random.default_rng(0)
     prompts = {n: rng.integers(3, spec.vocab.size, n).astype(np.int64) for n in CONTEXTS}
     session = open_session(ours(), SessionOptions(threads=args.threads))
-    peer = Peer(theirs(), args.threads)
+    peer = Llama(theirs(args.threads), args.threads)
     first = prompts[CONTEXTS[0]]
     rows = near_f32(last_logits(session, first), peer.forward(first, 0), f32_logits(first, args.threads))
     for context, ids in prompts.items():
         times: dict[str, list[float]] = {"ours": [], "theirs": []}
         for _ in range(args.rounds):
-            steps = {"ours": stepper(session, ids), "theirs": peer.stepper(ids)}
+            steps = {"ours": stepper(session, ids), "theirs": decoding(peer, ids)}
             for name, seconds in alternated(steps, NEW).items():
                 times[name].append(seconds)
         ms = {name: 1e3 * float(np.median(each)) for name, each in times.items()}

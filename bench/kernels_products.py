@@ -2,7 +2,7 @@
 
 Decoding reads a set of distinct matrices that no cache holds; prefill multiplies by one matrix.  One thread, all in one
 process in turning order; figures are CPU seconds, since each runs on the calling thread.  The read limit is one
-pass over as many bytes by native/read.c.  Appends to bench/history/kernels_products.jsonl.
+pass over as many bytes by read.c of `omnic bench`.  Appends to bench/history/kernels_products.jsonl.
 
     python bench/kernels_products.py [--quick] [--level avx2]
 """
@@ -29,7 +29,7 @@ from omnic.runtime.kernels.packing import Packed, PanelType, part_bytes, weight_
 from omnic.runtime.kernels.toolchain import find_compiler, host_triple
 
 Array = np.ndarray[Any, Any]
-READ = Path(__file__).with_name("native") / "read.c"
+READ = Path(__file__).resolve().parents[1] / "omnic" / "bench" / "support" / "read.c"
 GROUP = 32
 TYPES = {"i4<g32, s4>": PanelType("i4", "s4", GROUP), "i4<g32>": PanelType("i4", "f16", GROUP)}
 #: share of the read limit, times ONNX Runtime's speed

@@ -48,7 +48,7 @@ def append(path: Path, measured: Measurement) -> int:
             assert run is not None
             base.executemany(
                 "INSERT INTO figures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [(run, f.contestant, f.phase, f.tokens, f.p50, f.p95, f.share,
+                [(run, f.contestant, f.phase, f.tokens, f.p50, f.p95, f.share.median if f.share else None,
                   f.speedup.median if f.speedup else None, measured.peaks[f.contestant], json.dumps(f.rounds))
                  for f in measured.figures],
             )  # fmt: skip

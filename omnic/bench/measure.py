@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from omnic.bench.limits import Limits, measure_limits, open_limits_worker
+from omnic.bench.limits import PRODUCT, Limits, Turns, open_limits_worker
 from omnic.bench.runners import Contestant
 from omnic.bench.traffic import Traffic
 from omnic.bench.worker import Worker
@@ -89,7 +89,8 @@ class Figure:
         rounds: seconds of each round: of the prompt, or of a token (mean of the round).
         p50: seconds of a prompt, or of a token.
         p95: the same.
-        share: of the limit of the phase: bytes read (decode), f32 operations (prefill); None when not known.
+        share: of the limit of the phase, which took turns with the contestants: bytes read (decode), f32 operations
+            (prefill); None when not known.
         speedup: the first contestant's speed over this one's; None for itself.
     """
 
@@ -99,7 +100,7 @@ class Figure:
     rounds: tuple[float, ...]
     p50: float
     p95: float
-    share: float | None = None
+    share: Ratio | None = None
     speedup: Ratio | None = None
 
     @property
@@ -120,6 +121,7 @@ class Measurement:
         contestants: in order; the first is ours.
         figures: of all of them.
         peaks: name -> most bytes of memory held.
+        empty: name -> bytes of those that the process held before it opened anything.
         loads: name -> seconds until it was ready.
         limits: of the machine, in this run.
         absent: name -> why it was not measured.
@@ -136,6 +138,7 @@ class Measurement:
     loads: Mapping[str, float]
     limits: Limits
     absent: Mapping[str, str] = field(default_factory=dict[str, str])
+    empty: Mapping[str, int] = field(default_factory=dict[str, int])
     conditions: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def figure(self, contestant: str, phase: str, tokens: int) -> Figure | None:
@@ -174,38 +177,44 @@ def measure(
     rng = np.random.default_rng(plan.seed)
     ids = rng.integers(3, vocab, max((*plan.prompts, *plan.contexts), default=1))
     workers: list[Worker] = []
-    limit_worker = open_limits_worker(traffic.bytes(0), plan.threads)
-    seen = Limits()
+    file = contestants[0].mapped or None
+    limit_worker = open_limits_worker(traffic.bytes(0), plan.threads, file)
     try:
+        limit = Turns(limit_worker, file is not None)
         for contestant in contestants:
             progress(f"open {contestant.name}", 0.0)
             workers.append(Worker(contestant))
-        steps = len(plan.prompts) + len(plan.contexts)
+        limit.read()
+        limit.multiply()
+        phases = [*(("prefill", n) for n in plan.prompts), *(("decode", n) for n in plan.contexts)]
         times: dict[tuple[str, str, int], list[list[float]]] = {}
-        for done, (phase, tokens) in enumerate(
-            [*(("prefill", n) for n in plan.prompts), *(("decode", n) for n in plan.contexts)]
-        ):
-            measure_limits(limit_worker, traffic.bytes(0), seen)
-            progress(f"{phase} {tokens}", done / steps)
-            for name, found in _phase(workers, plan, phase, ids[:tokens]).items():
-                times[name, phase, tokens] = found
-        measure_limits(limit_worker, traffic.bytes(0), seen)
+        most: dict[tuple[str, int], list[float]] = {}
+        for done, (phase, tokens) in enumerate(phases):
+            progress(f"{phase} {tokens}", done / len(phases))
+            found, most[phase, tokens] = _phase(workers, limit, plan, phase, ids[:tokens])
+            times.update({(name, phase, tokens): rounds for name, rounds in found.items()})
         peaks = {w.contestant.name: w.peak() for w in workers}
     finally:
         for worker in (*workers, limit_worker):
             worker.close()
     progress("done", 1.0)
-    figures = [_figure(key, rounds, times, contestants[0].name, traffic, seen) for key, rounds in times.items()]
+    figures = [_figure(key, rounds, times, contestants[0].name, _work(traffic, limit, plan, *key[1:]), most[key[1:]])
+               for key, rounds in times.items()]  # fmt: skip
     return Measurement(
         model, plan, dict(machine), datetime.now(UTC).isoformat(timespec="seconds"), tuple(contestants),
-        tuple(figures), peaks, {w.contestant.name: w.load_seconds for w in workers}, seen,
-        dict(absent or {}), dict(conditions or {}),
+        tuple(figures), peaks, {w.contestant.name: w.load_seconds for w in workers}, limit.limits(),
+        dict(absent or {}), {w.contestant.name: w.empty_bytes for w in workers}, dict(conditions or {}),
     )  # fmt: skip
 
 
-def _phase(workers: Sequence[Worker], plan: Plan, phase: str, ids: Any) -> dict[str, list[list[float]]]:
-    """Return the seconds of every round by contestant: one number for a prompt, one a token for decoding."""
+def _phase(
+    workers: Sequence[Worker], limit: Turns, plan: Plan, phase: str, ids: Any
+) -> tuple[dict[str, list[list[float]]], list[float]]:
+    """Return the seconds of every round by contestant: one number for a prompt, one a token for decoding; and those of
+    the limit's turns.
+    """
     found: dict[str, list[list[float]]] = {w.contestant.name: [] for w in workers}
+    most: list[float] = []
     for worker in workers:
         for _ in range(plan.warmup if phase == "prefill" else 1):
             worker.prompt(ids)
@@ -216,7 +225,16 @@ def _phase(workers: Sequence[Worker], plan: Plan, phase: str, ids: Any) -> dict[
         for worker in (*workers[first:], *workers[:first]):
             spent = [worker.prompt(ids)] if phase == "prefill" else worker.decode(plan.new)
             found[worker.contestant.name].append(spent)
-    return found
+            if worker is workers[0]:
+                most.append(limit.multiply() if phase == "prefill" else limit.read())
+    return found, most
+
+
+def _work(traffic: Traffic, limit: Turns, plan: Plan, phase: str, tokens: int) -> float:
+    """Return how many turns of the limit a prompt, or a token, is worth."""
+    if phase == "prefill":
+        return traffic.flops(tokens) / PRODUCT
+    return traffic.bytes(tokens + plan.warmup + plan.rounds * plan.new // 2) / limit.bytes
 
 
 def _figure(
@@ -224,8 +242,8 @@ def _figure(
     rounds: list[list[float]],
     times: Mapping[tuple[str, str, int], list[list[float]]],
     ours: str,
-    traffic: Traffic,
-    limits: Limits,
+    work: float,
+    most: list[float],
 ) -> Figure:
     name, phase, tokens = key
     every = np.concatenate([np.asarray(r) for r in rounds])
@@ -233,9 +251,7 @@ def _figure(
     means = tuple(float(np.mean(r)) for r in rounds)
     share = speedup = None
     if name == ours:
-        middle = tokens + len(every) // 2
-        share = traffic.flops(tokens) / p50 / limits.flops if phase == "prefill" else (
-            traffic.bytes(middle) / p50 / limits.read)  # fmt: skip
+        share = Ratio.of([work * seconds for seconds in most], means)
     else:
         speedup = Ratio.of(means, [float(np.mean(r)) for r in times[ours, phase, tokens]])
     return Figure(name, phase, tokens, means, p50, p95, share, speedup)

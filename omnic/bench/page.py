@@ -55,7 +55,7 @@ def _figures(found: Sequence[Figure]) -> str:
     for f in found:
         gain = f"{f.speedup.median:.2f}x [{f.speedup.low:.2f}, {f.speedup.high:.2f}]" if f.speedup else ""
         rows.append((f.contestant, f"{f.tokens:,}", f"{1e3 * f.p50:.2f}", f"{1e3 * f.p95:.2f}", f"{f.per_second:,.1f}",
-                     "" if f.share is None else f"{f.share:.0%}", gain))
+                     "" if f.share is None else f"{f.share.median:.0%}", gain))
     return table(head, rows, numbers=range(1, 7))
 
 

@@ -42,8 +42,11 @@ class Traffic:
 
     def bytes(self, context: int) -> int:
         """Return the bytes that one decoded token reads: weights its products touch, states up to ``context``."""
-        states = sum(size * min(context, most) for size, most in self.slots)
-        return round(self.summary.weight_bytes_per_token + states)
+        return round(self.summary.weight_bytes_per_token) + self.held(context)
+
+    def held(self, tokens: int) -> int:
+        """Return the bytes of the slots that ``tokens`` tokens of one row fill."""
+        return round(sum(size * min(tokens, most) for size, most in self.slots))
 
     def flops(self, tokens: int) -> int:
         """Return the operations of a prompt of ``tokens``: products with weights, one row of logits, and of attention

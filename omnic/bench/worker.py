@@ -6,13 +6,16 @@ Seconds are taken in the child, around the call alone.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -41,6 +44,10 @@ class Worker:
     Args:
         contestant: what to open.
 
+    Attributes:
+        load_seconds: until it was ready.
+        empty_bytes: most memory its process had held before that.
+
     Raises:
         OmnicError: what opening it raised.
     """
@@ -53,7 +60,7 @@ class Worker:
         self._process.start()
         theirs.close()
         try:
-            self.load_seconds: float = self._answer()
+            self.load_seconds, self.empty_bytes = self._answer()
         except BaseException:
             self.close()
             raise
@@ -69,6 +76,10 @@ class Worker:
     def peak(self) -> int:
         """Return the most memory it has held, in bytes."""
         return int(self._ask("peak", None))
+
+    def about(self) -> dict[str, Any]:
+        """Return what the runner says of itself; nothing where it says nothing."""
+        return dict(self._ask("about", None))
 
     def close(self) -> None:
         """End the child."""
@@ -96,15 +107,43 @@ class Worker:
         return value
 
 
+@runtime_checkable
+class _Tells(Protocol):
+    def about(self) -> dict[str, Any]: ...
+
+
+@contextmanager
+def _muttering() -> Iterator[None]:
+    """Keep what an engine says on the error stream while it opens to itself, unless opening it fails."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            sys.stderr.flush()
+            said.seek(0)
+            os.write(kept, said.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
 def _serve(pipe: Connection, contestant: Contestant) -> None:
     """The child's side: open the runner, then answer until the pipe closes."""
+    opener = find_opener(contestant.opener)
+    empty = peak_bytes()
     began = time.perf_counter()
     try:
-        runner: Runner = find_opener(contestant.opener)(**contestant.arguments)
+        with _muttering():
+            runner: Runner = opener(**contestant.arguments)
     except OmnicError as error:
         pipe.send((False, error))
         return
-    pipe.send((True, time.perf_counter() - began))
+    pipe.send((True, (time.perf_counter() - began, empty)))
     token = 0
 
     def prompt(ids: Ids) -> float:
@@ -122,7 +161,8 @@ def _serve(pipe: Connection, contestant: Contestant) -> None:
             spent.append(time.perf_counter() - before)
         return spent
 
-    does: dict[str, Callable[[Any], Any]] = {"prompt": prompt, "decode": decode, "peak": lambda _: peak_bytes()}
+    does: dict[str, Callable[[Any], Any]] = {"prompt": prompt, "decode": decode, "peak": lambda _: peak_bytes(),
+                                               "about": lambda _: runner.about() if isinstance(runner, _Tells) else {}}
     while True:
         try:
             what, value = pipe.recv()

@@ -29,8 +29,10 @@ class Fake:
         return token + 1
 
 
-def open_fake(seconds: float = 0.001, dies: bool = False, refuses: str = "", bytes: int = 1) -> Fake:
+def open_fake(seconds: float = 0.001, dies: bool = False, refuses: str = "", bytes: int = 1,
+              says: str = "") -> Fake:
     """Open one, or refuse."""
+    os.write(2, says.encode())
     if refuses:
         raise InputError(refuses)
     return Fake(seconds, dies, bytes)
