@@ -19,7 +19,8 @@ HELP = "measure how a program's products run best on this machine, and keep it f
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("model", metavar="BUNDLE|SPEC", help="a bundle, or a spec or preset")
+    parser.add_argument("model", metavar="BUNDLE|SPEC",
+                        help="a bundle, a spec or preset, or an imported decoder")
     parser.add_argument("--target", metavar="T", help="of a spec: the target (default tvm)")
     parser.add_argument("--budget", default="10m", metavar="TIME", help="such as 90s or 10m (default 10m)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of a session (default 1)")
@@ -81,6 +82,7 @@ def _seconds(text: str) -> float:
 
 def _model(args: argparse.Namespace) -> tuple[Target, Module, dict[str, Any]]:
     """Return the target, the module that it compiles, and its options."""
+    from omnic.compiler.imported import is_imported, open_imported
     from omnic.compiler.options import key_values, with_passes
     from omnic.compiler.pipeline import CompileRequest, lower_spec
     from omnic.runtime.bundle import MANIFEST, open_bundle
@@ -98,7 +100,8 @@ def _model(args: argparse.Namespace) -> tuple[Target, Module, dict[str, Any]]:
         known = target.options({})
         said = bundle.manifest.executable.options
         return target, bundle.module, {name: said.get(name, value) for name, value in known.items()}
-    spec = with_passes(load_spec(args.model), args.passes)
+    spec = (open_imported(args.model, args.passes, False) if is_imported(args.model)
+            else with_passes(load_spec(args.model), args.passes))
     name = args.target or "tvm"
     target = get_target(name)
     options = key_values(args.option)

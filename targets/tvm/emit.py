@@ -67,6 +67,10 @@ def emit(request: EmitRequest) -> Emitted:
         raise InputError("target tvm compiles models with a function @forward")
     matrices = Matrices(module, tunings=tunings_of(options))
     plans = plans_of(module, matrices)
+    if matrices.loops and any(tunings.loops for tunings in matrices.tunings):
+        from omnic.targets.tvm.tuning.loops import traced
+
+        matrices.loops = traced(matrices.loops, matrices.tunings)
     states, row_bytes = state_forms(module)
     digest = write_weights(out / WEIGHTS_FILE, matrices, request.weights.with_module(module), request.progress)
     write_table(out, matrices)

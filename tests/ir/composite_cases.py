@@ -160,7 +160,7 @@ def linear(m: Maker) -> Case:
     x = m.floats(*lead, 8)
     if m.flag():
         x[..., :4] = 0.0
-    return Case([x, m.floats(7, 8), m.maybe(7)], {"act": m.pick("none", "i8<per_token>", "i8<g4>")})
+    return Case([x, m.floats(7, 8), m.maybe(7)], {"act": m.pick("none", "bf16", "i8<per_token>", "i8<g4>")})
 
 
 def lm_head(m: Maker) -> Case:

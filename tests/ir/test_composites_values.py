@@ -268,6 +268,9 @@ def test_blocks_are_pooled_and_a_tail_is_left_out() -> None:
 def test_activation_quantisation_is_meaning() -> None:
     x = np.array([[127.0, 63.4, -0.6, 0.0], [0.0, 0.0, 0.0, 0.0]])
     assert apply("linear", x, np.eye(4), act="i8<per_token>").tolist() == [[127.0, 63.0, -1.0, 0.0], [0.0] * 4]
+    # 1 + 2^-8 and 1 + 3 2^-8 lie between two numbers of bf16: half goes to the even one.
+    halves = np.array([[1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-9, 3.0]])
+    assert apply("linear", halves, np.eye(4), act="bf16").tolist() == [[1.0, 1 + 2**-6, -1.0, 3.0]]
     y = apply("linear", np.array([[127.0, 63.4, 0.6, 0.3]]), np.eye(4), act="i8<g2>")
     np.testing.assert_allclose(y, [[127.0, 63.0, 0.6, 64 * 0.6 / 127]], atol=1e-12)
 

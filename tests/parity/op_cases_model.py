@@ -138,6 +138,7 @@ def _experts() -> list[Case]:
         moe("clamped", alpha=1.702, beta=1.0, limit=0.7),
         moe("relu", kind="relu"),
         moe("8-bit tokens", act="i8<per_token>"),
+        moe("bf16 tokens", act="bf16"),
         moe("gelu tanh", kind="gelu_tanh"),
     ]
 

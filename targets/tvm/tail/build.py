@@ -6,6 +6,7 @@ Floating-point sums keep their order, so that a row does not depend on the call 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,9 +22,10 @@ from omnic.errors import InternalError
 from omnic.ir.dims import Dim
 from omnic.targets.tvm.tail.expressions import TYPES, Reader, element, index_of
 from omnic.targets.tvm.tail.loops import Apply, Loop
+from omnic.targets.tvm.tail.schedules import scheduled
 from omnic.targets.tvm.views import View
 
-__all__ = ["c_text", "object_file"]
+__all__ = ["c_text", "function_of", "object_file"]
 
 _LLVM = {"linux-gnu": "linux-gnu", "linux-musl": "linux-musl", "windows-gnu": "windows-gnu", "macos": "apple-macos"}
 
@@ -32,7 +34,7 @@ def object_file(loops: Sequence[Loop], triple: str, out: Path) -> None:
     """Write an object with every loop for a platform."""
     arch, _, system = triple.partition("-")
     target = tvm.target.Target({"kind": "llvm", "mtriple": f"{arch}-{_LLVM[system]}"})
-    _built(loops, target).write_to_file(str(out), "o")
+    _built(loops, target, triple).write_to_file(str(out), "o")
 
 
 def c_text(loops: Sequence[Loop]) -> str:
@@ -44,8 +46,8 @@ def c_text(loops: Sequence[Loop]) -> str:
     return body.replace("TVM_DLL ", "static ").rstrip() + "\n"
 
 
-def _built(loops: Sequence[Loop], target: Any) -> Any:
-    functions = {loop.name: _function(loop).with_attr("global_symbol", loop.name) for loop in loops}
+def _built(loops: Sequence[Loop], target: Any, triple: str = "") -> Any:
+    functions = {loop.name: _ordered(loop, triple).with_attr("global_symbol", loop.name) for loop in loops}
     module = tirx_transform.BindTarget(target.with_host(target))(tvm.IRModule(functions))
     module = tvm.ir.transform.Sequential(_passes())(module)
     module = tvm.IRModule({loop.name: _unpacked(module[loop.name], loop.name) for loop in loops})
@@ -85,7 +87,13 @@ def _unpacked(function: Any, name: str) -> Any:
     return made.with_attr("global_symbol", name).with_attr("tirx.noalias", True).with_attr("calling_conv", 0)
 
 
-def _function(loop: Loop) -> Any:
+def _ordered(loop: Loop, triple: str) -> Any:
+    """Return the TIR of a loop in the order that was measured to be fast on a platform, if one was."""
+    made = function_of(loop)
+    return scheduled(made, json.loads(loop.traces[triple])) if triple in loop.traces else made
+
+
+def function_of(loop: Loop) -> Any:
     """Return the TIR of a loop: arguments are the inputs, the output, B, T and R."""
     symbols = {name: tirx.Var(name, "int64") for name in ("B", "T", "R")}
     holders = [

@@ -63,12 +63,17 @@ class Loop:
         root: what each element of the result is.
         inputs: views that it reads, in the order of the function's arguments.
         output: where the result lies.
+        traces: platform -> the trace of a faster order with the same bits, in JSON (:mod:`.schedules`).
     """
 
     name: str
     root: Apply
     inputs: tuple[View, ...]
     output: View
+    traces: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def __str__(self) -> str:
+        return f"loop {self.root.op} -> {self.output.dtype.value}[{', '.join(map(str, self.output.shape))}]"
 
 
 def leaves_of(root: Expression) -> Iterator[View]:

@@ -60,12 +60,13 @@ class Tunings:
         records = [f.record for f in found if isinstance(f.record, ProductRecord)]
         return sorted(records, key=lambda r: (r.level, r.threads, len(r.rows), r.rows))
 
-    def loop(self, name: str) -> LoopRecord | None:
-        """Return the record of a generated loop; one for a single thread, as loops run on the calling one."""
+    def loop(self, name: str, tvm: str) -> LoopRecord | None:
+        """Return the record of a generated loop by its hash and TVM's version: of one thread, as loops run on one."""
         for found in self.loops.get(name, ()):
-            if isinstance(found.record, LoopRecord) and found.record.threads == 1:
-                self.used[found.record.key] = found
-                return found.record
+            record = found.record
+            if isinstance(record, LoopRecord) and (record.threads, record.kernels) == (1, tvm):
+                self.used[record.key] = found
+                return record
         return None
 
     def about(self) -> list[dict[str, Any]]:

@@ -8,8 +8,9 @@ that chose nothing, and wins when the 99 % bootstrap interval of its median gain
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -18,8 +19,9 @@ from omnic.targets.tvm.tuning.records import Tuning
 
 __all__ = ["DEFAULT", "Outcome", "Timer", "candidates", "gain_of", "search"]
 
+T = TypeVar("T", bound=Hashable)
 #: seconds of one sample
-Timer = Callable[[Tuning], float]
+Timer = Callable[[T], float]
 #: every field as the level does it
 DEFAULT = Tuning()
 #: turns of the first halving, doubled from then on; and of the last test
@@ -29,7 +31,7 @@ LEAST = 11
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Generic[T]):
     """What a search found.
 
     Attributes:
@@ -42,7 +44,7 @@ class Outcome:
         rounds: of the last test.
     """
 
-    best: Tuning | None
+    best: T | None
     won: bool
     seconds: float
     gain: float
@@ -73,42 +75,43 @@ def gain_of(default: Sequence[float], other: Sequence[float]) -> tuple[float, tu
 
 
 def search(
-    timer: Timer, field: Sequence[Tuning], seconds: float, clock: Callable[[], float] = time.monotonic
-) -> Outcome:
+    timer: Timer[T], default: T, field: Sequence[T], seconds: float, clock: Callable[[], float] = time.monotonic
+) -> Outcome[T]:
     """Return the best of ``field`` against the default, within about ``seconds``.
 
     Args:
         timer: times one sample.
+        default: what the others have to beat.
         field: the candidates.
         seconds: the budget; a third of it is kept for the last test.
         clock: of the budget.
     """
     began = clock()
-    timer(DEFAULT)  # memory that was never touched is not what is measured
+    timer(default)  # memory that was never touched is not what is measured
     left, rounds = list(field), FIRST
     while len(left) > 1:
         # The default runs once a turn; the order turns round, so that nobody is always after the same one.
-        times: dict[Tuning, list[float]] = {t: [] for t in (DEFAULT, *left)}
+        times: dict[T, list[float]] = {t: [] for t in (default, *left)}
         for turn in range(rounds):
-            order = (DEFAULT, *left)
+            order = (default, *left)
             first = turn % len(order)
             for one in (*order[first:], *order[:first]):
                 times[one].append(timer(one))
             if clock() - began > seconds * 2 / 3:
                 break
         else:
-            left.sort(key=lambda t: -gain_of_median(times[DEFAULT], times[t]))
+            left.sort(key=lambda t: -gain_of_median(times[default], times[t]))
             left, rounds = left[: (len(left) + 1) // 2], rounds * 2
             continue
-        return Outcome(None, False, float(np.median(times[DEFAULT])), 1.0, (1.0, 1.0), len(field), 0)
+        return Outcome(None, False, float(np.median(times[default])), 1.0, (1.0, 1.0), len(field), 0)
     if not left:
-        return Outcome(None, False, timer(DEFAULT), 1.0, (1.0, 1.0), 0, 0)
+        return Outcome(None, False, timer(default), 1.0, (1.0, 1.0), 0, 0)
     ours: list[float] = []
     theirs: list[float] = []
     for turn in range(LAST):
         if turn % 2:
             theirs.append(timer(left[0]))
-        ours.append(timer(DEFAULT))
+        ours.append(timer(default))
         if not turn % 2:
             theirs.append(timer(left[0]))
         if clock() - began > seconds and len(ours) >= LEAST:
