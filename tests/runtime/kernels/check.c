@@ -125,12 +125,15 @@ static void fill(held *h, int64_t batch, int64_t heads, const float *x, const in
 
 static void attention_case(int mla) {
   int64_t batch = upto(1, 3), groups = mla ? 1 : upto(1, 3), per = upto(1, mla ? 17 : 5), heads = groups * per;
-  int64_t tokens = upto(1, draw() % 4 ? 6 : 40), d = 2 * upto(1, mla ? 60 : 40), dv = mla ? d : 2 * upto(1, 40);
-  int64_t more = 2 * upto(1, 20), ring = draw() % 4 == 0, long_context = draw() % 6 == 0;
+  int type = (int)upto(0, 4), other = draw() % 2 ? type : (int)upto(0, 4);
+  /* Numbers of a row: whole lanes as often as anything that the types can hold. */
+  int64_t unit = draw() % 2 ? 16 : type == OMNIC_I4 || other == OMNIC_I4 ? 2 : 1, most = (mla ? 120 : 80) / unit;
+  int64_t tokens = upto(1, draw() % 4 ? 6 : 40), d = unit * upto(1, most), dv = mla ? d : unit * upto(1, most);
+  int64_t more = unit * upto(1, 40 / unit), ring = draw() % 4 == 0, long_context = draw() % 6 == 0;
   int64_t slots = tokens + upto(0, long_context ? 2500 : 90), window = draw() % 3 ? 0 : upto(1, 50);
   if (ring && !window) window = upto(1, 20);
   if (ring) slots = window + tokens - 1 + upto(0, 3);
-  int type = (int)upto(0, 4), other = draw() % 2 ? type : (int)upto(0, 4), paged = draw() % 4 == 0 && !ring;
+  int paged = draw() % 4 == 0 && !ring;
   held k = hold(batch, groups, slots, d, (int)ring, paged, type);
   held v = hold(batch, groups, slots, mla ? more : dv, (int)ring, paged, other);
   int64_t start[8], length[8], end[8], *parents = NULL;

@@ -1,7 +1,9 @@
 /* attention, mla, cache_write, cache_move for one level. */
 #include <stdatomic.h>
 
+#include "sizes.h"
 #include "cache.h"
+#include "decode.h"
 #include "write.h"
 #include "tiles.h"
 #include "core.h"

@@ -1,4 +1,4 @@
-/* Rows of a cache: where they lie, as f32 numbers, and rounded to the cache's type. */
+/* Rows of a cache: where they lie, and numbers rounded to the cache's type (decode.h reads them back). */
 
 /* The element at which token `token` of row b and head g begins. */
 OMNIC_INLINE int64_t omnic_place(const omnic_cache *c, int64_t b, int64_t g, int64_t token) {
@@ -18,55 +18,6 @@ OMNIC_INLINE int64_t omnic_groups(const omnic_cache *c) { return (c->d + c->grou
 
 OMNIC_INLINE float omnic_scale_at(const omnic_cache *c, int64_t i) {
   return c->scale_type == OMNIC_F16 ? omnic_half(((const uint16_t *)c->scales)[i]) : ((const float *)c->scales)[i];
-}
-
-/* Codes first .. first + n - 1 of the row at `at`, all of one group: (code - zero) scale. */
-OMNIC_INLINE void omnic_decode_group(const omnic_cache *c, int64_t at, int64_t first, int64_t n, float scale,
-                                     float zero, float *out) {
-  int64_t i = 0;
-  v16 factor = v16_set(scale), shift = v16_set(zero);
-  if (c->type == OMNIC_I8) {
-    const int8_t *codes = (const int8_t *)c->data + at + first;
-    for (; i + 16 <= n; i += 16) v16_store(out + i, v16_mul(v16_sub(v16_from_i8(codes + i), shift), factor));
-    for (; i < n; i++) out[i] = ((float)codes[i] - zero) * scale;
-    return;
-  }
-  const uint8_t *codes = (const uint8_t *)c->data + at / 2;
-  if (first % 2 == 0)
-    for (; i + 16 <= n; i += 16)
-      v16_store(out + i, v16_mul(v16_sub(v16_from_u4(codes + (first + i) / 2), shift), factor));
-  for (; i < n; i++) {
-    int code = codes[(first + i) / 2] >> (4 * ((first + i) & 1)) & 15;
-    out[i] = ((float)code - zero) * scale;
-  }
-}
-
-/* The row at `at` as f32, filled up with zeros to `padded` numbers. */
-OMNIC_INLINE void omnic_decode_row(const omnic_cache *c, int64_t at, float *out, int64_t padded) {
-  int64_t d = c->d, i = 0;
-  if (c->type == OMNIC_F32) {
-    const float *x = (const float *)c->data + at;
-    for (; i + 16 <= d; i += 16) v16_store(out + i, v16_load(x + i));
-    for (; i < d; i++) out[i] = x[i];
-  } else if (c->type == OMNIC_F16) {
-    const uint16_t *x = (const uint16_t *)c->data + at;
-    for (; i + 16 <= d; i += 16) v16_store(out + i, v16_from_half(x + i));
-    for (; i < d; i++) out[i] = omnic_half(x[i]);
-  } else if (c->type == OMNIC_BF16) {
-    const uint16_t *x = (const uint16_t *)c->data + at;
-    for (; i + 16 <= d; i += 16) v16_store(out + i, v16_from_bfloat(x + i));
-    for (; i < d; i++) out[i] = omnic_bfloat(x[i]);
-  } else {
-    int64_t groups = omnic_groups(c), scale = at / d * groups;
-    float plain = c->type == OMNIC_I8 ? 0.0f : 8.0f, offset = c->type == OMNIC_I8 ? 128.0f : 0.0f;
-    for (int64_t j = 0; j < groups; j++) {
-      int64_t first = j * c->group, n = d - first < c->group ? d - first : c->group;
-      float zero = c->zeros ? (float)c->zeros[scale + j] - offset : plain;
-      omnic_decode_group(c, at, first, n, omnic_scale_at(c, scale + j), zero, out + first);
-    }
-    i = d;
-  }
-  for (; i < padded; i++) out[i] = 0.0f;
 }
 
 /* The nearest whole number, half to even, of |x| < 2^22 (larger ones are clamped by who asks). */

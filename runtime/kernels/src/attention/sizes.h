@@ -1,10 +1,11 @@
 /* Sizes of attention's work, which the scratch of a call follows from. */
 
-/* Tokens of a block: the softmax goes block by block, and blocks begin at multiples of this. */
-#define OMNIC_BLOCK 32
+/* Tokens of a block: the softmax goes block by block, and blocks begin at multiples of this.  A multiple of 6, 12 and
+ * 16, the tokens of tiles. */
+#define OMNIC_BLOCK 48
 /* Tokens of a chunk: what one thread may take of a long context.  Each chunk has a softmax of its own, and chunks are
- * joined in their order, whoever computed them. */
-#define OMNIC_CHUNK 1024
+ * joined in their order, whoever computed them.  A multiple of the block. */
+#define OMNIC_CHUNK 1056
 /* Queries (of all heads that share keys) in one task. */
 #define OMNIC_QUERIES 32
 

@@ -5,13 +5,8 @@
  * holds them).
  */
 
-/* e^x; 0 below -87.33 (where the result would leave the normal range), infinity above 88.73. */
-OMNIC_INLINE v16 v16_exp(v16 x) {
-  v16 low = v16_set(-87.33654f), t = v16_min(v16_max(x, low), v16_set(89.0f));
-  v16 n = v16_round(v16_mul(t, v16_set(0x1.715476p+0f)));
-  v16 minus = v16_sub(v16_zero(), n);
-  v16 r = v16_fma(minus, v16_set(0x1.62e4p-1f), t);
-  r = v16_fma(minus, v16_set(0x1.7f7d1cp-20f), r);
+/* e^r for |r| <= ln(2) / 2. */
+OMNIC_INLINE v16 omnic_exp_near(v16 r) {
   v16 p = v16_set(0x1.9f0816p-13f);
   p = v16_fma(p, r, v16_set(0x1.6d8db2p-10f));
   p = v16_fma(p, r, v16_set(0x1.111272p-7f));
@@ -19,7 +14,28 @@ OMNIC_INLINE v16 v16_exp(v16 x) {
   p = v16_fma(p, r, v16_set(0x1.555554p-3f));
   p = v16_fma(p, r, v16_set(0.5f));
   p = v16_fma(v16_mul(r, r), p, r);
-  p = v16_scale2(v16_add(p, v16_set(1.0f)), n);
+  return v16_add(p, v16_set(1.0f));
+}
+
+/* x - n ln(2) of a whole n, in two parts of ln(2). */
+OMNIC_INLINE v16 omnic_exp_rest(v16 x, v16 n) {
+  v16 minus = v16_sub(v16_zero(), n);
+  return v16_fma(minus, v16_set(0x1.7f7d1cp-20f), v16_fma(minus, v16_set(0x1.62e4p-1f), x));
+}
+
+/* e^x; 0 below -87.33 (where the result would leave the normal range), infinity above 88.73. */
+OMNIC_INLINE v16 v16_exp(v16 x) {
+  v16 low = v16_set(-87.33654f), t = v16_min(v16_max(x, low), v16_set(89.0f));
+  v16 n = v16_round(v16_mul(t, v16_set(0x1.715476p+0f)));
+  v16 p = v16_scale2(omnic_exp_near(omnic_exp_rest(t, n)), n);
+  return v16_if_less(x, low, v16_zero(), p);
+}
+
+/* e^x of x <= 0, with fewer steps, since the result is below 2: 0 below -86. */
+OMNIC_INLINE v16 omnic_exp_below(v16 x) {
+  v16 low = v16_set(-86.0f), t = v16_max(x, low), whole = v16_set(0x1.8p23f);
+  v16 z = v16_fma(t, v16_set(0x1.715476p+0f), whole);
+  v16 p = v16_power(omnic_exp_near(omnic_exp_rest(t, v16_sub(z, whole))), z);
   return v16_if_less(x, low, v16_zero(), p);
 }
 

@@ -70,7 +70,10 @@ OMNIC_INLINE v16 v16_from_bytes(__m128i bytes) {
   return v16_of(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))));
 }
-OMNIC_INLINE v16 v16_from_i8(const int8_t *p) { return v16_from_bytes(_mm_loadu_si128((const __m128i *)p)); }
+OMNIC_INLINE v16 v16_from_i8(const int8_t *p) {
+  return v16_of(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8)))));
+}
 OMNIC_INLINE v16 v16_from_u4(const uint8_t *p) {
   __m128i packed = _mm_loadl_epi64((const __m128i *)p), low = _mm_set1_epi8(15);
   __m128i high = _mm_and_si128(_mm_srli_epi16(packed, 4), low);
@@ -87,3 +90,19 @@ OMNIC_INLINE __m256 v16_from_bfloat_half(const uint16_t *p) {
 OMNIC_INLINE v16 v16_from_bfloat(const uint16_t *p) {
   return v16_of(v16_from_bfloat_half(p), v16_from_bfloat_half(p + 8));
 }
+OMNIC_INLINE __m256 v16_power_half(__m256 p, __m256 z) {
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(z), 23)));
+}
+OMNIC_INLINE v16 v16_power(v16 p, v16 z) { return v16_of(v16_power_half(p.lo, z.lo), v16_power_half(p.hi, z.hi)); }
+OMNIC_INLINE void v16_turned(const float *p, int64_t stride, v16 *out) {
+  __m256 low[8], high[8];
+  omnic_turned8(p, stride, low);
+  omnic_turned8(p + 8 * stride, stride, high);
+  OMNIC_UNROLL
+  for (int i = 0; i < 8; i++) out[i] = v16_of(low[i], high[i]);
+}
+OMNIC_INLINE v16 v16_set_pair(const float *p) {
+  __m256 pair = _mm256_castpd_ps(_mm256_broadcast_sd((const double *)p));
+  return v16_of(pair, pair);
+}
+OMNIC_INLINE void v16_store_pairs(float *p, v16 x) { _mm256_storeu_ps(p, omnic_pairs8(x.lo, x.hi)); }

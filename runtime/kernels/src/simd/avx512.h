@@ -61,3 +61,18 @@ OMNIC_INLINE v16 v16_from_bfloat(const uint16_t *p) {
   __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
+OMNIC_INLINE v16 v16_power(v16 p, v16 z) {
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(z), 23)));
+}
+OMNIC_INLINE void v16_turned(const float *p, int64_t stride, v16 *out) {
+  __m256 low[8], high[8];
+  omnic_turned8(p, stride, low);
+  omnic_turned8(p + 8 * stride, stride, high);
+  OMNIC_UNROLL
+  for (int i = 0; i < 8; i++)
+    out[i] = _mm512_castpd_ps(_mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_castps_pd(low[i])), _mm256_castps_pd(high[i]), 1));
+}
+OMNIC_INLINE v16 v16_set_pair(const float *p) {
+  return _mm512_castpd_ps(_mm512_broadcastsd_pd(_mm_loadl_pd(_mm_setzero_pd(), (const double *)p)));
+}
+OMNIC_INLINE void v16_store_pairs(float *p, v16 x) { _mm256_storeu_ps(p, omnic_pairs8(v16_low(x), v16_high(x))); }

@@ -117,3 +117,28 @@ OMNIC_INLINE v16 v16_from_bfloat(const uint16_t *p) {
   }
   return r;
 }
+/* p 2^n of a normal p and result, where n is what the low bits of z = n + 1.5 2^23 count. */
+OMNIC_INLINE v16 v16_power(v16 p, v16 z) {
+  OMNIC_LANES {
+    uint32_t word, count;
+    memcpy(&word, &p.lane[i], 4);
+    memcpy(&count, &z.lane[i], 4);
+    word += count << 23;
+    memcpy(&p.lane[i], &word, 4);
+  }
+  return p;
+}
+/* Eight numbers of each of sixteen rows, turned: lane l of out[i] is number i of row l. */
+OMNIC_INLINE void v16_turned(const float *p, int64_t stride, v16 *out) {
+  OMNIC_LANES for (int j = 0; j < 8; j++) out[j].lane[i] = p[i * stride + j];
+}
+/* Two numbers in turn. */
+OMNIC_INLINE v16 v16_set_pair(const float *p) {
+  v16 r;
+  OMNIC_LANES r.lane[i] = p[i & 1];
+  return r;
+}
+/* The sums of neighbours, eight. */
+OMNIC_INLINE void v16_store_pairs(float *p, v16 x) {
+  for (int i = 0; i < 8; i++) p[i] = x.lane[2 * i] + x.lane[2 * i + 1];
+}

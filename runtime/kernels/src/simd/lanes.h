@@ -5,8 +5,10 @@
  * written here, so all levels give the same bits.
  */
 #if defined(OMNIC_HAS_AVX512)
+#include "halves_x86.h"
 #include "avx512.h"
 #elif defined(OMNIC_HAS_AVX2)
+#include "halves_x86.h"
 #include "avx2.h"
 #elif defined(OMNIC_HAS_NEON)
 #include "neon.h"

@@ -117,3 +117,34 @@ OMNIC_INLINE v16 v16_from_bfloat(const uint16_t *p) {
   OMNIC_QUADS r.q[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16));
   return r;
 }
+OMNIC_INLINE v16 v16_power(v16 p, v16 z) {
+  OMNIC_QUADS p.q[i] = vreinterpretq_f32_s32(
+      vaddq_s32(vreinterpretq_s32_f32(p.q[i]), vshlq_n_s32(vreinterpretq_s32_f32(z.q[i]), 23)));
+  return p;
+}
+OMNIC_INLINE void v16_turned(const float *p, int64_t stride, v16 *out) {
+  OMNIC_QUADS {
+    OMNIC_UNROLL
+    for (int j = 0; j < 8; j += 4) {
+      const float *row = p + 4 * i * stride + j;
+      float32x4_t a = vld1q_f32(row), b = vld1q_f32(row + stride);
+      float32x4_t c = vld1q_f32(row + 2 * stride), d = vld1q_f32(row + 3 * stride);
+      float64x2_t ab = vreinterpretq_f64_f32(vtrn1q_f32(a, b)), cd = vreinterpretq_f64_f32(vtrn1q_f32(c, d));
+      out[j].q[i] = vreinterpretq_f32_f64(vtrn1q_f64(ab, cd));
+      out[j + 2].q[i] = vreinterpretq_f32_f64(vtrn2q_f64(ab, cd));
+      ab = vreinterpretq_f64_f32(vtrn2q_f32(a, b)), cd = vreinterpretq_f64_f32(vtrn2q_f32(c, d));
+      out[j + 1].q[i] = vreinterpretq_f32_f64(vtrn1q_f64(ab, cd));
+      out[j + 3].q[i] = vreinterpretq_f32_f64(vtrn2q_f64(ab, cd));
+    }
+  }
+}
+OMNIC_INLINE v16 v16_set_pair(const float *p) {
+  v16 r;
+  float32x2_t pair = vld1_f32(p);
+  OMNIC_QUADS r.q[i] = vcombine_f32(pair, pair);
+  return r;
+}
+OMNIC_INLINE void v16_store_pairs(float *p, v16 x) {
+  vst1q_f32(p, vpaddq_f32(x.q[0], x.q[1]));
+  vst1q_f32(p + 4, vpaddq_f32(x.q[2], x.q[3]));
+}

@@ -1,0 +1,55 @@
+/* Rows of a cache as f32 numbers.  The structure of the cache is copied into each loop: what is written might be it, for
+ * all that a compiler knows.
+ */
+
+/* Rows of plain numbers: READ takes sixteen of them, ONE a single one. */
+#define OMNIC_DECODE_PLAIN(TYPE, READ, ONE)                                              \
+  {                                                                                      \
+    const TYPE *x = (const TYPE *)c.data + at;                                           \
+    for (int64_t row = 0; row < rows; row++, x += c.stride_s, out += ld) {               \
+      int64_t i = 0;                                                                     \
+      for (; i + 16 <= c.d; i += 16) v16_store(out + i, READ(x + i));                    \
+      for (; i < c.d; i++) out[i] = ONE(x[i]);                                           \
+      for (; i < padded; i++) out[i] = 0.0f;                                             \
+    }                                                                                    \
+    return;                                                                              \
+  }
+
+/* Rows of codes, (code - zero) scale, whose groups fill registers: READ takes sixteen, PER of them to a byte. */
+#define OMNIC_DECODE_CODES(TYPE, READ, PER)                                              \
+  {                                                                                      \
+    const TYPE *codes = (const TYPE *)c.data + at / (PER);                               \
+    for (int64_t row = 0; row < rows; row++, codes += c.stride_s / (PER), out += ld, place += step) \
+      for (int64_t j = 0, i = 0; j < groups; j++) {                                      \
+        v16 factor = v16_set(omnic_scale_at(&c, place + j));                             \
+        v16 shift = v16_set(c.zeros ? (float)c.zeros[place + j] - offset : plain);       \
+        for (int64_t last = i + c.group < c.d ? i + c.group : c.d; i < last; i += 16) {  \
+          v16 x = READ(codes + i / (PER));                                               \
+          v16_store(out + i, v16_mul(shifted ? v16_sub(x, shift) : x, factor));          \
+        }                                                                                \
+      }                                                                                  \
+    return;                                                                              \
+  }
+
+/* `rows` rows, one stride after another from element `at` on, as f32 rows `ld` apart, filled up with zeros to `padded`. */
+OMNIC_STATIC void OMNIC_FN(decode_rows)(const omnic_cache *cache, int64_t at, int64_t rows, float *out, int64_t ld,
+                                        int64_t padded) {
+  const omnic_cache c = *cache;
+  int64_t groups = omnic_groups(&c), place = at / c.d * groups, step = c.stride_s / c.d * groups;
+  float plain = c.type == OMNIC_I8 ? 0.0f : 8.0f, offset = c.type == OMNIC_I8 ? 128.0f : 0.0f;
+  int shifted = c.zeros || c.type == OMNIC_I4, full = c.group % 16 == 0 && c.d % 16 == 0;
+  if (c.type == OMNIC_F32) OMNIC_DECODE_PLAIN(float, v16_load, )
+  if (c.type == OMNIC_F16) OMNIC_DECODE_PLAIN(uint16_t, v16_from_half, omnic_half)
+  if (c.type == OMNIC_BF16) OMNIC_DECODE_PLAIN(uint16_t, v16_from_bfloat, omnic_bfloat)
+  if (c.type == OMNIC_I8 && full) OMNIC_DECODE_CODES(int8_t, v16_from_i8, 1)
+  if (c.type == OMNIC_I4 && full) OMNIC_DECODE_CODES(uint8_t, v16_from_u4, 2)
+  for (int64_t row = 0; row < rows; row++, at += c.stride_s, out += ld, place += step)
+    for (int64_t i = 0; i < padded; i++) {
+      out[i] = 0.0f;
+      if (i >= c.d) continue;
+      float zero = c.zeros ? (float)c.zeros[place + i / c.group] - offset : plain;
+      float code = c.type == OMNIC_I8 ? (float)((const int8_t *)c.data)[at + i]
+                                      : (float)(((const uint8_t *)c.data)[(at + i) / 2] >> (4 * ((at + i) & 1)) & 15);
+      out[i] = (code - zero) * omnic_scale_at(&c, place + i / c.group);
+    }
+}
