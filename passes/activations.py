@@ -23,7 +23,7 @@ __all__ = ["RoundActivations"]
 NAME = "round-activations"
 TOKEN, BF16 = "i8<per_token>", "bf16"
 #: the operands of each op that are matrices
-_MATRICES = {"linear": (1,), "lm_head": (1,), "moe": (3, 4, 5)}
+_MATRICES = {"linear": (1,), "lm_head": (1,), "lm_argmax": (1,), "moe": (3, 4, 5)}
 #: rows of one call that are looked at
 _ROWS = 64
 
