@@ -44,15 +44,16 @@ def _router(p: Planner, turn: Turn) -> None:
         views["group_logits"] = p.new(shape, logits.dtype, f"{node.results[2].name}_groups")
         product(p, x, group_gate, "NULL", _rows(views["group_logits"]))
         by_group = "$group_logits"
-    views["work"] = p.new((8 * (experts + len(groups) + top),), logits.dtype, "route_work")
     sizes = f"(const int64_t[]){{{', '.join(str(g) for g in groups)}}}" if groups else "NULL"
+    form = (
+        f"&(omnic_router){{.experts = {dim(experts)}, .top = {top}, .groups = {len(groups)}, .sizes = {sizes}, "
+        f".top_groups = {attrs['top_groups']}, .top2_sum = {int(attrs['group_score'] == 'top2_sum')}, "
+        f".sigmoid = {int(attrs['score'] == 'sigmoid')}, .renormalise = {int(attrs['renormalise'])}, "
+        f".scale = {f32(attrs['scale'])}}}"
+    )
     p.step(
-        f"omnic_route(K, &c, &(omnic_router){{.experts = {dim(experts)}, .top = {top}, .groups = {len(groups)}, "
-        f".sizes = {sizes}, .top_groups = {attrs['top_groups']}, .top2_sum = {int(attrs['group_score'] == 'top2_sum')},"
-        f" .sigmoid = {int(attrs['score'] == 'sigmoid')}, .renormalise = {int(attrs['renormalise'])}, "
-        f".scale = {f32(attrs['scale'])}}}, {count}, $logits, {by_group}, {vector(p, node.operands[3])}, $work, "
-        "$indices, $gates);",
-        "",
+        f"omnic_route(K, &c, {form}, {count}, $logits, {by_group}, {vector(p, node.operands[3])}, $indices, $gates);",
+        f"omnic_scratch_route({form}, threads)",
         **views,
     )
 

@@ -149,7 +149,9 @@ typedef struct {
 } omnic_router;
 
 /* The choice of experts from logits [m, experts]: see `router` in docs/ir.md.  `group_logits` [m, groups] and `bias`
- * [experts] may be NULL; `work` has 8 * (experts + groups + top) floats. */
+ * [experts] may be NULL.  Many rows are shared by the threads of the pool; the scratch of the call is
+ * omnic_scratch_route. */
 void omnic_route(const omnic_ops *K, const omnic_call *c, const omnic_router *router, int64_t m, const float *logits,
-                 const float *group_logits, const float *bias, float *work, int64_t *indices, float *gates);
+                 const float *group_logits, const float *bias, int64_t *indices, float *gates);
+size_t omnic_scratch_route(const omnic_router *router, int threads);
 #endif

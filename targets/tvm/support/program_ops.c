@@ -246,8 +246,8 @@ static void weigh_groups(const omnic_ops *K, const omnic_call *c, const omnic_ro
   for (int64_t j = 0; j < r->top; j++) gates[j] *= r->top_groups > 1 ? weight[j] / total : weight[j];
 }
 
-void omnic_route(const omnic_ops *K, const omnic_call *c, const omnic_router *r, int64_t m, const float *logits,
-                 const float *group_logits, const float *bias, float *work, int64_t *indices, float *gates) {
+static void route_rows(const omnic_ops *K, const omnic_call *c, const omnic_router *r, int64_t m, const float *logits,
+                       const float *group_logits, const float *bias, float *work, int64_t *indices, float *gates) {
   int64_t n = r->experts;
   for (int64_t i = 0; i < m; i++, logits += n, indices += r->top, gates += r->top) {
     float *score = work, *squashed = work + n, *more = work + 2 * n, *best = work + 6 * n, *kept = best + r->groups;
@@ -260,4 +260,44 @@ void omnic_route(const omnic_ops *K, const omnic_call *c, const omnic_router *r,
     for (int64_t j = 0; j < r->top; j++) gates[j] *= r->scale;
     if (group_logits) group_logits += r->groups;
   }
+}
+
+/* Fewer logits than this are not worth waking a thread. */
+#define ROUTE_WORTH 4096
+/* Pieces of rows for each thread. */
+#define ROUTE_PIECES 2
+
+static int64_t route_work(const omnic_router *r) {
+  return (8 * (r->experts + r->groups + r->top) + 15) / 16 * 16;
+}
+
+size_t omnic_scratch_route(const omnic_router *r, int threads) {
+  return (size_t)(ROUTE_PIECES * threads * route_work(r)) * sizeof(float);
+}
+
+typedef struct {
+  const omnic_ops *K;
+  const omnic_router *r;
+  const float *logits, *group_logits, *bias;
+  float *work, *gates;
+  int64_t *indices, m, each;
+} route_job;
+
+/* One piece of the rows, with a row of work of its own. */
+static void route_piece(void *arg, int64_t piece) {
+  const route_job *job = arg;
+  const omnic_router *r = job->r;
+  const omnic_call alone = {0}; /* a task of the pool does not call it */
+  int64_t first = piece * job->each, rows = omnic_min(job->each, job->m - first);
+  const float *group_logits = job->group_logits ? job->group_logits + first * r->groups : NULL;
+  route_rows(job->K, &alone, r, rows, job->logits + first * r->experts, group_logits, job->bias,
+             job->work + piece * route_work(r), job->indices + first * r->top, job->gates + first * r->top);
+}
+
+void omnic_route(const omnic_ops *K, const omnic_call *c, const omnic_router *r, int64_t m, const float *logits,
+                 const float *group_logits, const float *bias, int64_t *indices, float *gates) {
+  int64_t threads = omnic_pool_threads(c->pool);
+  int64_t pieces = threads > 1 && m * r->experts >= ROUTE_WORTH ? omnic_min(m, ROUTE_PIECES * threads) : 1;
+  route_job job = {K, r, logits, group_logits, bias, c->scratch, gates, indices, m, (m + pieces - 1) / pieces};
+  if (m > 0) omnic_pool_run(c->pool, route_piece, &job, (m + job.each - 1) / job.each);
 }
