@@ -94,8 +94,9 @@ def _compile(compiler: Compiler, triple: str, variant: Variant, folder: Path) ->
     for source, level in _objects(triple):
         into = folder / f"{'-'.join(source.relative_to(SOURCES).with_suffix('').parts)}.o"
         jobs.append((into, [*compiler.flags(triple, level, variant), "-c", str(source), "-o", str(into)]))
+    # The wider a level, the longer its object takes: the widest goes first, so that no core waits for it at the end.
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for _ in pool.map(compiler.run, [arguments for _, arguments in jobs]):
+        for _ in pool.map(compiler.run, [arguments for _, arguments in reversed(jobs)]):
             pass
     return [into for into, _ in jobs]
 

@@ -10,6 +10,7 @@ from typing import Any
 from omnic.errors import InputError
 from omnic.ir.graph import Function, Module
 from omnic.targets.base import EmitRequest, Emitted
+from omnic.targets.tvm.facts import session_facts
 from omnic.targets.tvm.legalise import legalise, remarks
 from omnic.targets.tvm.lower import LOWERINGS
 from omnic.targets.tvm.matrices import Matrices
@@ -138,7 +139,13 @@ def describe(
             ],
             "states": [p.state for p in original.params if p.state in module.states],
         }
-    return {"functions": functions, "row_bytes": row_bytes, "level": level, "marks": list(marks)}
+    about = {"functions": functions, "row_bytes": row_bytes, "level": level, "marks": list(marks)}
+    return about | ({"session": session_facts(module)} if _speaks(module) else {})
+
+
+def _speaks(module: Module) -> bool:
+    """Whether sessions can run it: it says logits of calls of tokens."""
+    return {"B", "T"} <= set(module.dims) and any(r.name == "logits" for r in module.function().results)
 
 
 def _dim(size: Any) -> int | str:

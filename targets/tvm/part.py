@@ -23,7 +23,7 @@ from omnic.targets.tvm.emit import declarations, describe, plan_of
 from omnic.targets.tvm.matrices import Matrices
 from omnic.targets.tvm.native import cached_program
 from omnic.targets.tvm.patterns import attention_forms
-from omnic.targets.tvm.program import ABOUT_FILE, WEIGHTS_FILE, Program, aligned_zeros
+from omnic.targets.tvm.program import ABOUT_FILE, WEIGHTS_FILE, Program, zero_pages
 from omnic.targets.tvm.schedule import needed_inputs
 from omnic.targets.tvm.source import ProgramText, program_source
 from omnic.targets.tvm.states import StateForm, state_forms
@@ -60,7 +60,7 @@ def run_part(
         library = cached_program(source, tuple(matrices.loops.values()))
     level = json.loads((bundle / ABOUT_FILE).read_text(encoding="utf-8"))["level"]
     program = Program(bundle, 1, library, describe(module, {part.name: part}, [plan], row_bytes, level))
-    block = aligned_zeros(sizes["B"] * row_bytes)
+    block = zero_pages(sizes["B"] * row_bytes)
     for name, state in given_states.items():
         _fill(next(s for s in states if s.name == state), block, np.asarray(inputs[name]))
     bound = program.bind(plan.function.name, sizes["B"], sizes["T"], sizes["R"])

@@ -28,7 +28,7 @@ def profile(bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int)
     program = _Timed(bundle.path, threads)
     marks = list(program.about["marks"])
     program.times = np.zeros(len(marks))
-    session = NativeSession(program, bundle.module)
+    session = NativeSession(program)
     last = np.array([[len(tokens) - 1]])
     for _ in range(2):
         session.reset(1)

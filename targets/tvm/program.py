@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import mmap
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int32, c_int64, c_void_p
@@ -20,12 +22,11 @@ from omnic.ir.dims import evaluate, parse_dim
 from omnic.runtime.kernels.abi import Level
 from omnic.targets.tvm.native import cached_program, program_name
 
-__all__ = ["ABOUT_FILE", "SOURCE_FILE", "WEIGHTS_FILE", "Bound", "Program", "aligned_zeros"]
+__all__ = ["ABOUT_FILE", "SOURCE_FILE", "WEIGHTS_FILE", "Bound", "Program", "zero_pages"]
 
 ABOUT_FILE = "program.json"
 SOURCE_FILE = "program.c"
 WEIGHTS_FILE = "weights.bin"
-_ALIGNMENT = 64
 _DTYPES: Mapping[str, Any] = {"f32": np.float32, "i64": np.int64, "bool": np.bool_, "i32": np.int32,
                             "i8": np.int8, "u8": np.uint8}
 
@@ -146,11 +147,22 @@ def _pointers(arrays: Any) -> Any:
     return (c_void_p * max(len(found), 1))(*found)
 
 
-def aligned_zeros(size: int) -> NDArray[np.uint8]:
-    """Return that many zero bytes at an aligned address."""
-    raw = np.zeros(size + _ALIGNMENT, np.uint8)
-    begin = -raw.ctypes.data % _ALIGNMENT
-    return raw[begin : begin + size]
+def zero_pages(size: int) -> NDArray[np.uint8]:
+    """Return that many zero bytes at the begin of a page, of which only those that are written take memory.
+
+    A cache has room for the whole capacity of every head.  Pages of 2 MiB would make all of it resident with the first
+    token, since one holds several heads.
+    """
+    if sys.platform == "win32":
+        return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8)[:size]
+    pages = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        try:
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a kernel without huge pages does not know the advice
+                raise
+    return np.frombuffer(pages, np.uint8)[:size]
 
 
 def _present(folder: Path, name: str) -> Path:

@@ -8,13 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from omnic.errors import InputError
-from omnic.ir.graph import Module
-from omnic.ir.numeric import class_of
 from omnic.runtime import resources
 from omnic.runtime.mtp_session import MtpSession, mtp_functions
-from omnic.runtime.session import Call, Ints, Outputs, SessionInfo, SessionOptions
-from omnic.targets.tvm.program import WEIGHTS_FILE, Bound, Program, aligned_zeros
-from omnic.targets.tvm.states import state_forms
+from omnic.runtime.session import Call, Ints, Outputs, SessionOptions
+from omnic.targets.tvm.facts import facts_of
+from omnic.targets.tvm.program import WEIGHTS_FILE, Bound, Program, zero_pages
 
 if TYPE_CHECKING:
     from omnic.runtime.bundle import Bundle
@@ -39,7 +37,7 @@ def load(bundle: Bundle, options: SessionOptions) -> NativeSession:
             f"the weights take {need:,} bytes; the limit is {options.memory:,}",
             "raise the limit, or store the weights in fewer bits",
         )
-    return NativeSession(Program(bundle.path, options.threads or resources.threads()), bundle.module)
+    return NativeSession(Program(bundle.path, options.threads or resources.threads()))
 
 
 class NativeSession(MtpSession):
@@ -47,20 +45,21 @@ class NativeSession(MtpSession):
 
     Args:
         program: the opened program.
-        module: its IR.
         batch: rows.
+
+    Raises:
+        BundleError: the program does not say what a session has to know.
     """
 
-    def __init__(self, program: Program, module: Module, batch: int = 1) -> None:
-        info = SessionInfo.of(module, "native", class_of(module), batch_invariant=True)
-        super().__init__(info, mtp_functions(module.functions), batch)
-        self.program, self.module = program, module
-        self._forms = state_forms(module)[0]
+    def __init__(self, program: Program, batch: int = 1) -> None:
+        self._facts = facts_of(program.about, program.folder)
+        super().__init__(self._facts.info, mtp_functions(program.about["functions"]), batch)
+        self.program, self._forms = program, self._facts.states
         self._reset(batch)
 
     # -- what SessionBase asks for ----------------------------------------------------------------------
     def _reset(self, batch: int) -> None:
-        self._hold(aligned_zeros(batch * self.program.row_bytes))
+        self._hold(zero_pages(batch * self.program.row_bytes))
 
     def _hold(self, states: npt.NDArray[np.uint8]) -> None:
         """Keep this block as the states."""
@@ -69,10 +68,14 @@ class NativeSession(MtpSession):
 
     def _fork(self) -> NativeSession:
         other = NativeSession.__new__(NativeSession)
-        MtpSession.__init__(other, self._info, mtp_functions(self.module.functions), len(self._start))
-        other.program, other.module, other._forms = self.program, self.module, self._forms
-        block = aligned_zeros(self._states.nbytes)
-        block[...] = self._states
+        batch = len(self._start)
+        MtpSession.__init__(other, self._info, mtp_functions(self.program.about["functions"]), batch)
+        other.program, other._facts, other._forms = self.program, self._facts, self._forms
+        block = zero_pages(self._states.nbytes)
+        tokens = int(self._written.max())
+        for form in self._forms:
+            for to, of in zip(form.slots_of(block, batch), form.slots_of(self._states, batch), strict=True):
+                to[:, :tokens] = of[:, :tokens]
         other._hold(block)
         return other
 
@@ -126,7 +129,7 @@ class NativeSession(MtpSession):
     def _run(self, call: Call) -> Outputs:
         names = ("tokens", "positions", "start", "length", "rows", "parents")
         inputs = {n: array for n in names if (array := getattr(call, n)) is not None}
-        found = self._call(self.module.called(call.tokens.shape[1]), inputs)
+        found = self._call(self._facts.called(call.tokens.shape[1]), inputs)
         return Outputs(found["logits"], found.get("hidden"), found.get("mtp"), found.get("verifier"))
 
     # -- running a program ---------------------------------------------------------------------------------

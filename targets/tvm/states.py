@@ -21,6 +21,7 @@ __all__ = ["PLAIN_ROLES", "StateForm", "state_forms", "state_refusal"]
 #: roles of states that no token has a slot in
 PLAIN_ROLES = ("recurrent", "conv")
 _ALIGNMENT = 64
+_BITS = {"F32": 32, "F16": 16, "BF16": 16, "I8": 8, "I4": 4}
 _TYPES = {DType.F32: "F32", DType.F16: "F16", DType.BF16: "BF16"}
 
 
@@ -66,6 +67,20 @@ class StateForm:
         count = int(np.prod(self.shape)) * batch
         begin = self.at * batch
         return block[begin : begin + count * dtype.itemsize].view(dtype).reshape(batch, *self.shape)
+
+    def slots_of(self, block: NDArray[np.uint8], batch: int) -> list[NDArray[np.uint8]]:
+        """Return the bytes of each part of the state over the block of a session.
+
+        A cache is [rows and heads, slots, bytes of one slot]; what no token has a slot in is [1, 1, bytes].
+        """
+        count = int(np.prod(self.shape))
+        sizes = [(self.at, count * _BITS[self.type] // 8)]
+        if self.scales_at >= 0:
+            groups = count // self.d * -(-self.d // self.group)
+            sizes.append((self.scales_at, groups * (4 if self.scale_type == "F32" else 2)))
+            sizes += [(self.zeros_at, groups)] if self.zeros_at >= 0 else []
+        shape = (batch * self.heads, self.slots, -1) if self.cache else (1, 1, -1)
+        return [block[at * batch : (at + size) * batch].reshape(shape) for at, size in sizes]
 
 
 def state_refusal(state: State) -> str | None:

@@ -50,6 +50,6 @@ def emitted(module: Module, out: Path, seed: int = 3, weights: WeightStore | Non
     return made
 
 
-def session_of(module: Module, out: Path, threads: int = 1) -> NativeSession:
+def session_of(out: Path, threads: int = 1) -> NativeSession:
     """Open what :func:`emitted` wrote."""
-    return NativeSession(Program(out, threads), module)
+    return NativeSession(Program(out, threads))

@@ -11,7 +11,6 @@ import pytest
 
 from omnic.errors import InputError, MissingExtraError
 from omnic.runtime.kernels.toolchain import find_compiler, host_triple
-from omnic.targets.cut import module_of
 from omnic.targets.tvm.native import build_program
 from omnic.targets.tvm.program import SOURCE_FILE, WEIGHTS_FILE, Program
 from omnic.targets.tvm.session import NativeSession
@@ -30,7 +29,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def greedy(out: Path, count: int) -> list[int]:
     """The most likely tokens of a session."""
-    session = NativeSession(Program(out), module_of(out))
+    session = NativeSession(Program(out))
     logits = session.forward(np.array([PROMPT])).logits[0, -1]
     found: list[int] = []
     while len(found) < count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from omnic.errors import BundleError, InputError
 from omnic.passes.kv_quant import KvQuant
 from omnic.targets.tvm.options import parse_options
 from omnic.targets.tvm.program import ABOUT_FILE, WEIGHTS_FILE, Program
+from omnic.targets.tvm.session import NativeSession
 from omnic.targets.tvm.target import TARGET
 from tests.targets.tvm.helpers import emitted, small_module
 
@@ -80,6 +82,25 @@ def test_a_missing_or_empty_file_is_named(out: Path) -> None:
     with pytest.raises(BundleError) as caught:
         Program(out)
     assert caught.value.message == f"{out}: the bundle has no file 'weights.bin'"
+
+
+def test_a_program_of_another_omnic_is_refused(out: Path) -> None:
+    about = json.loads((out / ABOUT_FILE).read_text())
+    states = about["session"]["states"]
+    about["session"]["states"] = [{**states[0], "pages": 1}, *states[1:]]
+    (out / ABOUT_FILE).write_text(json.dumps(about))
+    with pytest.raises(BundleError) as caught:
+        NativeSession(Program(out))
+    assert caught.value.message.startswith(
+        f"{out}: the program says other things than a session of this omnic has to know:"
+    )
+    del about["session"]
+    (out / ABOUT_FILE).write_text(json.dumps(about))
+    with pytest.raises(BundleError) as caught:
+        NativeSession(Program(out))
+    assert caught.value.message == (
+        f"{out}: the program does not say what a session has to know: another omnic wrote it"
+    )
 
 
 def test_a_library_that_is_none_is_refused(out: Path) -> None:

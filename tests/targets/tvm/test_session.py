@@ -9,8 +9,10 @@ import pytest
 
 from omnic.ir.reference import Interpreter
 from omnic.ir.weights import WeightStore, saved
+from omnic.runtime.session import SessionInfo
 from omnic.targets.cut import module_of
 from omnic.targets.tvm.session import NativeSession
+from omnic.targets.tvm.states import state_forms
 from omnic.targets.tvm.target import TARGET
 from tests.targets.tvm.helpers import emitted, session_of, small_module
 
@@ -26,7 +28,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def session(out: Path) -> NativeSession:
-    return session_of(module_of(out), out)
+    return session_of(out)
 
 
 def logits(session: NativeSession, ids: np.ndarray, *sizes: int) -> np.ndarray:
@@ -69,7 +71,7 @@ def test_a_row_is_the_same_to_the_bit_in_any_batch(session: NativeSession, batch
 
 
 def test_threads_change_no_bit(out: Path, session: NativeSession) -> None:
-    two = session_of(session.module, out, threads=2)
+    two = session_of(out, threads=2)
     assert np.array_equal(logits(two, IDS[:32], 32), logits(session, IDS[:32], 32))
 
 
@@ -91,6 +93,23 @@ def test_forks_and_rollbacks_lose_nothing(session: NativeSession) -> None:
     session.rollback([16])
     assert np.array_equal(session.forward(IDS[None, 16:24]).logits[0], whole[16:])
     assert session.state_bytes() == 4 * 2 * 2 * 2 * 64 * 16
+
+
+def test_opening_reads_no_ir_and_untouched_slots_take_no_memory(out: Path, tmp_path: Path) -> None:
+    module = module_of(out)
+    (tmp_path / "bare").mkdir()
+    for path in out.iterdir():
+        if path.name != "module.ir":
+            (tmp_path / "bare" / path.name).write_bytes(path.read_bytes())
+    session = session_of(tmp_path / "bare")
+    assert session.info == SessionInfo.of(module, "native", "f32", batch_invariant=True)
+    logits(session, IDS[:9], 9)
+    forms = session._forms
+    assert forms == state_forms(module)[0]
+    fork = session.fork()
+    for form in forms:
+        assert np.array_equal(form.plain(fork._states, 1), form.plain(session._states, 1))
+        assert form.plain(fork._states, 1)[:, :, :9].any() and not form.plain(fork._states, 1)[:, :, 9:].any()
 
 
 def test_moved_tokens_are_read_at_their_new_places(session: NativeSession) -> None:
@@ -121,7 +140,7 @@ def test_values_inside_are_shown_and_parts_run_alone(out: Path, session: NativeS
     def watch(node, operands, results) -> None:
         wanted.update({v.name: np.asarray(r) for v, r in zip(node.results, results, strict=True)})
 
-    module = session.module
+    module = module_of(out)
     Interpreter(module, WeightStore.random(module, 3)).run(inputs, observe=watch)
     for name, array in shown.items():
         rms = np.sqrt((wanted[name] ** 2).mean())
@@ -131,7 +150,7 @@ def test_values_inside_are_shown_and_parts_run_alone(out: Path, session: NativeS
 
 
 def test_weights_are_read_back_from_the_programs_own_bytes(out: Path, session: NativeSession) -> None:
-    module = session.module
+    module = module_of(out)
     store = WeightStore.loaded(saved(module), TARGET.weights(out))
     original = WeightStore.random(module, 3)
     for name in module.weights:
