@@ -1,7 +1,7 @@
 /* Products in tiles of AMX: 16 rows by 16 columns by 64 bytes of k, two row blocks by two panels at a time.
  *
  * Whole numbers: codes lie in a panel as a tile wants them, signed, so codes of 8 bits are read where they are and small
- * codes are unpacked.  A segment that is a multiple of 64 has its own sums.  With steps (S4) and one scale of x for a
+ * codes are unpacked.  A segment has its own sums; where it is no multiple of 64, tiles are 32 bytes deep.  With steps (S4) and one scale of x for a
  * row, code times step is a number of 8 bits again (at most 8 * 15), so the whole row is one segment; that is exact.
  * Activations in bf16: weights are rounded to bf16 too, sums are f32, in the order of the tiles.
  */
@@ -16,18 +16,22 @@ typedef struct {
   uint8_t rows[16];
 } amx_config;
 
-OMNIC_STATIC void amx_begin(void) {
+/* Tiles 0 .. 3 are sums, 4 and 5 rows of `depth` bytes, 6 and 7 columns of as many. */
+OMNIC_STATIC void amx_begin(int depth) {
   amx_config config = {.palette = 1};
-  for (int i = 0; i < 8; i++) config.rows[i] = 16, config.bytes[i] = 64;
+  for (int i = 0; i < 8; i++) {
+    config.rows[i] = (uint8_t)(i < 6 ? 16 : depth / 4);
+    config.bytes[i] = (uint16_t)(i == 4 || i == 5 ? depth : 64);
+  }
   AMX_BARRIER();
   _tile_loadconfig(&config);
   AMX_BARRIER();
 }
 
-/* Sums [2 row blocks][2 panels][16][16] of rows a0 (and a1) times panels b0, b1: `tiles` steps of 64 bytes. */
+/* Sums [2 row blocks][2 panels][16][16] of rows a0 (and a1) times panels b0, b1: `bytes` of each row. */
 #define AMX_STEPS(name, product)                                                                                     \
-  OMNIC_STATIC void name(const char *a0, const char *a1, int64_t stride, const char *b0, const char *b1, int64_t tiles, \
-                         int32_t *sums, int fresh) {                                                                 \
+  OMNIC_STATIC void name(const char *a0, const char *a1, int64_t stride, const char *b0, const char *b1, int64_t bytes, \
+                         int64_t depth, int32_t *sums, int fresh) {                                                  \
     AMX_BARRIER();                                                                                                   \
     if (fresh) {                                                                                                     \
       _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);                                                    \
@@ -35,14 +39,14 @@ OMNIC_STATIC void amx_begin(void) {
       _tile_loadd(0, sums, 64); _tile_loadd(1, sums + 256, 64);                                                      \
       _tile_loadd(2, sums + 512, 64); _tile_loadd(3, sums + 768, 64);                                                \
     }                                                                                                                \
-    for (int64_t i = 0; i < tiles; i++) {                                                                            \
-      _tile_loadd(6, b0 + i * 1024, 64);                                                                             \
-      _tile_loadd(4, a0 + i * 64, stride);                                                                           \
+    for (int64_t i = 0; i < bytes; i += depth) {                                                                     \
+      _tile_loadd(6, b0 + i * 16, 64);                                                                               \
+      _tile_loadd(4, a0 + i, stride);                                                                                \
       product(0, 4, 6);                                                                                              \
-      _tile_loadd(7, b1 + i * 1024, 64);                                                                             \
+      _tile_loadd(7, b1 + i * 16, 64);                                                                               \
       product(1, 4, 7);                                                                                              \
       if (a1) {                                                                                                      \
-        _tile_loadd(5, a1 + i * 64, stride);                                                                         \
+        _tile_loadd(5, a1 + i, stride);                                                                              \
         product(2, 5, 6);                                                                                            \
         product(3, 5, 7);                                                                                            \
       }                                                                                                              \
@@ -70,26 +74,27 @@ OMNIC_INLINE int32_t *amx_sums(amx_memory *memory, int64_t i, int64_t p) {
   return memory->sums[i / 32][i / 16 % 2][p] + i % 16 * 16;
 }
 
-/* All rows of the tile times two panels, `bytes` of each row from byte `from` on (multiples of 64). */
+/* All rows of the tile times two panels, `bytes` of each row from byte `from` on (multiples of `depth`). */
 OMNIC_STATIC void amx_pass(const omnic_tile *t, amx_memory *memory, const char *x, int64_t row_bytes, int64_t from,
-                           int64_t bytes, const char *b0, const char *b1, int fresh, int bf16) {
+                           int64_t bytes, int64_t depth, const char *b0, const char *b1, int fresh, int bf16) {
   const char *rows = x + t->first * row_bytes + from;
   int64_t whole = t->count / 16 * 16;
   if (whole < t->count)
     for (int64_t i = whole; i < t->count; i++) memcpy(memory->tail[i - whole], rows + i * row_bytes, (size_t)bytes);
   for (int64_t i = 0; i < t->count; i += 32) {
     int32_t *sums = memory->sums[i / 32][0][0];
-    void (*steps)(const char *, const char *, int64_t, const char *, const char *, int64_t, int32_t *, int) =
+    void (*steps)(const char *, const char *, int64_t, const char *, const char *, int64_t, int64_t, int32_t *,
+                  int) =
         bf16 ? amx_bf16_steps : amx_whole_steps;
     if (i + 32 <= whole) {
-      steps(rows + i * row_bytes, rows + (i + 16) * row_bytes, row_bytes, b0, b1, bytes / 64, sums, fresh);
+      steps(rows + i * row_bytes, rows + (i + 16) * row_bytes, row_bytes, b0, b1, bytes, depth, sums, fresh);
       continue;
     }
     if (i + 16 <= whole) {
-      steps(rows + i * row_bytes, NULL, row_bytes, b0, b1, bytes / 64, sums, fresh);
-      if (whole < t->count) steps(memory->tail[0], NULL, AMX_BYTES, b0, b1, bytes / 64, sums + 512, fresh);
+      steps(rows + i * row_bytes, NULL, row_bytes, b0, b1, bytes, depth, sums, fresh);
+      if (whole < t->count) steps(memory->tail[0], NULL, AMX_BYTES, b0, b1, bytes, depth, sums + 512, fresh);
     } else {
-      steps(memory->tail[0], NULL, AMX_BYTES, b0, b1, bytes / 64, sums, fresh);
+      steps(memory->tail[0], NULL, AMX_BYTES, b0, b1, bytes, depth, sums, fresh);
     }
   }
 }
@@ -192,7 +197,7 @@ OMNIC_STATIC void amx_tile_bf16(const omnic_tile *t, amx_memory *memory) {
     for (int64_t from = 0; from < k; from += step) {
       int64_t count = k - from < step ? k - from : step;
       for (int64_t p = 0; p <= two; p++) amx_open_bf16(t, panel + p, from, count, memory->open[p]);
-      amx_pass(t, memory, (const char *)rows->bf16, rows->stride * 2, from * 2, count * 2, memory->open[0],
+      amx_pass(t, memory, (const char *)rows->bf16, rows->stride * 2, from * 2, count * 2, 64, memory->open[0],
                memory->open[two], from == 0, 1);
     }
     for (int64_t p = 0; p <= two; p++)
@@ -207,16 +212,21 @@ OMNIC_STATIC void amx_tile_bf16(const omnic_tile *t, amx_memory *memory) {
 OMNIC_STATIC void amx_join(const code_job *job, amx_memory *memory, int64_t panel, int64_t panels, int64_t g) {
   const omnic_tile *t = job->t;
   const omnic_rows *rows = t->rows;
-  for (int64_t p = 0; p < panels; p++)
+  for (int64_t p = 0; p < panels; p++) {
+    code_scales scales;
+    any_scales(job, panel + p, g / job->per_weight, &scales);
     for (int64_t i = 0; i < t->count; i++) {
-      const float *sx[CODE_ROWS] = {rows->scales + (t->first + i) * rows->groups};
-      cols_i sum[CODE_ROWS][CODE_PANELS][COL_VECTORS];
-      cols_f acc[CODE_ROWS][CODE_PANELS][COL_VECTORS];
-      sum[0][0][0] = cols_load(amx_sums(memory, i, p));
-      acc[0][0][0] = g ? cols_get(memory->chains[p][i]) : cols_number(0.0f);
-      join_segment(1, 1, job, panel + p, g / job->per_weight, g / job->per_x, sx, sum, acc);
-      cols_put(memory->chains[p][i], acc[0][0][0]);
+      float *chain = memory->chains[p][i];
+      cols_i sum = cols_stepped(cols_load(amx_sums(memory, i, p)), scales.step[0]);
+      cols_f acc = g ? cols_get(chain) : cols_number(0.0f);
+      if (job->stepped && job->per_row) {
+        cols_put(chain, cols_of_bits(cols_add(cols_bits(acc), sum)));
+      } else {
+        float one = job->per_row ? 1.0f : rows->scales[(t->first + i) * rows->groups + g / job->per_x];
+        cols_put(chain, cols_fma(cols_to_f(sum), cols_times(scales.scale[0], cols_number(one)), acc));
+      }
     }
+  }
 }
 
 /* Code times step in 8 bits. */
@@ -225,11 +235,14 @@ OMNIC_INLINE int amx_folds(const code_job *job) {
   return job->stepped && job->per_row && !w->zeros && w->type != OMNIC_I8;
 }
 
+/* Bytes of k in a tile. */
+OMNIC_INLINE int amx_depth(const code_job *job) { return job->segment % 64 && !amx_folds(job) ? 32 : 64; }
+
 OMNIC_STATIC void amx_tile_codes(const code_job *job, amx_memory *memory) {
   const omnic_tile *t = job->t;
   const int fold = amx_folds(job);
   const omnic_rows *rows = t->rows;
-  int64_t end = t->panel + t->panels, k = product_round_up(t->w->k, 64);
+  int64_t depth = amx_depth(job), end = t->panel + t->panels, k = product_round_up(t->w->k, depth);
   int64_t segment = fold ? k : job->segment, block = amx_block(t);
   for (int64_t panel = t->panel; panel < end; panel += 2) {
     int64_t two = panel + 1 < end;
@@ -239,36 +252,35 @@ OMNIC_STATIC void amx_tile_codes(const code_job *job, amx_memory *memory) {
         int64_t count = stop - from < block ? stop - from : block;
         const char *b[2];
         for (int64_t p = 0; p <= two; p++) b[p] = amx_open_codes(t, panel + p, from, count, fold, memory->open[p]);
-        amx_pass(t, memory, (const char *)rows->codes, rows->stride, from, count, b[0], b[two], from == start, 0);
+        amx_pass(t, memory, (const char *)rows->codes, rows->stride, from, count, depth, b[0], b[two], from == start, 0);
       }
       if (!fold) amx_join(job, memory, panel, 1 + two, g);
     }
-    for (int64_t p = 0; p <= two; p++)
-      for (int64_t i = 0; i < t->count; i++) {
-        const float *sx[CODE_ROWS] = {rows->scales + (t->first + i) * rows->groups};
-        cols_f acc[CODE_ROWS][CODE_PANELS][COL_VECTORS];
-        acc[0][0][0] = fold ? cols_of_bits(cols_load(amx_sums(memory, i, p))) : cols_get(memory->chains[p][i]);
-        write_block(1, 1, job, panel + p, i, 1, sx, acc);
-      }
+    for (int64_t p = 0; p <= two; p++) {
+      for (int64_t i = 0; fold && i < t->count; i++) memcpy(memory->chains[p][i], amx_sums(memory, i, p), 64);
+      write_chains(job, panel + p, 0, t->count, memory->chains[p][0]);
+    }
   }
 }
 
-/* Whether AMX does a product: the kernels without tiles must do the rest, or are faster (few rows, groups of 32). */
+/* Whether AMX does a product: the kernels without tiles must do the rest, or are faster (few rows). */
 OMNIC_STATIC int amx_takes(const omnic_tile *t) {
   const omnic_weight *w = t->w;
   if (t->rows->act == OMNIC_ACT_BF16) return 1;
-  if (!by_codes(w, t->rows->act) || !codes_fit(t) || t->count < 8) return 0;
+  if (!by_codes(w, t->rows->act) || !codes_fit(t) || t->count < 8) return 0; /* a tile of 16 rows half full */
   code_job job = code_job_of(t);
-  return amx_folds(&job) || (job.segment % 64 == 0 && (w->type != OMNIC_I8 || !w->zeros));
+  if (amx_folds(&job)) return 1;
+  return (w->type != OMNIC_I8 || !w->zeros) && (job.segment % 64 == 0 || t->count >= 16);
 }
 
 OMNIC_STATIC void amx_tile(const omnic_tile *t) {
   amx_memory memory;
-  amx_begin();
   if (t->rows->act == OMNIC_ACT_BF16) {
+    amx_begin(64);
     amx_tile_bf16(t, &memory);
   } else {
     code_job job = code_job_of(t);
+    amx_begin(amx_depth(&job));
     amx_tile_codes(&job, &memory);
   }
   _tile_release();

@@ -49,6 +49,10 @@ OMNIC_INLINE cols_i cols_byte_zeros(const uint8_t *zeros, int v) {
 OMNIC_INLINE cols_i cols_start(const int16_t *sums, cols_i zeros) { return _mm256_madd_epi16(cols_spread(sums), zeros); }
 OMNIC_INLINE cols_i cols_step(cols_i acc, cols_i codes, cols_i x) { return _mm256_dpbusd_avx_epi32(acc, codes, x); }
 OMNIC_INLINE cols_i cols_end(cols_i acc) { return acc; }
+/* Steps lie as whole numbers. */
+OMNIC_INLINE cols_i cols_step_one(void) { return _mm256_set1_epi32(1); }
+OMNIC_INLINE cols_i cols_whole_step(cols_i step) { return step; }
+OMNIC_INLINE cols_i cols_stepped(cols_i acc, cols_i step) { return _mm256_mullo_epi32(acc, step); }
 /* Codes of 8 bits, as code + 128. */
 #define COLS_BYTE_ZERO 128
 OMNIC_INLINE cols_i cols_byte(cols_i codes) { return _mm256_xor_si256(codes, _mm256_set1_epi8((char)0x80)); }
@@ -62,6 +66,10 @@ OMNIC_INLINE cols_i cols_step(cols_i acc, cols_i codes, cols_i x) {
   return acc;
 }
 OMNIC_INLINE cols_i cols_end(cols_i acc) { return _mm256_madd_epi16(acc, _mm256_set1_epi16(1)); }
+/* Steps lie as pairs of 16 bits: what joins the two halves of a sum multiplies it too. */
+OMNIC_INLINE cols_i cols_step_one(void) { return _mm256_set1_epi16(1); }
+OMNIC_INLINE cols_i cols_whole_step(cols_i step) { return _mm256_srli_epi32(step, 16); }
+OMNIC_INLINE cols_i cols_stepped(cols_i acc, cols_i step) { return _mm256_madd_epi16(acc, step); }
 /* Codes of 8 bits with their sign: |w| times x with the sign of w, of which a pair is at most 2 * 128 * 127. */
 #define COLS_BYTE_ZERO 0
 OMNIC_INLINE cols_i cols_byte(cols_i codes) { return codes; }
@@ -87,10 +95,18 @@ OMNIC_INLINE cols_f cols_plain(const void *data, int32_t type, int64_t index, in
   if (type == OMNIC_F16) return _mm256_cvtph_ps(half);
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
-/* Vector v of the 16 steps of an S4 group. */
+/* Vector v of the 16 steps of an S4 group: the low or the high halves of eight bytes. */
 OMNIC_INLINE cols_i cols_steps(const uint8_t *eight, int v) {
-  __m128i bytes = _mm_loadl_epi64((const __m128i *)eight);
-  return _mm256_cvtepu8_epi32(_mm_and_si128(v ? _mm_srli_epi16(bytes, 4) : bytes, _mm_set1_epi8(15)));
+#if defined(OMNIC_HAS_AVXVNNI)
+  __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)eight)), low = _mm256_set1_epi32(15);
+#else
+  int64_t all;
+  memcpy(&all, eight, 8);
+  const __m256i place = _mm256_setr_epi8(0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3, -1,
+                                         4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7, -1, 7, -1);
+  __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi64x(all), place), low = _mm256_set1_epi16(15);
+#endif
+  return v ? _mm256_srli_epi16(bytes, 4) : _mm256_and_si256(bytes, low);
 }
 /* Byte j (0..3) of every column, as a number. */
 OMNIC_INLINE cols_f cols_code(cols_i codes, int j) {

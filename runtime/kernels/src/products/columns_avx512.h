@@ -43,6 +43,10 @@ OMNIC_INLINE cols_i cols_zeros_of(int zero) { return _mm512_set1_epi16((short)ze
 OMNIC_INLINE cols_i cols_start(const int16_t *sums, cols_i zeros) { return _mm512_madd_epi16(cols_spread(sums), zeros); }
 OMNIC_INLINE cols_i cols_step(cols_i acc, cols_i codes, cols_i x) { return _mm512_dpbusd_epi32(acc, codes, x); }
 OMNIC_INLINE cols_i cols_end(cols_i acc) { return acc; }
+/* Steps lie as whole numbers. */
+OMNIC_INLINE cols_i cols_step_one(void) { return _mm512_set1_epi32(1); }
+OMNIC_INLINE cols_i cols_whole_step(cols_i step) { return step; }
+OMNIC_INLINE cols_i cols_stepped(cols_i acc, cols_i step) { return _mm512_mullo_epi32(acc, step); }
 /* Codes of 8 bits, as code + 128. */
 #define COLS_BYTE_ZERO 128
 OMNIC_INLINE cols_i cols_flip(cols_i codes) { return _mm512_xor_si512(codes, _mm512_set1_epi8((char)0x80)); }

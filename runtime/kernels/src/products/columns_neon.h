@@ -55,11 +55,45 @@ OMNIC_INLINE cols_i cols_dot(cols_i acc, cols_i codes, cols_i x) {
 OMNIC_INLINE cols_i cols_start(const int16_t *sums, cols_i zeros) { return vmulq_n_s32(zeros, sums[0] + sums[1]); }
 OMNIC_INLINE cols_i cols_step(cols_i acc, cols_i codes, cols_i x) { return cols_dot(acc, codes, x); }
 OMNIC_INLINE cols_i cols_end(cols_i acc) { return acc; }
+/* Steps lie as whole numbers. */
+OMNIC_INLINE cols_i cols_step_one(void) { return vdupq_n_s32(1); }
+OMNIC_INLINE cols_i cols_whole_step(cols_i step) { return step; }
+OMNIC_INLINE cols_i cols_stepped(cols_i acc, cols_i step) { return vmulq_s32(acc, step); }
 /* Codes of 8 bits with their sign. */
 #define COLS_BYTE_ZERO 0
 OMNIC_INLINE cols_i cols_flip(cols_i codes) { return COLS_OF_BYTES(veorq_u8(COLS_BYTES(codes), vdupq_n_u8(0x80))); }
 OMNIC_INLINE cols_i cols_byte(cols_i codes) { return codes; }
 OMNIC_INLINE cols_i cols_byte_step(cols_i acc, cols_i codes, cols_i x) { return cols_dot(acc, codes, x); }
+
+#if defined(OMNIC_HAS_I8MM)
+/* smmla multiplies two rows by two columns, eight numbers of each, so unpacked codes lie as [4][8 pairs of columns][2][8]
+ * for 32 numbers: the first four numbers of a column and its next four, side by side. */
+#define COLS_PAIRED 1
+OMNIC_INLINE void cols_pair_store(uint8_t *eight, int v, cols_i first, cols_i second) {
+  cols_store(eight + v * 32, vzip1q_s32(first, second));
+  cols_store(eight + v * 32 + 16, vzip2q_s32(first, second));
+}
+/* Add 32 numbers of four rows times 16 columns. */
+OMNIC_INLINE void cols_paired_step(cols_i (*acc)[CODE_PANELS][COL_VECTORS], const uint8_t *lines, const int8_t *const *x,
+                                   int64_t at) {
+  int32x4_t pair[CODE_ROWS / 2][8];
+  OMNIC_UNROLL for (int r = 0; r < CODE_ROWS / 2; r++) OMNIC_UNROLL for (int c = 0; c < 8; c++) pair[r][c] = vdupq_n_s32(0);
+  OMNIC_UNROLL for (int q = 0; q < 4; q++) {
+    int8x16_t two[CODE_ROWS / 2];
+    OMNIC_UNROLL for (int r = 0; r < CODE_ROWS / 2; r++)
+      two[r] = vcombine_s8(vld1_s8(x[2 * r] + at + q * 8), vld1_s8(x[2 * r + 1] + at + q * 8));
+    OMNIC_UNROLL for (int c = 0; c < 8; c++) {
+      int8x16_t codes = vreinterpretq_s8_s32(cols_load(lines + q * 128 + c * 16));
+      OMNIC_UNROLL for (int r = 0; r < CODE_ROWS / 2; r++) pair[r][c] = vmmlaq_s32(pair[r][c], two[r], codes);
+    }
+  }
+  OMNIC_UNROLL for (int r = 0; r < CODE_ROWS / 2; r++) OMNIC_UNROLL for (int v = 0; v < COL_VECTORS; v++) {
+    int64x2_t a = vreinterpretq_s64_s32(pair[r][2 * v]), b = vreinterpretq_s64_s32(pair[r][2 * v + 1]);
+    acc[2 * r][0][v] = vaddq_s32(acc[2 * r][0][v], vreinterpretq_s32_s64(vzip1q_s64(a, b)));
+    acc[2 * r + 1][0][v] = vaddq_s32(acc[2 * r + 1][0][v], vreinterpretq_s32_s64(vzip2q_s64(a, b)));
+  }
+}
+#endif
 
 OMNIC_INLINE cols_f cols_to_f(cols_i v) { return vcvtq_f32_s32(v); }
 OMNIC_INLINE cols_i cols_bits(cols_f v) { return vreinterpretq_s32_f32(v); }

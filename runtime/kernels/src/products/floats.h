@@ -150,7 +150,7 @@ OMNIC_STATIC void value_tile_codes(const omnic_tile *t) {
       for (int64_t p = 0; p < P; p++)
         for (int v = 0; v < COL_VECTORS; v++) {
           int64_t at = (panel + p) * t->shape.groups + group;
-          cols_f scale = w->scale_type == OMNIC_S4 ? cols_to_f(cols_steps((const uint8_t *)w->scales + at * 8, v))
+          cols_f scale = w->scale_type == OMNIC_S4 ? cols_to_f(cols_whole_step(cols_steps((const uint8_t *)w->scales + at * 8, v)))
                                                    : cols_plain(w->scales, w->scale_type, at * 16, v);
           for (int64_t i = 0; i < t->count; i++) {
             float *chain = chains + (i * P + p) * 16 + v * COLS;

@@ -1,5 +1,8 @@
 /* How a packed weight lies in memory (see the header), and the numbers of one output, one at a time. */
 
+/* What would make a copy of itself wherever it is called. */
+#define OMNIC_ONCE __attribute__((noinline))
+
 typedef struct {
   int64_t panels;       /* ceil(n / 16) */
   int64_t panel_bytes;  /* codes of one panel */
