@@ -7,7 +7,6 @@ not asked: it samples divisors of extents, and those of these loops are B, T and
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,7 +36,8 @@ def traces(function: Any) -> Iterator[list[Any]]:
         for step in STEPS:
             schedule = Schedule(tvm.IRModule({"main": function}))
             if _apply(schedule, width, step):
-                yield json.loads(json.dumps(_plain(schedule.trace.as_json())))
+                trace: Any = schedule.trace
+                yield _plain(trace.as_json())
 
 
 def scheduled(function: Any, trace: list[Any]) -> Any:

@@ -8,7 +8,7 @@ that chose nothing, and wins when the 99 % bootstrap interval of its median gain
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -19,13 +19,13 @@ from omnic.targets.tvm.tuning.records import Tuning
 
 __all__ = ["DEFAULT", "Outcome", "Timer", "candidates", "gain_of", "search"]
 
-T = TypeVar("T", bound=Hashable)
+T = TypeVar("T")
 #: seconds of one sample
 Timer = Callable[[T], float]
 #: every field as the level does it
 DEFAULT = Tuning()
 #: turns of the first halving, doubled from then on; and of the last test
-FIRST, LAST = 3, 41
+FIRST, LAST = 3, 61
 #: fewest rounds of the last test that may decide anything
 LEAST = 11
 
