@@ -35,7 +35,8 @@
 OMNIC_STATIC void OMNIC_FN(decode_rows)(const omnic_cache *cache, int64_t at, int64_t rows, float *out, int64_t ld,
                                         int64_t padded) {
   const omnic_cache c = *cache;
-  int64_t groups = omnic_groups(&c), place = at / c.d * groups, step = c.stride_s / c.d * groups;
+  /* Plain numbers have no groups: of a program their length is 0. */
+  int64_t groups = c.group > 0 ? omnic_groups(&c) : 0, place = at / c.d * groups, step = c.stride_s / c.d * groups;
   float plain = c.type == OMNIC_I8 ? 0.0f : 8.0f, offset = c.type == OMNIC_I8 ? 128.0f : 0.0f;
   int shifted = c.zeros || c.type == OMNIC_I4, full = c.group % 16 == 0 && c.d % 16 == 0;
   if (c.type == OMNIC_F32) OMNIC_DECODE_PLAIN(float, v16_load, )
