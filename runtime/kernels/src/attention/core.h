@@ -128,17 +128,14 @@ OMNIC_INLINE omnic_tokens omnic_bring(const omnic_cache *c, const omnic_desk *de
 #include "softmax.h"
 
 /* The scores of a block. */
-OMNIC_INLINE void omnic_score(const omnic_desk *desk, int64_t width, omnic_tokens *keys, int parts, int64_t from,
-                              int64_t to) {
+OMNIC_INLINE void omnic_score(const omnic_desk *desk, int64_t width, const omnic_tokens *keys, int parts,
+                              int64_t from, int64_t to) {
   if (desk->lanes == 0 && desk->count == 1) {
     omnic_scores_few(desk->q, width, 1, keys, parts, from, to, desk->scores);
   } else if (desk->lanes == 0) {
     omnic_scores_few(desk->q, width, 2, keys, parts, from, to, desk->scores);
   } else {
-    for (int64_t r = 0; r < desk->count; r += OMNIC_TOGETHER) {
-      omnic_scores8(desk->q + r * width, keys, parts, from, to, desk->scores + r, desk->lanes);
-      keys[0].next = keys[1].next = NULL; /* the first queries asked for the next block */
-    }
+    omnic_scores(desk->q, desk->count, width, keys, parts, from, to, desk->scores, desk->lanes);
   }
 }
 
@@ -160,7 +157,7 @@ OMNIC_STATIC void OMNIC_FN(attend_chunk)(const omnic_attend *job, omnic_desk *de
       for (int64_t r = 0; r < desk->lanes; r += 16) omnic_weigh_lanes(desk, r);
     else
       omnic_weigh_few(desk);
-    omnic_tokens values = keys[0];
+    omnic_tokens values = {keys[0].at, NULL, keys[0].stride, keys[0].n};
     if (job->v) values = omnic_bring(job->v, desk, begin, from, to, desk->values, wide, wide + 16);
     omnic_mix(desk->scores, desk->row_step, desk->token_step, &values, from, to, desk->fade, desk->mixed, wide,
               desk->rows);

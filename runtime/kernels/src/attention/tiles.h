@@ -24,20 +24,21 @@ OMNIC_INLINE void omnic_foretell(const float *x, int count) {
   for (int i = 0; i < count; i++) __builtin_prefetch(x + 16 * i, 0, 2);
 }
 
-/* Scores of COUNT tokens from `t` on for eight queries: a pair of numbers of each query meets a pair of a token.
- * queries[i / 2][query][i & 1] are their numbers; keys lie in one part or two. */
+/* Scores of COUNT tokens from `t` on for eight queries from `r` on: a pair of numbers of each query meets a pair of a
+ * token.  queries[i / 2][query][i & 1] are the numbers of eight; keys lie in one part or two. */
 #define OMNIC_SCORE_TILE(COUNT)                                                                             \
-  {                                                                                                         \
+  for (int64_t r = 0; r < count; r += OMNIC_TOGETHER) {                                                     \
     v16 sum[COUNT];                                                                                         \
     OMNIC_UNROLL                                                                                            \
     for (int j = 0; j < (COUNT); j++) sum[j] = v16_zero();                                                  \
-    const float *q = queries;                                                                               \
+    const float *q = queries + r * width;                                                                   \
     for (const omnic_tokens *part = keys; part < keys + parts; part++) {                                    \
       int64_t stride = part->stride;                                                                        \
       const float *key = part->at + t * stride, *last = key + part->n;                                      \
-      /* Each step asks for as many numbers of the next block as it uses. */                                \
-      const float *next = part->next ? part->next + t * stride : key;                                       \
-      int64_t step = part->next ? 2 * (COUNT) : 0;                                                          \
+      /* Each step of the first queries asks for as many numbers of the next block as it uses. */           \
+      int asks = part->next && r == 0;                                                                      \
+      const float *next = asks ? part->next + t * stride : key;                                             \
+      int64_t step = asks ? 2 * (COUNT) : 0;                                                                \
       for (; key < last; key += 2, q += 16, next += step) {                                                 \
         v16 x = v16_load(q);                                                                                \
         omnic_foretell(next, 1);                                                                            \
@@ -46,12 +47,13 @@ OMNIC_INLINE void omnic_foretell(const float *x, int count) {
       }                                                                                                     \
     }                                                                                                       \
     OMNIC_UNROLL                                                                                            \
-    for (int j = 0; j < (COUNT); j++) v16_store_pairs(scores + (t + j) * ld, sum[j]);                       \
+    for (int j = 0; j < (COUNT); j++) v16_store_pairs(scores + (t + j) * ld + r, sum[j]);                   \
   }
 
-/* scores[t][query] of eight queries and the tokens from .. to - 1.  The last tile begins early enough to be whole. */
-OMNIC_INLINE void omnic_scores8(const float *queries, const omnic_tokens *keys, int parts, int64_t from, int64_t to,
-                                float *scores, int64_t ld) {
+/* scores[t][query] of `count` queries of `width` numbers and the tokens from .. to - 1.  The last tile begins early
+ * enough to be whole. */
+OMNIC_INLINE void omnic_scores(const float *queries, int64_t count, int64_t width, const omnic_tokens *keys, int parts,
+                               int64_t from, int64_t to, float *scores, int64_t ld) {
   int64_t t = from;
   if (to - from >= OMNIC_TILE)
     for (; t < to; t += OMNIC_TILE) {
