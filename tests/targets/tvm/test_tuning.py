@@ -327,13 +327,9 @@ def test_the_program_has_the_tuning_and_the_same_bits(home: Path, tmp_path: Path
     assert about[0]["what"].startswith("linear 64 x 64 i4<g32, s4>, act i8<g32>, rows 1, threads 1: panels 4,")
     ids = np.random.default_rng(5).integers(0, 96, (1, 24))
     for threads in (1, 2):
-        first, second = (session_of(small_legal(module), folder, threads) for folder in (plain, out))
+        first, second = (session_of(folder, threads) for folder in (plain, out))
         for part in (ids[:, :20], ids[:, 20:21], ids[:, 21:]):
             assert np.array_equal(first.forward(part).logits, second.forward(part).logits)
-
-
-def small_legal(module: Module) -> Module:
-    return legalise(module, parse_options({"level": "generic"}))
 
 
 def test_the_key_of_a_bundle_follows_its_records(home: Path) -> None:
