@@ -28,7 +28,7 @@ _CHAPTERS = (
     ("Composites: norms and positions", ("norms", "rope")),
     ("Composites: attention", ("attention", "block_attention", "mla")),
     ("Composites: mixture of experts", ("moe",)),
-    ("Composites: heads", ("heads",)),
+    ("Composites: heads", ("heads", "argmax")),
     ("Composites: recurrences and pooling", ("recurrent",)),
     ("Composites: the host", ("host",)),
     ("Core: arithmetic and functions of one element", ("elementwise",)),

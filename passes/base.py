@@ -38,6 +38,7 @@ _OURS = (
     "quantise",
     "kv_quant",
     "prefill_int8",
+    "fast_head",
     "activations",
     "fusion",
     "dead_code",

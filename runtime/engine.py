@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from omnic.errors import InputError
 from omnic.runtime.generation import Clock, Finish, Generation, Piece, Request, check_prompts
-from omnic.runtime.sampling import History, choose
+from omnic.runtime.sampling import History, choose, not_finite
 from omnic.runtime.session import Session, last_rows
 from omnic.runtime.stopping import StopMatcher
 
@@ -219,8 +219,8 @@ class Run:
                 return
             clock.prefilled = engine.clock()
             active = list(range(len(self._rows)))
+            tokens = self._choose(logits, active)
             while True:
-                tokens = self._choose(logits, active)
                 now = engine.clock()
                 clock.tokens.append(now)
                 active = yield from self._pass_on(tokens, active)
@@ -231,7 +231,7 @@ class Run:
                     return
                 if not engine.owned_by(self):
                     raise InputError("another generation has started on this model", "finish one before the next")
-                logits = self._decode(active)
+                tokens = self._next(active)
         finally:
             # Also after an interruption: what the session committed is what it holds.
             if len(self._rows) == 1:
@@ -256,8 +256,8 @@ class Run:
             at += length
         return last
 
-    def _decode(self, active: list[int]) -> Floats:
-        """Feed each active row its newest token and return the logits, [B, V]."""
+    def _next(self, active: list[int]) -> list[int]:
+        """Feed each active row its newest token and return the next one of each."""
         session, batch = self._engine.session, len(self._rows)
         tokens = np.zeros((batch, 1), np.int64)
         for row in active:
@@ -266,7 +266,13 @@ class Run:
         if len(active) < batch:
             length = np.zeros(batch, np.int64)
             length[active] = 1
-        return session.forward(tokens, length=length).logits[:, 0]
+        sampling = self._request.sampling
+        if not session.info.greedy or sampling.temperature or sampling.edits:
+            return self._choose(session.forward(tokens, length=length).logits[:, 0], active)
+        found = session.greedy(tokens, length)[active]
+        if (found < 0).any():
+            raise not_finite()
+        return [int(token) for token in found]
 
     def _choose(self, logits: Floats, active: list[int]) -> list[int]:
         sampling = self._request.sampling

@@ -34,7 +34,7 @@ import numpy.typing as npt
 
 from omnic.errors import InputError
 
-__all__ = ["Distribution", "History", "Sampling", "choose", "distribution", "uniform"]
+__all__ = ["Distribution", "History", "Sampling", "choose", "distribution", "not_finite", "uniform"]
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.int64]
@@ -335,10 +335,15 @@ def _nucleus(mass: Floats, top_p: float) -> tuple[Any, int]:
     return ordered[last], taken + last + 1
 
 
+def not_finite() -> InputError:
+    """Return the error of logits that are not finite."""
+    return InputError(
+        "the model's logits are not finite numbers",
+        "its weights may be damaged: omnic run --verify checks the bundle, omnic diff finds the first bad op",
+    )
+
+
 def _no_token(logits: Floats, options: Sampling) -> InputError:
     if not np.isfinite(logits).any() or np.isnan(logits).any() or np.isposinf(logits).any():
-        return InputError(
-            "the model's logits are not finite numbers",
-            "its weights may be damaged: omnic run --verify checks the bundle, omnic diff finds the first bad op",
-        )
+        return not_finite()
     return InputError("sampling: the bans and the allowed slice leave no token", "relax allow, bias or the bans")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from omnic.runtime.bundle import Bundle
 
 __all__ = ["EXECUTABLES", "Call", "Ints", "Outputs", "Session", "SessionBase", "SessionInfo", "SessionOptions",
-           "executable_kinds", "last_rows", "open_session"]
+           "executable_kinds", "last_rows", "most_likely", "open_session"]
 
 # Executable kind -> "module:callable".  A backend that is not installed costs nothing until asked for.
 EXECUTABLES: dict[str, str] = {
@@ -94,6 +94,16 @@ class Session(Protocol):
 
         Raises:
             InputError: shapes, ids out of the vocabulary, more tokens than the capacity.
+        """
+        ...
+
+    def greedy(self, tokens: npt.ArrayLike, length: npt.ArrayLike | None = None) -> Ints:
+        """Append tokens to every row and return the most likely next token of each row, i64[B].
+
+        It is the id of the largest logit after a row's last valid token, the lowest among equals, and -1 where that
+        logit is not finite.  A program with a function ``greedy`` (``info.greedy``; pass ``fast-head``) finds that of
+        single tokens without most of the head.  A row of length 0 gives any id.  Arguments and errors are those of
+        :meth:`forward`.
         """
         ...
 
@@ -185,6 +195,13 @@ class SessionBase:
         outputs = self._run(call)
         self._start = call.start + call.length
         return outputs
+
+    def greedy(self, tokens: npt.ArrayLike, length: npt.ArrayLike | None = None) -> Ints:
+        """Append tokens and return the most likely next token of each row; see :meth:`Session.greedy`."""
+        count = np.asarray(tokens).shape[-1] if np.ndim(tokens) else 0
+        valid = np.full(len(self._start), count) if length is None else _ints("length", length, self._start.shape)
+        logits = self.forward(tokens, length=length, rows=last_rows(valid)).logits[:, 0]
+        return most_likely(logits.argmax(-1), logits.max(-1))
 
     def rollback(self, lengths: npt.ArrayLike) -> None:
         """Keep only the first ``lengths[b]`` tokens of each row."""
@@ -353,6 +370,11 @@ def _loader(kind: str) -> Callable[[Bundle, SessionOptions], Session]:
     if loader is None:
         raise InternalError(f"{known[kind]} does not exist")
     return loader
+
+
+def most_likely(tokens: npt.NDArray[np.integer[Any]], logits: npt.NDArray[np.floating[Any]]) -> Ints:
+    """Return the tokens, -1 where the largest logit is not finite."""
+    return np.where(np.isfinite(logits), tokens, -1).astype(np.int64)
 
 
 def last_rows(lengths: Sequence[int] | Ints) -> Ints:

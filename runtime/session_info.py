@@ -47,6 +47,7 @@ class SessionInfo:
         hidden: whether ``Outputs.hidden`` is filled.
         mtp_depth: depth of linear MTP heads, 0 without.
         verifier: whether ``Outputs.verifier`` is filled.
+        greedy: whether ``Session.greedy`` has a function of its own for single tokens.
         parents: whether ``forward`` takes ``parents`` (token trees).
         embeds: whether ``forward`` takes ``embeds`` and ``embed_mask``.
         numeric_class: ``f64``, ``f32``, ``f16`` or ``int8`` (docs/ir.md, Numbers).
@@ -64,6 +65,7 @@ class SessionInfo:
     hidden: bool = False
     mtp_depth: int = 0
     verifier: bool = False
+    greedy: bool = False
     parents: bool = False
     embeds: bool = False
     numeric_class: str = "f32"
@@ -90,6 +92,7 @@ class SessionInfo:
             hidden="hidden" in results,
             mtp_depth=evaluate(results["mtp"].shape[2], highs) if "mtp" in results else 0,
             verifier="verifier" in results,
+            greedy="greedy" in module.functions,
             parents=function.param("parents") is not None,
             embeds=function.param("embeds") is not None,
             numeric_class=numeric_class,

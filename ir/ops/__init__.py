@@ -1,5 +1,6 @@
 """All ops.  Importing this package registers them; a new file of ops is one line here."""
 
+from omnic.ir.ops import argmax as argmax
 from omnic.ir.ops import attention as attention
 from omnic.ir.ops import block_attention as block_attention
 from omnic.ir.ops import cache as cache

@@ -86,6 +86,12 @@ class Weight(ctypes.Structure):
                 ("k", c_int64), ("group", c_int64), ("type", c_int32), ("scale_type", c_int32)]
 
 
+class Shortlist(ctypes.Structure):
+    """``omnic_shortlist``."""
+
+    _fields_ = [("head", POINTER(Weight)), ("basis", POINTER(Weight)), ("screen", POINTER(Weight)), ("reach", c_void_p)]
+
+
 class Cache(ctypes.Structure):
     """``omnic_cache``."""
 
@@ -145,6 +151,8 @@ class Ops(ctypes.Structure):
         ("softmax", _function(c_void_p, c_int64, c_int64, c_void_p)),
         ("topk", _function(c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p)),
         ("head_argmax", _function(_WEIGHT, c_void_p, c_int64, c_int64, c_int32, c_int64, c_float, c_void_p, c_void_p)),
+        ("head_shortlist", _function(POINTER(Shortlist), c_void_p, c_int64, c_int64, c_int32, c_int64, c_void_p,
+                                     c_void_p, c_void_p)),
     ]
 
 
@@ -160,6 +168,7 @@ def declare(library: ctypes.CDLL) -> None:
         "omnic_level_name": (c_char_p, [c_int]),
         "omnic_scratch_linear": (c_size_t, [_WEIGHT, c_int64, c_int32, c_int64, c_int]),
         "omnic_scratch_moe": (c_size_t, [_WEIGHT, _WEIGHT, c_int64, c_int64, c_int64, c_int32, c_int64, c_int]),
+        "omnic_scratch_shortlist": (c_size_t, [POINTER(Shortlist), c_int64, c_int32, c_int64, c_int]),
         "omnic_scratch_attention": (c_size_t, [c_int64, c_int64, c_int64, c_int64, c_int64, c_int]),
     }
     for name, (result, arguments) in signatures.items():

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from ctypes import byref
+from ctypes import byref, pointer
 from typing import Any
 
 import numpy as np
 
 from omnic.errors import InputError
-from omnic.runtime.kernels.abi import Activation, Kind, Mask, Tuning, View
+from omnic.runtime.kernels.abi import Activation, Kind, Mask, Shortlist, Tuning, View
 from omnic.runtime.kernels.caches import HeldCache
 from omnic.runtime.kernels.library import Kernels, address
 from omnic.runtime.kernels.packing import Packed, weight_of
 
-__all__ = ["act", "add", "attention", "cache_move", "cache_write", "gated_act", "layer_norm", "linear", "mla", "rms_norm",
-           "rope", "softmax", "topk", "view"]
+__all__ = ["act", "add", "attention", "cache_move", "cache_write", "gated_act", "head_shortlist", "layer_norm",
+           "linear", "mla", "rms_norm", "rope", "softmax", "topk", "view"]
 
 Array = np.ndarray[Any, Any]
 #: pairs of tokens that one call of ``cache_move`` takes
@@ -72,6 +72,39 @@ def linear(
                 address(residual), weight.n, address(y), weight.n,
                 scratch=kernels.scratch_linear(w, len(x), int(act), act_group), tuning=tuning)
     return y
+
+
+def head_shortlist(
+    kernels: Kernels, head: Packed, basis: Packed, screen: Packed, reach: Array, x: Array, *,
+    act: Activation = Activation.F32, act_group: int = 0,
+) -> tuple[Array, Array, Array]:
+    """Return the id of the largest logit of every row, that logit, and how many panels of 16 were multiplied for it.
+
+    Args:
+        kernels: the level and its threads.
+        head: [V, D].
+        basis: f32 [r, D], r a multiple of 32.
+        screen: i8 in groups of 32, [V, r].
+        reach: f32 [3, V] (:func:`omnic.ir.shortlist.reach_of`).
+        x: f32 [M, D].
+        act: how the head rounds x.
+        act_group: of codes in groups.
+
+    Raises:
+        InputError: shapes or types do not fit each other.
+    """
+    x, bounds = np.ascontiguousarray(x, np.float32), np.ascontiguousarray(reach, np.float32)
+    fits = x.ndim == 2 and x.shape[1] == head.k == basis.k and screen.k == basis.n and screen.n == head.n
+    if not fits or bounds.shape != (3, head.n) or basis.n % 32 or screen.type.code != "i8" or screen.type.group != 32:
+        raise InputError(f"head_shortlist: x {list(x.shape)}, a head [{head.n}, {head.k}], a basis [{basis.n}, "
+                         f"{basis.k}], a screen [{screen.n}, {screen.k}] and bounds {list(bounds.shape)} do not fit")
+    parts = [weight_of(part) for part in (head, basis, screen)]
+    shortlist = Shortlist(*(pointer(part) for part in parts), bounds.ctypes.data)
+    ids, logits, panels = np.empty(len(x), np.int64), np.empty(len(x), np.float32), np.empty(len(x), np.int64)
+    kernels.run("head_shortlist", byref(shortlist), address(x), len(x), head.k, int(act), act_group, address(ids),
+                address(logits), address(panels),
+                scratch=kernels.scratch_shortlist(shortlist, len(x), int(act), act_group))
+    return ids, logits, panels
 
 
 def attention(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from omnic.errors import InputError
-from omnic.runtime.kernels.abi import ABI, Call, Level, Ops, Tuning, Weight, declare
+from omnic.runtime.kernels.abi import ABI, Call, Level, Ops, Shortlist, Tuning, Weight, declare
 from omnic.runtime.kernels.build import ROOM, build
 from omnic.runtime.kernels.toolchain import Variant, host_triple, library_name
 
@@ -149,6 +149,10 @@ class Kernels:
     def scratch_linear(self, weight: Weight, rows: int, act: int, act_group: int) -> int:
         """Return the bytes of scratch of ``linear`` and ``head_argmax``."""
         return self.library.c.omnic_scratch_linear(byref(weight), rows, act, act_group, self.threads)
+
+    def scratch_shortlist(self, shortlist: Shortlist, rows: int, act: int, act_group: int) -> int:
+        """Return the bytes of scratch of ``head_shortlist``."""
+        return self.library.c.omnic_scratch_shortlist(byref(shortlist), rows, act, act_group, self.threads)
 
     def scratch_attention(self, heads: int, tokens: int, d: int, dv: int, slots: int) -> int:
         """Return the bytes of scratch of ``attention`` and ``mla``."""

@@ -18,7 +18,9 @@ _SUPPORT = "targets/tvm/support/omnic_program.h"
 #: sizes of groups of codes that products take; 0 = a row
 GROUPS = (0, 32, 64, 128, 256)
 
-_COMPOSITES = ("linear", "embedding", "lm_head", "moe", "rms_norm", "layer_norm", "rope", "act", "gated_act")
+_COMPOSITES = (
+    "linear", "embedding", "lm_head", "lm_argmax", "moe", "rms_norm", "layer_norm", "rope", "act", "gated_act",
+)
 _SHAPES = ("reshape", "transpose", "broadcast", "slice", "split", "concat")
 
 CAPS = Caps(

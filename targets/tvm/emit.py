@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omnic.errors import InputError
+from omnic.ir.dims import symbols
 from omnic.ir.graph import Function, Module
 from omnic.targets.base import EmitRequest, Emitted
 from omnic.targets.tvm.facts import session_facts
@@ -18,6 +19,7 @@ from omnic.targets.tvm.native import build_program, executable_name, loops_text,
 from omnic.targets.tvm.patterns import AttentionForm, attention_forms
 from omnic.targets.tvm.plan import Plan, Planner, held, settled
 from omnic.targets.tvm.program import ABOUT_FILE, SOURCE_FILE, WEIGHTS_FILE
+from omnic.targets.tvm.shortlists import check_shortlists
 from omnic.targets.tvm.source import ProgramText, loop_prototypes, program_source
 from omnic.targets.tvm.states import state_forms
 from omnic.targets.tvm.tail.loops import Loop
@@ -38,10 +40,16 @@ def plans_of(module: Module, matrices: Matrices, functions: Mapping[str, Functio
         base = ident(name)
         if "T" in module.dims and "R" in module.dims:
             found.append(plan_of(module, function, forms, matrices, f"{base}_step", {"T": 1, "R": 1}))
-            if module.dims["T"].high == 1 and module.dims["R"].high == 1:
+            if not _longer(module, function):
                 continue
         found.append(plan_of(module, function, forms, matrices, f"{base}_chunk", {}))
     return found
+
+
+def _longer(module: Module, function: Function) -> bool:
+    """Whether a function takes calls of more than a token a row."""
+    used = {name for value in function.values() for size in value.type.shape for name in symbols(size)}
+    return any(name in used and module.dims[name].high > 1 for name in ("T", "R"))
 
 
 def plan_of(
@@ -73,6 +81,7 @@ def emit(request: EmitRequest) -> Emitted:
 
         matrices.loops = traced(matrices.loops, matrices.tunings)
     states, row_bytes = state_forms(module)
+    check_shortlists(module, request.weights.with_module(module))
     digest = write_weights(out / WEIGHTS_FILE, matrices, request.weights.with_module(module), request.progress)
     write_table(out, matrices)
     text = ProgramText(

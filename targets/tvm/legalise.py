@@ -26,7 +26,7 @@ from omnic.targets.tvm.states import state_forms
 
 __all__ = ["legalise", "remarks"]
 
-_WEIGHTS_OF = {"linear": (1,), "lm_head": (1,), "moe": (3, 4, 5)}
+_WEIGHTS_OF = {"linear": (1,), "lm_head": (1,), "lm_argmax": (1,), "moe": (3, 4, 5)}
 
 
 def legalise(module: Module, options: Mapping[str, Any]) -> Module:
@@ -97,6 +97,8 @@ def _kept(node: Node, in_place: set[str]) -> bool:
         return node.name in in_place and (node.op == "attention" or _weights(operands[4:6]))
     if node.op in ("linear", "lm_head"):
         return _weights(operands[1:2]) and _weights(operands[2:3] if node.op == "linear" else operands[3:4])
+    if node.op == "lm_argmax":
+        return _weights((operands[1], *operands[3:]))
     if node.op == "embedding":
         return _weights(operands[:1])
     if node.op in ("rms_norm", "layer_norm"):

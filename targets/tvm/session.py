@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from omnic.errors import InputError
 from omnic.runtime import resources
 from omnic.runtime.mtp_session import MtpSession, mtp_functions
-from omnic.runtime.session import Call, Ints, Outputs, SessionOptions
+from omnic.runtime.session import Call, Ints, Outputs, SessionOptions, most_likely
 from omnic.targets.tvm.facts import facts_of
 from omnic.targets.tvm.program import WEIGHTS_FILE, Bound, Program, zero_pages
 
@@ -99,14 +100,14 @@ class NativeSession(MtpSession):
         """
         rest = (length, rows, positions, parents, embeds, embed_mask)
         if isinstance(tokens, np.ndarray) and tokens.shape == (1, 1) and all(r is None for r in rest):
-            found = self._next(tokens)
+            found = self._next("forward", tokens)
             if found is not None:
-                return found
+                return _outputs(found)
         return super().forward(tokens, *rest)
 
-    def _next(self, tokens: npt.NDArray[Any]) -> Outputs | None:
+    def _next(self, function: str, tokens: npt.NDArray[Any]) -> Mapping[str, npt.NDArray[Any]] | None:
         """Append one valid token to the only row; None where the general way must look at it."""
-        bound = self._bound.get(("forward", 1, 1, 1))
+        bound = self._bound.get((function, 1, 1, 1))
         if bound is None or len(self._start) != 1 or tokens.dtype.kind not in "iu":
             return None
         token, at = int(tokens[0, 0]), int(self._start[0])
@@ -123,14 +124,23 @@ class NativeSession(MtpSession):
         self._written[0] = max(int(self._written[0]), at + 1)
         self.program.run(bound, self._address)
         self._start = np.array([at + 1])
-        found = bound.outputs
-        return Outputs(found["logits"], found.get("hidden"), found.get("mtp"), found.get("verifier"))
+        return bound.outputs
+
+    def greedy(self, tokens: npt.ArrayLike, length: npt.ArrayLike | None = None) -> Ints:
+        """Append tokens and return the most likely next one (:meth:`omnic.runtime.session.Session.greedy`)."""
+        if not self._info.greedy or np.ndim(tokens) == 0 or np.shape(tokens)[-1] != 1:
+            return super().greedy(tokens, length)
+        alone = isinstance(tokens, np.ndarray) and tokens.shape == (1, 1) and length is None
+        found = self._next("greedy", tokens) if alone else None
+        if found is None:
+            call = self._checked(tokens, length, None, None, None, None, None)
+            self._written = np.maximum(self._written, call.start + call.length)
+            found = self._call("greedy", _given(call))
+            self._start = call.start + call.length
+        return most_likely(found["token"][:, 0], found["logit"][:, 0])
 
     def _run(self, call: Call) -> Outputs:
-        names = ("tokens", "positions", "start", "length", "rows", "parents")
-        inputs = {n: array for n in names if (array := getattr(call, n)) is not None}
-        found = self._call(self._facts.called(call.tokens.shape[1]), inputs)
-        return Outputs(found["logits"], found.get("hidden"), found.get("mtp"), found.get("verifier"))
+        return _outputs(self._call(self._facts.called(call.tokens.shape[1]), _given(call)))
 
     # -- running a program ---------------------------------------------------------------------------------
     def _call(self, function: str, inputs: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.float32]]:
@@ -174,3 +184,13 @@ class NativeSession(MtpSession):
             if not form.cache:
                 # What no token has a slot in can only be forgotten whole.
                 form.plain(self._states, batch)[lengths == 0] = 0
+
+
+def _given(call: Call) -> dict[str, npt.NDArray[Any]]:
+    """Return the arguments of a function that are not states."""
+    names = ("tokens", "positions", "start", "length", "rows", "parents")
+    return {name: array for name in names if (array := getattr(call, name)) is not None}
+
+
+def _outputs(found: Mapping[str, npt.NDArray[Any]]) -> Outputs:
+    return Outputs(found["logits"], found.get("hidden"), found.get("mtp"), found.get("verifier"))

@@ -16,6 +16,7 @@ from omnic.ir.graph import Module
 from omnic.ir.op import all_ops, find_op
 from omnic.ir.ops.composite import ACTIVATIONS
 from omnic.ir.reference import Interpreter
+from omnic.ir.shortlist import reach_of
 from omnic.ir.types import DType, TensorType, parse_element
 from omnic.ir.verify import verify
 
@@ -168,6 +169,15 @@ def lm_head(m: Maker) -> Case:
     return Case([m.floats(m.batch, m.tokens, 8), m.floats(9, 8), rows, m.maybe(9)], {"softcap": m.pick(0.0, 3.0)})
 
 
+def lm_argmax(m: Maker) -> Case:
+    rows = m.below(m.tokens, m.batch, 2) if m.flag() else None
+    x, w = m.floats(m.batch, m.tokens, 8), m.floats(9, 8)
+    if not m.flag():
+        return Case([x, w, rows, None, None, None], {})
+    basis, screen = m.floats(3, 8), m.floats(9, 3)
+    return Case([x, w, rows, basis, screen, reach_of(w, basis, screen)], {})
+
+
 def layer_norm(m: Maker) -> Case:
     return Case([m.floats(m.batch, m.tokens, 8), m.maybe(8), m.maybe(8)], {"eps": m.pick(1e-6, 0.1)})
 
@@ -208,6 +218,7 @@ CASES: dict[str, Callable[[Maker], Case]] = {
     "layer_norm": layer_norm,
     "linear": linear,
     "linear_recurrence": linear_recurrence,
+    "lm_argmax": lm_argmax,
     "lm_head": lm_head,
     "mla": mla,
     "moe": moe,

@@ -311,6 +311,15 @@ def test_lm_head_multiplies_the_wanted_rows() -> None:
     np.testing.assert_allclose(y[:, 0], 2 * np.tanh(np.stack([w @ x[0, 3], w @ x[1, 0]]) / 2), atol=1e-12)
 
 
+def test_lm_argmax_gives_the_lowest_of_equal_ids() -> None:
+    x, w = floats(2, 4, 3), floats(5, 3)
+    w[4] = w[1]
+    token, logit = apply("lm_argmax", x, w, np.array([[3], [0]]))
+    wanted = np.stack([w @ x[0, 3], w @ x[1, 0]])
+    assert token[:, 0].tolist() == [int(np.flatnonzero(row == row.max())[0]) for row in wanted]
+    np.testing.assert_array_equal(logit[:, 0], wanted.max(1))
+
+
 @pytest.mark.parametrize(("op", "arrays", "attrs", "message"), [
     ("embedding", (np.zeros((4, 2)), np.array([4])), {}, "embedding: index 4 is not in 0..3"),
     ("lm_head", (np.zeros((1, 2, 3)), np.zeros((4, 3)), np.array([[2]])), {}, "lm_head: index 2 is not in 0..1"),

@@ -101,6 +101,13 @@ typedef struct {
   int32_t scale_type;    /* OMNIC_F32, OMNIC_F16, OMNIC_BF16, OMNIC_S4 */
 } omnic_weight;
 
+/* What finds the largest product of a head without most of them; `lm_argmax` in docs/ir.md says what the numbers are.
+ * basis [r, k] of F32; screen [n, r] of I8 in groups of 32; reach [3][n].  None is padded. */
+typedef struct {
+  const omnic_weight *head, *basis, *screen;
+  const float *reach;
+} omnic_shortlist;
+
 /* ---- caches -------------------------------------------------------------------------------------------------
  * One state [B, G, S, D] (or [B, S, D]: G = 1) of keys, values or latents.  Slot s of row b and head g lies at
  * data + (b stride_b + g stride_g + s stride_s) elements of `type`; its D numbers are contiguous.  Codes of 4 bits
@@ -198,6 +205,10 @@ typedef struct {
   /* The index of the largest number of every row of x W^T, the lowest among equals. */
   void (*head_argmax)(const omnic_call *, const omnic_weight *w, const float *x, int64_t m, int64_t ldx, int32_t act,
                       int64_t act_group, float softcap, int64_t *ids, float *logits);
+  /* The same, by a shortlist: ids and logits (or NULL) are those of head_argmax without softcap.  `multiplied` [m] counts
+   * the panels of the head that were multiplied; or NULL. */
+  void (*head_shortlist)(const omnic_call *, const omnic_shortlist *, const float *x, int64_t m, int64_t ldx, int32_t act,
+                         int64_t act_group, int64_t *ids, float *logits, int64_t *multiplied);
 } omnic_ops;
 
 /* The best level of this CPU and system. */
@@ -210,6 +221,7 @@ const char *omnic_level_name(int level);
 size_t omnic_scratch_linear(const omnic_weight *w, int64_t m, int32_t act, int64_t act_group, int threads);
 size_t omnic_scratch_moe(const omnic_weight *up, const omnic_weight *down, int64_t m, int64_t top, int64_t experts,
                          int32_t act, int64_t act_group, int threads);
+size_t omnic_scratch_shortlist(const omnic_shortlist *shortlist, int64_t m, int32_t act, int64_t act_group, int threads);
 size_t omnic_scratch_attention(int64_t heads, int64_t tokens, int64_t d, int64_t dv, int64_t slots, int threads);
 
 #if defined(__GNUC__) && !defined(_WIN32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omnic.ir.types import DType
-from omnic.targets.tvm.lower import attention, norms, products, routing, shapes, tail
+from omnic.targets.tvm.lower import attention, heads, norms, products, routing, shapes, tail
 from omnic.targets.tvm.lower.common import attrs_of
 from omnic.targets.tvm.plan import Lowering, Planner
 from omnic.targets.tvm.schedule import Turn
@@ -35,6 +35,7 @@ def _matmul(p: Planner, turn: Turn) -> None:
 LOWERINGS: dict[str, Lowering] = {
     **tail.LOWERINGS,
     **products.LOWERINGS,
+    **heads.LOWERINGS,
     **attention.LOWERINGS,
     **norms.LOWERINGS,
     **routing.LOWERINGS,

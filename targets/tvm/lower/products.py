@@ -1,9 +1,9 @@
-"""Products with packed weights, embeddings, experts and heads."""
+"""Products with packed weights, embeddings and experts."""
 
 from __future__ import annotations
 
 from omnic.ir.dims import Dim, evaluate
-from omnic.ir.graph import Node, Value
+from omnic.ir.graph import Value
 from omnic.targets.tvm.lower.common import ACTIVATIONS, act_of, attrs_of, operand, vector
 from omnic.targets.tvm.plan import Lowering, Planner
 from omnic.targets.tvm.schedule import Turn
@@ -106,38 +106,6 @@ def _embedding(p: Planner, turn: Turn) -> None:
     p.step(f"K->embed(&c, &W[{matrix.name}], $ids, {dim(y.count)}, $y, {dim(y.stride)});", ids=ids, y=y.view)
 
 
-def _lm_head(p: Planner, turn: Turn) -> None:
-    node = turn.nodes[0]
-    attrs = attrs_of(node)
-    x = wanted_rows(p, node)
-    y = p.out_rows(node.result)
-    product(p, x, operand(node, 1), vector(p, node.operands[3]), y, attrs["act"])
-    if attrs["softcap"]:
-        cap = f32(attrs["softcap"])
-        p.step(f"omnic_softcap({dim(y.count)}, {dim(y.width)}, {cap}, $y, {dim(y.stride)});", y=y.view)
-
-
-def wanted_rows(p: Planner, node: Node) -> Rows:
-    """Return the rows of x whose logits are wanted."""
-    source, index = operand(node, 0), node.operands[2]
-    x = p.rows(source)
-    if index is None:
-        return x
-    batch, count, width = source.type.shape
-    wanted: Dim = index.type.shape[1]
-    if count == 1 and wanted == 1:
-        return x
-    rows = p.dense(index)
-    picked = p.new((batch, wanted, width), source.type.dtype, f"{source.name}_rows")
-    p.step(
-        f"omnic_rows({dim(batch)}, {dim(count)}, {dim(wanted)}, {dim(width)}, $rows, $x, {dim(x.stride)}, $y);",
-        rows=rows, x=x.view, y=picked,
-    )
-    found = picked.rows()
-    assert found is not None
-    return found
-
-
 def _moe(p: Planner, turn: Turn) -> None:
     node = turn.nodes[0]
     attrs = attrs_of(node)
@@ -181,6 +149,5 @@ LOWERINGS: dict[str, Lowering] = {
     "many": _many,
     "matmul": _matmul,
     "embedding": _embedding,
-    "lm_head": _lm_head,
     "moe": _moe,
 }

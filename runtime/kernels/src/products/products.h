@@ -1,4 +1,4 @@
-/* Products with packed weights: linear, linear_many, linear_heads, head_argmax, embed, moe, for one level. */
+/* Products with packed weights, for one level: linear, linear_many, linear_heads, heads, embed, moe. */
 #include "weights.h"
 
 #if defined(OMNIC_HAS_AVX512)
@@ -23,9 +23,11 @@
 #endif
 
 #include "linear.h"
+#include "shortlist.h"
 #include "embed.h"
 #include "moe.h"
 
 #define OMNIC_TABLE_PRODUCTS                                                                          \
   .linear = OMNIC_FN(linear), .linear_many = OMNIC_FN(linear_many), .linear_heads = OMNIC_FN(linear_heads), \
-  .head_argmax = OMNIC_FN(head_argmax), .embed = OMNIC_FN(embed), .moe = OMNIC_FN(moe),
+  .head_argmax = OMNIC_FN(head_argmax), .head_shortlist = OMNIC_FN(head_shortlist),                   \
+  .embed = OMNIC_FN(embed), .moe = OMNIC_FN(moe),

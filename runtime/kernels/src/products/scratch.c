@@ -23,3 +23,10 @@ size_t omnic_scratch_moe(const omnic_weight *up, const omnic_weight *down, int64
   return 64 + 4 * lines((experts + 1) * 8) + 2 * lines(pairs * 8) + 2 * lines(pairs * up->n * 4) + lines(pairs * down->n * 4) +
          prepared(pairs, up->k, act, act_group) + prepared(pairs, down->k, act, act_group);
 }
+
+size_t omnic_scratch_shortlist(const omnic_shortlist *s, int64_t m, int32_t act, int64_t act_group, int threads) {
+  size_t basis = omnic_scratch_linear(s->basis, 1, OMNIC_ACT_F32, 0, threads);
+  size_t screen = omnic_scratch_linear(s->screen, 1, OMNIC_ACT_I8_GROUP, 32, threads);
+  return omnic_scratch_linear(s->head, m, act, act_group, threads) + lines((s->basis->n + 15) / 16 * 64) +
+         lines(s->head->n * 4) + lines((s->head->n + 15) / 16 * 4) + (basis > screen ? basis : screen);
+}
