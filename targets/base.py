@@ -23,7 +23,7 @@ from omnic.ir.weights import Source, WeightStore
 if TYPE_CHECKING:
     from omnic.runtime.bundle import Bundle
 
-__all__ = ["EmitRequest", "Emitted", "Phase", "Progress", "Target", "TuneRequest", "Tuned"]
+__all__ = ["EmitRequest", "Emitted", "Phase", "Progress", "Ran", "Target", "TuneRequest", "Tuned"]
 
 #: called with what is being done and the share done, 0..1
 Progress = Callable[[str, float], None]
@@ -138,6 +138,23 @@ class Tuned:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Ran:
+    """What ran of one kind while a token was decoded.
+
+    Attributes:
+        op: the operator or kernel, as its library calls it.
+        provider: what ran it: an execution provider, or the level of a kernel.
+        count: calls for one token.
+        seconds: of all of them; None where the target does not time them.
+    """
+
+    op: str
+    provider: str
+    count: int
+    seconds: float | None = None
+
+
 class Target(ABC):
     """One backend."""
 
@@ -200,6 +217,11 @@ class Target(ABC):
         """Return a hash of what else a program of these options is made from, "" for nothing: records of tuning."""
         del options
         return ""
+
+    def ran(self, bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int) -> list[Ran]:
+        """Decode ``steps`` tokens after ``tokens`` [T] and return what ran for one; empty if the target cannot say."""
+        del bundle, tokens, steps, threads
+        return []
 
     def tune(self, request: TuneRequest) -> Iterator[Tuned]:
         """Measure what of a program can be done in several ways, keep what is faster, and yield each result.

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from omnic.bench.auto import chosen
 from omnic.bench.limits import PRODUCT, Limits, Turns, open_limits_worker
 from omnic.bench.runners import Contestant
 from omnic.bench.traffic import Traffic
 from omnic.bench.worker import Worker
 from omnic.errors import InputError
+
+if TYPE_CHECKING:
+    from omnic.bench.memory import Estimate
+    from omnic.targets.base import Ran
 
 __all__ = ["Figure", "Measurement", "Plan", "Ratio", "measure"]
 
@@ -125,6 +130,8 @@ class Measurement:
         loads: name -> seconds until it was ready.
         limits: of the machine, in this run.
         absent: name -> why it was not measured.
+        ran: operators or kernels of a decoded token of the first contestant; empty where its target cannot say.
+        memory: what the first contestant should hold.
         conditions: dims, precision and whatever else belongs beside the figures.
     """
 
@@ -139,6 +146,8 @@ class Measurement:
     limits: Limits
     absent: Mapping[str, str] = field(default_factory=dict[str, str])
     empty: Mapping[str, int] = field(default_factory=dict[str, int])
+    ran: tuple[Ran, ...] = ()
+    memory: Estimate | None = None
     conditions: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def figure(self, contestant: str, phase: str, tokens: int) -> Figure | None:
@@ -157,6 +166,8 @@ def measure(
     progress: Progress,
     absent: Mapping[str, str] | None = None,
     conditions: Mapping[str, Any] | None = None,
+    *,
+    budget: tuple[float, int] | None = None,
 ) -> Measurement:
     """Open every contestant in a process of its own and let them take turns.
 
@@ -170,12 +181,11 @@ def measure(
         progress: told of each step.
         absent: what was asked for and cannot be measured here, and why.
         conditions: kept beside the figures.
+        budget: seconds, and tokens that the model holds: ``plan``'s lengths and rounds are chosen to fit.
 
     Raises:
         OmnicError: a contestant could not be opened, or ended.
     """
-    rng = np.random.default_rng(plan.seed)
-    ids = rng.integers(3, vocab, max((*plan.prompts, *plan.contexts), default=1))
     workers: list[Worker] = []
     file = contestants[0].mapped or None
     limit_worker = open_limits_worker(traffic.bytes(0), plan.threads, file)
@@ -186,6 +196,11 @@ def measure(
             workers.append(Worker(contestant))
         limit.read()
         limit.multiply()
+        if budget is not None:
+            progress("look at the speed of each", 0.0)
+            plan = chosen(workers, plan, *budget)
+        rng = np.random.default_rng(plan.seed)
+        ids = rng.integers(3, vocab, max((*plan.prompts, *plan.contexts), default=1))
         phases = [*(("prefill", n) for n in plan.prompts), *(("decode", n) for n in plan.contexts)]
         times: dict[tuple[str, str, int], list[list[float]]] = {}
         most: dict[tuple[str, int], list[float]] = {}
@@ -203,7 +218,7 @@ def measure(
     return Measurement(
         model, plan, dict(machine), datetime.now(UTC).isoformat(timespec="seconds"), tuple(contestants),
         tuple(figures), peaks, {w.contestant.name: w.load_seconds for w in workers}, limit.limits(),
-        dict(absent or {}), {w.contestant.name: w.empty_bytes for w in workers}, dict(conditions or {}),
+        dict(absent or {}), {w.contestant.name: w.empty_bytes for w in workers}, conditions=dict(conditions or {}),
     )  # fmt: skip
 
 

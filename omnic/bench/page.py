@@ -30,6 +30,8 @@ def render(measured: Measurement, verdicts: Sequence[Verdict] = (), earlier: Ear
         if found:
             parts += [f"<h2>{title}</h2>", _picture(found, phase), _figures(found)]
     parts += [_limits(measured), _memory(measured)]
+    if measured.ran:
+        parts.append(_ran(measured))
     if verdicts:
         parts.append(_verdicts(verdicts))
     parts += [_history(measured, phase, earlier) for phase in ("decode", "prefill")]
@@ -63,13 +65,32 @@ def _limits(measured: Measurement) -> str:
     limits = measured.limits
     return "<h2>What the machine can do</h2>" + table(
         ("limit", "in this run"),
-        [("bytes read", f"{limits.read / 1e9:.1f} GB/s"), ("f32 products", f"{limits.flops / 1e9:.1f} GFLOP/s")],
+        [(f"bytes read: {limits.how}", f"{limits.read / 1e9:.1f} GB/s"),
+         ("f32 products", f"{limits.flops / 1e9:.1f} GFLOP/s")],
     )
 
 
 def _memory(measured: Measurement) -> str:
-    rows = [(name, human_bytes(size), f"{measured.loads[name]:.2f} s") for name, size in measured.peaks.items()]
-    return "<h2>Memory</h2>" + table(("engine", "peak of its process", "opened in"), rows, numbers=(1, 2))
+    rows = [(name, human_bytes(size), human_bytes(measured.empty.get(name, 0)), f"{measured.loads[name]:.2f} s")
+            for name, size in measured.peaks.items()]  # fmt: skip
+    found = "<h2>Memory</h2>" + table(("engine", "peak of its process", "of it before it opened", "opened in"), rows,
+                                      numbers=(1, 2, 3))
+    need = measured.memory
+    if need is None:
+        return found
+    ours = measured.contestants[0].name
+    parts = [("weights", need.weights), (f"states of {need.tokens:,} tokens", need.states),
+             ("values between nodes", need.values), ("the engine itself", need.engine), ("estimated", need.total),
+             (f"measured, {measured.peaks[ours] / need.total:.2f} of it", measured.peaks[ours])]
+    return found + f"<h3>{escape(ours)}</h3>" + table(
+        ("part", "bytes"), [(name, human_bytes(size)) for name, size in parts], numbers=(1,))
+
+
+def _ran(measured: Measurement) -> str:
+    rows = [(r.op, r.provider, str(r.count), "" if r.seconds is None else f"{1e6 * r.seconds:.0f}")
+            for r in measured.ran]  # fmt: skip
+    return "<h2>What ran for a token</h2>" + table(("operator or kernel", "by", "calls", "microseconds"), rows,
+                                                   numbers=(2, 3))
 
 
 def _verdicts(verdicts: Sequence[Verdict]) -> str:
@@ -77,7 +98,8 @@ def _verdicts(verdicts: Sequence[Verdict]) -> str:
     for v in verdicts:
         t = v.threshold
         bound = f"at least {t.min:g}" if t.min is not None else f"at most {t.max:g}"
-        rows.append((t.metric, t.ep, t.preset, "any" if t.ctx is None else str(t.ctx), bound,
+        rows.append((t.what, *("any" if name == "*" else name for name in (t.ep, t.preset)),
+                     "any" if t.ctx is None else str(t.ctx), bound,
                      "not measured" if v.found is None else f"{v.found:.4g}",
                      {True: "met", False: "missed", None: "not measured"}[v.ok]))
     return "<h2>Thresholds</h2>" + table(("metric", "provider", "model", "context", "bound", "found", ""), rows)

@@ -85,11 +85,11 @@ def find_opener(name: str) -> Any:
     return getattr(import_module(module), function)
 
 
-def bundle_contestant(path: Path, target: str, model: str, threads: int) -> Contestant:
-    """Return a bundle of ours as a contestant."""
+def bundle_contestant(path: Path, target: str, model: str, threads: int, *, named: bool = False) -> Contestant:
+    """Return a bundle of ours as a contestant, called by its folder too where it is ``named``."""
     weights = path.absolute() / "weights.bin"
     return Contestant(
-        f"omnic {target}", "omnic.bench.runners:open_bundle_runner",
+        f"omnic {target} {path.name}" if named else f"omnic {target}", "omnic.bench.runners:open_bundle_runner",
         {"bundle": str(path.absolute()), "threads": threads}, {"model": model, "bundle": path.name},
         mapped=str(weights) if target == "tvm" and weights.is_file() else "",
     )  # fmt: skip

@@ -25,11 +25,11 @@ from omnic.errors import InputError
 from omnic.runtime.files import write_atomic
 
 __all__ = ["ANY", "OLD_SPEEDS", "OLD_SPEEDUPS", "AcceptanceThresholds", "ProviderThresholds", "Threshold", "Verdict",
-           "judge", "load_thresholds", "metrics_of", "raised", "save_thresholds"]
+           "judge", "load_thresholds", "metrics_of", "raised", "required", "save_thresholds"]
 
 ANY = "*"
 Metric = Literal["decode_tokens_per_second", "prefill_tokens_per_second", "ttft_ms", "decode_p95_ms", "peak_bytes",
-                 "speedup"]
+                 "speedup", "ran"]
 #: metrics whose bound is a ``max``
 _COSTS = ("ttft_ms", "decode_p95_ms", "peak_bytes")
 #: the maps of before: tokens a second, and speed-ups, by execution provider
@@ -50,6 +50,8 @@ class Threshold(_Strict):
     preset: str = Field(default=ANY, description="Name of the model; * = any.")
     ctx: int | None = Field(default=None, ge=0, description="Tokens of the prompt or in the caches; absent = any.")
     metric: Metric
+    over: str | None = Field(default=None, description="speedup: over this engine or bundle; absent = the best other.")
+    op: str | None = Field(default=None, description="ran: the operator or kernel whose calls for a token are counted.")
     min: float | None = None
     max: float | None = None
     measured_at: str | None = Field(default=None, description="When the figure that it rests on was measured.")
@@ -60,7 +62,18 @@ class Threshold(_Strict):
             raise ValueError("give min or max, one of the two")
         if (self.max is not None) != (self.metric in _COSTS):
             raise ValueError(f"{self.metric} is bounded by {'max' if self.metric in _COSTS else 'min'}")
+        if (self.op is not None) != (self.metric == "ran"):
+            raise ValueError("give op with the metric ran, and with no other")
+        if self.over is not None and self.metric != "speedup":
+            raise ValueError("over belongs to the metric speedup")
         return self
+
+    @property
+    def what(self) -> str:
+        """The metric in words, with what it is over or of."""
+        if self.op is not None:
+            return f"calls of {self.op} for a token"
+        return self.metric if self.over is None else f"{self.metric} over {self.over}"
 
 
 class ProviderThresholds(_Strict):
@@ -186,14 +199,16 @@ def metrics_of(measured: Measurement) -> list[tuple[Metric, int, float]]:
 
 
 def judge(thresholds: ProviderThresholds, measured: Measurement) -> list[Verdict]:
-    """Compare every bound that speaks of this device, provider and model with the worst figure that it covers."""
+    """Compare every bound that speaks of this device and model with the worst figure that it covers.
+
+    A bound of a provider that did not run is not measured.
+    """
     device, ep = measured.machine["processor"], measured.contestants[0].provider
-    found = metrics_of(measured)
     verdicts: list[Verdict] = []
     for row in thresholds.rows:
-        if row.device not in (ANY, device) or row.ep not in (ANY, ep) or row.preset not in (ANY, measured.model):
+        if row.device not in (ANY, device) or row.preset not in (ANY, measured.model):
             continue
-        figures = [v for metric, ctx, v in found if metric == row.metric and row.ctx in (None, ctx)]
+        figures = _covered(row, measured) if row.ep in (ANY, ep) else []
         if not figures:
             verdicts.append(Verdict(row, None, None))
             continue
@@ -201,6 +216,33 @@ def judge(thresholds: ProviderThresholds, measured: Measurement) -> list[Verdict
         ok = worst <= row.max if row.max is not None else row.min is not None and worst >= row.min
         verdicts.append(Verdict(row, worst, ok))
     return verdicts
+
+
+def _covered(row: Threshold, measured: Measurement) -> list[float]:
+    """Return the figures that a bound speaks of."""
+    if row.op is not None:
+        if not measured.ran:
+            return []
+        return [float(sum(r.count for r in measured.ran if r.op == row.op))]
+    if row.over is not None:
+        return [f.speedup.median for f in measured.figures
+                if f.contestant == row.over and f.phase == "decode" and row.ctx in (None, f.tokens) and f.speedup]
+    return [v for metric, ctx, v in metrics_of(measured) if metric == row.metric and row.ctx in (None, ctx)]
+
+
+def required(text: str) -> list[Threshold]:
+    """Return the bounds of ``NAME,NAME=COUNT``: operators that must run for a token, once or so many times.
+
+    Raises:
+        InputError: a count is no number.
+    """
+    rows: list[Threshold] = []
+    for word in (w.strip() for w in text.split(",") if w.strip()):
+        op, _, count = word.partition("=")
+        if count and not count.isdigit():
+            raise InputError(f"--require {word}: '{count}' is no number of calls", "write --require MatMulNBits=61")
+        rows.append(Threshold(metric="ran", op=op, min=float(count or 1)))
+    return rows
 
 
 def raised(known: ProviderThresholds | None, measured: Measurement) -> ProviderThresholds:
@@ -246,7 +288,7 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 
 def _key(row: Threshold) -> tuple[Any, ...]:
-    return row.device, row.ep, row.preset, row.ctx, row.metric
+    return row.device, row.ep, row.preset, row.ctx, row.metric, row.over, row.op
 
 
 def _stricter(new: Threshold, old: Threshold) -> bool:

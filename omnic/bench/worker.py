@@ -57,7 +57,8 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._ours, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, contestant), daemon=True)
-        self._process.start()
+        with _without_main():
+            self._process.start()
         theirs.close()
         try:
             self.load_seconds, self.empty_bytes = self._answer()
@@ -72,6 +73,10 @@ class Worker:
     def decode(self, count: int) -> list[float]:
         """Decode ``count`` tokens after what is there and return the seconds of each."""
         return list(self._ask("decode", count))
+
+    def greedy(self, ids: Ids, count: int) -> list[int]:
+        """Run the prompt and return the ``count`` tokens after it."""
+        return list(self._ask("greedy", (ids, count)))
 
     def peak(self) -> int:
         """Return the most memory it has held, in bytes."""
@@ -110,6 +115,18 @@ class Worker:
 @runtime_checkable
 class _Tells(Protocol):
     def about(self) -> dict[str, Any]: ...
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Let a child that starts meanwhile not import the script that runs: what that imports would be in its memory."""
+    main = sys.modules["__main__"]
+    kept = {name: main.__dict__[name] for name in ("__file__", "__spec__") if name in main.__dict__}
+    main.__dict__.update(dict.fromkeys(kept))
+    try:
+        yield
+    finally:
+        main.__dict__.update(kept)
 
 
 @contextmanager
@@ -161,7 +178,16 @@ def _serve(pipe: Connection, contestant: Contestant) -> None:
             spent.append(time.perf_counter() - before)
         return spent
 
-    does: dict[str, Callable[[Any], Any]] = {"prompt": prompt, "decode": decode, "peak": lambda _: peak_bytes(),
+    def greedy(value: tuple[Ids, int]) -> list[int]:
+        prompt(value[0])
+        found = [token]
+        while len(found) < value[1]:
+            decode(1)
+            found.append(token)
+        return found
+
+    does: dict[str, Callable[[Any], Any]] = {"prompt": prompt, "decode": decode, "greedy": greedy,
+                                               "peak": lambda _: peak_bytes(),
                                                "about": lambda _: runner.about() if isinstance(runner, _Tells) else {}}
     while True:
         try:

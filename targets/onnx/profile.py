@@ -13,15 +13,44 @@ from numpy.typing import NDArray
 
 from omnic.runtime.bundle import Bundle
 from omnic.runtime.session import SessionOptions
-from omnic.targets.base import Phase
+from omnic.targets.base import Phase, Ran
 from omnic.targets.onnx.program import runtime_options
 from omnic.targets.onnx.session import OnnxSession, Programs
 
-__all__ = ["profile"]
+__all__ = ["profile", "ran"]
 
 
 def profile(bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int) -> list[Phase]:
     """Time a prefill of ``tokens`` [T] and ``steps`` single tokens after it, once each after a warm-up."""
+    events = _events(bundle, tokens, steps, threads)
+    long, short = bundle.module.called(len(tokens)), bundle.module.called(1)
+    after = _runs(events[short])
+    last = after[-(1 + steps)] if long == short else _runs(events[long])[-1]
+    decode: dict[str, float] = {}
+    for run in after[len(after) - steps :]:
+        for scope, seconds in run.items():
+            decode[scope] = decode.get(scope, 0.0) + seconds
+    return [Phase("prefill", len(tokens), last), Phase("decode", steps, decode)]
+
+
+def ran(bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int) -> list[Ran]:
+    """Return the operators of a decoded token by execution provider; seconds are the mean of ``steps`` tokens."""
+    events = _events(bundle, tokens, steps, threads)[bundle.module.called(1)]
+    began = sorted(e["ts"] for e in events if e.get("name") == "model_run")[-steps]
+    found: dict[tuple[str, str], list[float]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and event["ts"] >= began:
+            args = event["args"]
+            if args["op_name"] != "If":
+                found.setdefault((args["op_name"], args["provider"]), []).append(event["dur"] / 1e6)
+    rows = [Ran(op, provider, round(len(spent) / steps), sum(spent) / steps) for (op, provider), spent in found.items()]
+    return sorted(rows, key=lambda row: -(row.seconds or 0.0))
+
+
+def _events(
+    bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the profiler's events by function: a warm-up, then a prefill and ``steps`` single tokens."""
     with tempfile.TemporaryDirectory() as folder:
         programs = Programs(bundle.path, bundle.module, SessionOptions(threads=threads))
         opened: dict[str, ort.InferenceSession] = {}
@@ -42,15 +71,7 @@ def profile(bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int)
         session.forward(tokens[None], rows=np.array([[len(tokens) - 1]]))
         for _ in range(steps):
             session.forward(tokens[None, -1:])
-        events = {n: json.loads(Path(p.end_profiling()).read_text(encoding="utf-8")) for n, p in opened.items()}
-    long, short = bundle.module.called(len(tokens)), bundle.module.called(1)
-    after = _runs(events[short])
-    last = after[-(1 + steps)] if long == short else _runs(events[long])[-1]
-    decode: dict[str, float] = {}
-    for run in after[len(after) - steps :]:
-        for scope, seconds in run.items():
-            decode[scope] = decode.get(scope, 0.0) + seconds
-    return [Phase("prefill", len(tokens), last), Phase("decode", steps, decode)]
+        return {n: json.loads(Path(p.end_profiling()).read_text(encoding="utf-8")) for n, p in opened.items()}
 
 
 def _runs(events: list[dict[str, Any]]) -> list[dict[str, float]]:

@@ -17,11 +17,11 @@ from omnic.ir.types import Storage, TensorType
 from omnic.ir.weights import Source
 from omnic.ir.weights.store import fixed_shape
 from omnic.runtime.bundle import Bundle
-from omnic.targets.base import EmitRequest, Emitted, Phase, Target
+from omnic.targets.base import EmitRequest, Emitted, Phase, Ran, Target
 from omnic.targets.onnx.blocks import blocks_of
 from omnic.targets.onnx.caps import CAPS, PROFILE_CAPS
 from omnic.targets.onnx.emit import TABLE_FILE, emit
-from omnic.targets.onnx.profile import profile
+from omnic.targets.onnx.profile import profile, ran
 from omnic.targets.onnx.program import describe, run_part, run_whole
 from omnic.targets.onnx.tensors import ProgramSource
 
@@ -96,6 +96,10 @@ class OnnxTarget(Target):
     def profile(self, bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int) -> list[Phase]:
         """Run a prefill and ``steps`` single tokens under ONNX Runtime's profiler."""
         return profile(bundle, tokens, steps, threads)
+
+    def ran(self, bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int) -> list[Ran]:
+        """Return the operators of a decoded token, and the provider of each, from ONNX Runtime's profiler."""
+        return ran(bundle, tokens, steps, threads)
 
     def disk_bytes(self, module: Module) -> int:
         """Plain weights are f32 whatever the spec stores, scales too; small models pay for page alignment."""

@@ -14,14 +14,14 @@ from omnic.ir.graph import Module
 from omnic.ir.weights import Source
 from omnic.ir.weights.store import fixed_shape
 from omnic.runtime.bundle import Bundle
-from omnic.targets.base import EmitRequest, Emitted, Phase, Target, Tuned, TuneRequest
+from omnic.targets.base import EmitRequest, Emitted, Phase, Ran, Target, Tuned, TuneRequest
 from omnic.targets.cut import float_values, module_of
 from omnic.targets.tvm.caps import CAPS
 from omnic.targets.tvm.emit import emit
 from omnic.targets.tvm.matrices import PAGE, panels_of
 from omnic.targets.tvm.options import parse_options
 from omnic.targets.tvm.part import run_part
-from omnic.targets.tvm.profile import profile
+from omnic.targets.tvm.profile import profile, ran
 from omnic.targets.tvm.program import WEIGHTS_FILE
 from omnic.targets.tvm.tuning.lookup import fingerprint
 from omnic.targets.tvm.weights_file import ProgramSource
@@ -72,6 +72,11 @@ class TvmTarget(Target):
     def profile(self, bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int) -> list[Phase]:
         """Run a prefill and ``steps`` single tokens with the clock of the program on."""
         return profile(bundle, tokens, steps, threads)
+
+    def ran(self, bundle: Bundle, tokens: NDArray[np.int64], steps: int, threads: int) -> list[Ran]:
+        """Return the kernels that the program calls for a token, and their level."""
+        del tokens, steps
+        return ran(bundle, threads)
 
     def passes(self, options: Mapping[str, Any]) -> tuple[str, ...]:
         """Return ``round-activations`` where the calibration text decides how products round their inputs."""

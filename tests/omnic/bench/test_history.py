@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from omnic.bench import history
+from omnic.bench.memory import Estimate
 from omnic.bench.page import render
 from omnic.bench.thresholds import judge, raised
 from omnic.errors import InputError
+from omnic.targets.base import Ran
 from tests.omnic.bench.test_thresholds import measurement
 
 
@@ -38,8 +40,10 @@ def test_the_page_shows_everything(tmp_path: Path) -> None:
     path = tmp_path / "h.sqlite"
     for seconds in (0.1, 0.05):
         history.append(path, measurement(seconds))
-    measured = replace(measurement(), absent={"engine <y>": "not installed"}, loads={"ours": 0.1, "peer": 0.2})
+    measured = replace(measurement(), memory=Estimate(500, 200, 100, 64, 250), ran=(Ran("QMoE<>", "CPU", 12, 1e-3),),
+                       absent={"engine <y>": "not installed"}, loads={"ours": 0.1, "peer": 0.2})
     page = render(measured, judge(raised(None, measurement(0.05)), measured), history.earlier(path, measured))
-    for words in ("milliseconds a token", "1.30x", "GB/s", "engine &lt;y&gt;", "not installed", "missed", "Earlier"):
+    for words in ("milliseconds a token", "1.30x", "GB/s", "engine &lt;y&gt;", "not installed", "missed", "Earlier",
+                  "QMoE&lt;&gt;", "1000", "measured, 0.95 of it", "read by C"):
         assert words in page
     assert "<y>" not in page and page.count("<svg") == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,12 @@ from omnic.bench.thresholds import (
     load_thresholds,
     old_thresholds,
     raised,
+    required,
     save_thresholds,
     schemas,
 )
 from omnic.errors import InputError
+from omnic.targets.base import Ran
 
 
 def measurement(per_token: float = 0.1, speedup: float | None = 1.3) -> Measurement:
@@ -35,7 +38,7 @@ def measurement(per_token: float = 0.1, speedup: float | None = 1.3) -> Measurem
         figures.append(Figure("peer", "decode", 64, (1.0,), 1.0, 1.0, None, Ratio(speedup, speedup, speedup)))
     return Measurement("tiny", Plan(), {"processor": "cpu x", "system": "s"}, "2026-01-01T00:00:00+00:00",
                        (Contestant("ours", "", {}),), tuple(figures), {"ours": 1000, "peer": 1}, {"ours": 0.1},
-                       Limits(1e9, 1e9))
+                       Limits(1e9, 1e9, "64 MB of memory, read by C"), empty={"ours": 300, "peer": 1})
 
 
 def rows(*given: dict[str, object]) -> ProviderThresholds:
@@ -55,8 +58,30 @@ def test_bounds_of_others_are_left_out_and_what_was_not_measured_is_said() -> No
                        {"ep": "NNAPI", "metric": "decode_tokens_per_second", "min": 1e9},
                        {"preset": "mobile_4gb", "metric": "decode_tokens_per_second", "min": 1e9},
                        {"ctx": 9999, "metric": "decode_tokens_per_second", "min": 1e9}), measurement())
-    assert [(v.threshold.ctx, v.found, v.ok) for v in found] == [(9999, None, None)]
+    # NNAPI is not what ran here, and 9999 tokens were not measured.
+    assert [(v.threshold.ep, v.threshold.ctx, v.found, v.ok) for v in found] == [
+        ("NNAPI", None, None, None), ("*", 9999, None, None)]
     assert failures(found) == 0
+
+
+def test_the_speedup_over_one_of_the_others() -> None:
+    found = judge(rows({"metric": "speedup", "over": "peer", "min": 1.25},
+                       {"metric": "speedup", "over": "who", "min": 1.25}), measurement(speedup=1.3))
+    assert [(v.threshold.what, v.found, v.ok) for v in found] == [
+        ("speedup over peer", 1.3, True), ("speedup over who", None, None)]
+
+
+def test_operators_that_must_run_are_counted() -> None:
+    measured = replace(measurement(), ran=(Ran("GroupQueryAttention", "CPU", 12), Ran("MatMul", "CPU", 3),
+                                           Ran("MatMul", "XNNPACK", 2)))
+    bounds = ProviderThresholds(rows=tuple(required("GroupQueryAttention=12, MatMul=6,QMoE")))
+    found = judge(bounds, measured)
+    assert [(v.threshold.what, v.found, v.ok) for v in found] == [
+        ("calls of GroupQueryAttention for a token", 12.0, True), ("calls of MatMul for a token", 5.0, False),
+        ("calls of QMoE for a token", 0.0, False)]
+    assert [v.ok for v in judge(bounds, measurement())] == [None] * 3
+    with pytest.raises(InputError, match="--require QMoE=x: 'x' is no number of calls"):
+        required("QMoE=x")
 
 
 def test_the_speedup_is_over_the_best_peer() -> None:
@@ -111,6 +136,8 @@ def test_acceptance_keeps_what_it_does_not_measure(tmp_path: Path) -> None:
         ('{"schema_version": 1, "rows": [{"metric": "speed", "min": 1}]}', "rows.0.metric: Input should be"),
         ('{"schema_version": 1, "rows": [{"metric": "speedup"}]}', "give min or max, one of the two"),
         ('{"schema_version": 1, "rows": [{"metric": "ttft_ms", "min": 1}]}', "ttft_ms is bounded by max"),
+        ('{"schema_version": 1, "rows": [{"metric": "ran", "min": 1}]}', "give op with the metric ran"),
+        ('{"schema_version": 1, "rows": [{"metric": "ttft_ms", "max": 1, "over": "x"}]}', "over belongs to the metric"),
         ('{"CPU": "fast"}', "CPU: 'fast' is not a number"),
         ('{"latency": {"CPU": 1}}', "'latency' is neither a schema_version nor one of tokens_per_second, speedup"),
         ("[]", "the file: Input should be a valid dictionary"),

@@ -24,7 +24,7 @@ blocks:
     attention: {kind: gqa, heads: 2, kv_heads: 1, head_dim: 16}
     ffn: {kind: dense, hidden: 64, activation: swiglu}
 """
-SHORT = ["--prompts", "8", "--contexts", "8", "--new", "2", "--rounds", "2", "--warmup", "1"]
+SHORT = ["--prompts", "8", "--contexts", "8", "--new", "2", "--rounds", "2", "--warmup", "1", "--no-canary"]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,53 @@ def test_a_bundle_is_measured(bundle: Path, tmp_path: Path, monkeypatch: pytest.
     bounds.write_text(json.dumps(rows))
     assert main(["bench", str(bundle), *SHORT, "--no-history", "--thresholds", "t.json"]) == 1
     out = capsys.readouterr().out
-    assert "MISSED" in out and "omnic onnx" in out and "GB/s" in out
+    assert "MISSED" in out and "omnic onnx" in out and "GB/s" in out and "estimated for" in out
+
+
+def test_what_ran_must_be_what_is_required(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["bench", str(bundle), *SHORT, "--no-history"]
+    assert main([*words, "--require", "GroupQueryAttention=1"]) == 0
+    out = capsys.readouterr().out
+    assert "calls of GroupQueryAttention for a token: 1, bound >= 1: met" in out and "CPUExecutionProvider" in out
+    assert main([*words, "--require", "QMoE"]) == 1
+    assert "calls of QMoE for a token: 0, bound >= 1: MISSED" in capsys.readouterr().out
+
+
+def test_another_bundle_takes_turns(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                    capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = compile_model(parse_spec(SPEC, "small.yaml"), "onnx", tmp_path / "plain", seed=1, parity="off",
+                          options={"profile": "plain"})
+    (tmp_path / "t.json").write_text(json.dumps({"schema_version": 1, "rows": [
+        {"metric": "speedup", "over": "omnic onnx plain", "min": 0.0001}]}))
+    words = ["bench", str(bundle), *SHORT, "--no-history", "--thresholds", "t.json"]
+    assert main([*words, "--against", str(plain.path)]) == 0
+    out = capsys.readouterr().out
+    assert "omnic onnx plain  decode" in out and "speedup over omnic onnx plain at any context, any provider:" in out
+    other = compile_model(parse_spec(SPEC.replace("size: 64", "size: 128"), "small.yaml"), "onnx", tmp_path / "other",
+                          seed=1, parity="off")
+    assert main([*words, "--against", str(other.path)]) == 2
+    assert "a model of 128 words and 64 tokens" in capsys.readouterr().err
+
+
+def test_the_budget_of_the_spec_is_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(SPEC + "budget: {memory: 1MB}\n")
+    assert main(["bench", "small.yaml", "--seed", "1", *SHORT]) == 1
+    assert "bound <= 1e+06: MISSED" in capsys.readouterr().out
+
+
+def test_lengths_are_chosen_and_the_canary_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(SPEC.replace("context: 64", "context: 256"))
+    assert main(["bench", "small.yaml", "--seed", "1", "--budget", "1s", "--new", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["plan"]["prompts"] == [128] and found["plan"]["contexts"] == [128] and found["plan"]["rounds"] >= 5
+    assert found["conditions"]["canary"].startswith("right tokens") and found["memory"]["engine"] > 10_000_000
 
 
 @pytest.mark.parametrize(
@@ -60,6 +106,10 @@ def test_a_bundle_is_measured(bundle: Path, tmp_path: Path, monkeypatch: pytest.
         (["tiny", "--contexts", "", "--prompts", ""], "nothing to measure"),
         (["tiny", "--thresholds", "none.json"], "none.json: No such file or directory"),
         (["nowhere"], "nowhere"),
+        (["tiny", "--budget", "soon"], "--budget: 'soon' is no time"),
+        (["tiny", "--budget", "9s", "--contexts", "8"], "--budget chooses the lengths"),
+        (["tiny", "--require", "MatMul=x"], "--require MatMul=x: 'x' is no number of calls"),
+        (["tiny", "--against", "nowhere"], "nowhere"),
     ],
 )
 def test_wrong_input_is_one_message(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
