@@ -28,7 +28,7 @@ class RowClass:
 
 
 #: a single token; a few rows or a draft to verify; a short prompt; a long one
-ROWS = (RowClass("1", 1, 1, 1), RowClass("2-16", 2, 16, 16), RowClass("17-128", 17, 128, 64),
+ROWS = (RowClass("1", 1, 1, 1), RowClass("2-16", 2, 16, 16), RowClass("17-128", 17, 128, 128),
         RowClass(">128", 129, 0, 512))
 
 

@@ -7,6 +7,7 @@ that chose nothing, and wins when the 99 % bootstrap interval of its median gain
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ T = TypeVar("T")
 Timer = Callable[[T], float]
 #: every field as the level does it
 DEFAULT = Tuning()
+#: what that is for many rows (runtime/kernels/src/products/tuning.h)
+LEVEL = Tuning(prefetch=2048, k_block=1024, chunk=128)
 #: turns of the first halving, doubled from then on; and of the last test
 FIRST, LAST = 3, 61
 #: fewest rounds of the last test that may decide anything
@@ -54,16 +57,26 @@ class Outcome(Generic[T]):
 
 
 def candidates(rows: RowClass, k: int, threads: int) -> tuple[Tuning, ...]:
-    """Return the values that are worth a try for a class of rows: a small grid, since fields hardly meet."""
+    """Return the values that are worth a try for a class of rows: a small grid, since fields hardly meet.
+
+    Values that come to the same as another one, or as the level's own, are left out.
+    """
     pools = [0] if threads == 1 else [0, *sorted({1, threads // 2} - {0})]
     if rows.high == 1:
         ahead = (0, 512, 1024, 2048, 4096)
         return tuple(Tuning(panels=p, prefetch=a, threads=t) for t in pools for p in (1, 2, 4) for a in ahead)
-    # Blocks beyond k are all of it: one way, which is the level's own.
-    blocks = sorted({min(b, -(-k // 64) * 64) for b in (256, 512, 1024, 2048)})
     chunks = {16: [0], 128: [16, 32, 64, 128]}.get(rows.high, [64, 128, 256, 512])
-    field = [Tuning(k_block=b, chunk=c, threads=t) for t in pools for c in chunks for b in blocks]
-    return tuple(t for t in field if t.chunk or t.threads or len(blocks) > 1)
+    found = {_effect(DEFAULT, rows, k): DEFAULT}
+    grid = itertools.product(pools, chunks, (256, 512, 1024, 2048))
+    for tuning in (Tuning(k_block=b, chunk=c, threads=t) for t, c, b in grid):
+        found.setdefault(_effect(tuning, rows, k), tuning)
+    return tuple(found.values())[1:]
+
+
+def _effect(tuning: Tuning, rows: RowClass, k: int) -> tuple[int, ...]:
+    """Return what a tuning does to products of many rows: blocks beyond k, and chunks beyond the rows, are all."""
+    block, chunk = tuning.k_block or LEVEL.k_block, tuning.chunk or LEVEL.chunk
+    return min(block, -(-k // 64) * 64), min(chunk, rows.high or rows.measured), tuning.threads
 
 
 def gain_of(default: Sequence[float], other: Sequence[float]) -> tuple[float, tuple[float, float]]:

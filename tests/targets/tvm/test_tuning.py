@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from omnic.errors import InputError
 from omnic.ir.graph import Module
 from omnic.ir.weights import WeightStore
 from omnic.passes.base import parse_pass, run_pass
+from omnic.runtime.kernels.build import SOURCES
 from omnic.runtime.kernels.toolchain import host_triple
 from omnic.runtime.machine import processor
 from omnic.targets.base import TuneRequest
@@ -211,11 +213,21 @@ def test_a_search_keeps_to_its_budget() -> None:
     assert found.best is None and not found.won and found.rounds == 0
 
 
-@pytest.mark.parametrize(("rows", "k", "threads", "count"), [(0, 256, 1, 15), (0, 256, 2, 30), (1, 256, 1, 0),
-                                                            (1, 768, 1, 3), (2, 256, 1, 4), (3, 2048, 2, 32)])
+@pytest.mark.parametrize(
+    ("rows", "k", "threads", "count"),
+    [(0, 256, 1, 15), (0, 256, 2, 30), (1, 256, 1, 0), (1, 768, 1, 2), (2, 256, 1, 3), (2, 768, 1, 11),
+     (3, 2048, 2, 31)],
+)
 def test_the_field_is_small_and_without_equals(rows: int, k: int, threads: int, count: int) -> None:
     found = candidates(ROWS[rows], k, threads)
     assert len(found) == len(set(found)) == count
+
+
+def test_what_levels_do_by_themselves_is_what_the_kernels_say() -> None:
+    text = (SOURCES / "products" / "tuning.h").read_text()
+    own = re.search(r"own = \{.panels = \w+, .prefetch = (\d+), .k_block = (\d+), .chunk = (\d+)\}", text)
+    assert own is not None
+    assert tuple(map(int, own.groups())) == (search.LEVEL.prefetch, search.LEVEL.k_block, search.LEVEL.chunk)
 
 
 # -- a module ----------------------------------------------------------------------------------------------
@@ -234,7 +246,7 @@ def test_the_products_of_a_program_and_their_rows() -> None:
         "linear_many 96+96 x 64 i4<g32, s4>, act i8<g32>",
     }  # fmt: skip
     assert {rows: count for (name, rows), count in found.items() if name.startswith("linear 64 x 64")} == {
-        "1": 1, "2-16": 16, "17-128": 64}
+        "1": 1, "2-16": 16, "17-128": 128}
 
 
 def request(path: Path, seconds: float = 100.0, ops: tuple[str, ...] = ("linear",)) -> TuneRequest:
