@@ -13,9 +13,9 @@ typedef struct {
 /* Queries whose pairs of numbers fill the lanes, and tokens of a tile: with these the tile fills the registers. */
 #define OMNIC_TOGETHER 8
 #if defined(OMNIC_HAS_AVX512)
-#define OMNIC_TILE 12
+#define OMNIC_TILE_TOKENS 12
 #else
-#define OMNIC_TILE 6
+#define OMNIC_TILE_TOKENS 6
 #endif
 
 /* Ask for `count` lines of a cache, which no CPU foresees where rows are read side by side. */
@@ -55,10 +55,10 @@ OMNIC_INLINE void omnic_foretell(const float *x, int count) {
 OMNIC_INLINE void omnic_scores(const float *queries, int64_t count, int64_t width, const omnic_tokens *keys, int parts,
                                int64_t from, int64_t to, float *scores, int64_t ld) {
   int64_t t = from;
-  if (to - from >= OMNIC_TILE)
-    for (; t < to; t += OMNIC_TILE) {
-      if (t > to - OMNIC_TILE) t = to - OMNIC_TILE;
-      OMNIC_SCORE_TILE(OMNIC_TILE)
+  if (to - from >= OMNIC_TILE_TOKENS)
+    for (; t < to; t += OMNIC_TILE_TOKENS) {
+      if (t > to - OMNIC_TILE_TOKENS) t = to - OMNIC_TILE_TOKENS;
+      OMNIC_SCORE_TILE(OMNIC_TILE_TOKENS)
     }
   for (; t < to; t++) OMNIC_SCORE_TILE(1)
 }
