@@ -7,6 +7,7 @@
  */
 #include "omnic_kernels.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -166,6 +167,35 @@ static void linear_case(void) {
   drop(&w);
 }
 
+/* Bounds are drawn, so what is found need not be the largest; but every level and pool looks at the same panels. */
+static void shortlist_case(void) {
+  int64_t n = upto(1, 600), k = upto(1, 200), r = 32 * upto(1, 3), m = upto(1, 4), group;
+  int32_t act;
+  activation(&act, &group);
+  if (act == OMNIC_ACT_BF16) act = OMNIC_ACT_F32; /* which AMX does in other numbers */
+  omnic_tuning tuning = tuning_drawn();
+  omnic_weight head = weight_of((int32_t)(draw() % 6), n, k), basis = weight_of(OMNIC_F32, r, k), screen;
+  do {
+    screen = weight_of(OMNIC_I8, n, r);
+  } while (screen.scale_type == OMNIC_S4 && (drop(&screen), 1));
+  omnic_shortlist s = {&head, &basis, &screen, numbers(3 * n)};
+  float *x = numbers(m * k), *logits = room(m * 4), *top = room(m * 4);
+  int64_t *ids = room(m * 16), *best = room(m * 16), wide = (n + 15) / 16;
+  for (int64_t i = 0; i < 3 * n; i++) ((float *)s.reach)[i] = fabsf(s.reach[i]) * (draw() % 8 ? 0.1f : 1e30f);
+  for (int l = 0; l < level_count; l++)
+    for (int pool = 0; pool < 3; pool++) {
+      omnic_call call = call_with(pool, omnic_scratch_shortlist(&s, m, act, group, pool + 1), pool ? &tuning : NULL);
+      levels[l]->head_shortlist(&call, &s, x, m, k, act, group, ids, logits, ids + m);
+      if (!l && !pool) memcpy(best, ids, (size_t)m * 16), memcpy(top, logits, (size_t)m * 4), count_in(ids, m * 16);
+      if (memcmp(ids, best, (size_t)m * 16) || memcmp(logits, top, (size_t)m * 4)) fail(levels[l], "head_shortlist");
+      for (int64_t i = 0; i < m; i++)
+        if (ids[i] < 0 || ids[i] >= n || ids[m + i] < 1 || ids[m + i] > wide) fail(levels[l], "head_shortlist: its range");
+      give_back(&call);
+    }
+  free((void *)s.reach), free(x), free(logits), free(top), free(ids), free(best);
+  drop(&head), drop(&basis), drop(&screen);
+}
+
 static void heads_case(void) {
   int64_t heads = upto(1, 4), batch = upto(1, 3), tokens = upto(1, 60), k = upto(1, 80), n = upto(1, 80);
   omnic_tuning tuning = tuning_drawn();
@@ -239,6 +269,7 @@ int main(int argc, char **argv) {
     linear_case();
     if (i % 3 == 0) heads_case();
     if (i % 3 == 1) moe_case();
+    if (i % 3 == 2) shortlist_case();
   }
   omnic_pool_destroy(pools[1]);
   omnic_pool_destroy(pools[2]);
