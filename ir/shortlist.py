@@ -13,12 +13,14 @@ within n u / (1 - n u) of the sum of their magnitudes, u = 2^-24, in any order).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["holds", "reach_of"]
 
-Floats = NDArray[np.floating[np.typing.NBitBase]]
+Floats = NDArray[np.floating[Any]]
 
 _UNIT = 2.0**-24
 #: what is added for the arithmetic of the bound itself

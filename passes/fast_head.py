@@ -220,7 +220,9 @@ def _looked_at(store: WeightStore, name: str, basis: Floats, probes: Floats) -> 
     step = np.abs(grouped).max(-1, keepdims=True) / 127
     rounded = (np.rint(grouped / np.where(step == 0, 1, step)) * step).reshape(p.shape)
     lengths = [np.sqrt(np.square(a).sum(1)) for a in (probes - p @ basis, p - rounded, probes)]
-    guess, bound, exact = [], [], []
+    guess: list[Floats] = []
+    bound: list[Floats] = []
+    exact: list[Floats] = []
     for _, _, part in store.slices(name):
         w = part.astype(np.float64)
         screen = packing.decode(_screen(w, basis)).astype(np.float64)

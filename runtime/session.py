@@ -372,7 +372,7 @@ def _loader(kind: str) -> Callable[[Bundle, SessionOptions], Session]:
     return loader
 
 
-def most_likely(tokens: npt.NDArray[np.integer[Any]], logits: npt.NDArray[np.floating[Any]]) -> Ints:
+def most_likely(tokens: npt.NDArray[Any], logits: npt.NDArray[Any]) -> Ints:
     """Return the tokens, -1 where the largest logit is not finite."""
     return np.where(np.isfinite(logits), tokens, -1).astype(np.int64)
 

@@ -130,8 +130,9 @@ class NativeSession(MtpSession):
         """Append tokens and return the most likely next one (:meth:`omnic.runtime.session.Session.greedy`)."""
         if not self._info.greedy or np.ndim(tokens) == 0 or np.shape(tokens)[-1] != 1:
             return super().greedy(tokens, length)
-        alone = isinstance(tokens, np.ndarray) and tokens.shape == (1, 1) and length is None
-        found = self._next("greedy", tokens) if alone else None
+        found = None
+        if isinstance(tokens, np.ndarray) and tokens.shape == (1, 1) and length is None:
+            found = self._next("greedy", tokens)
         if found is None:
             call = self._checked(tokens, length, None, None, None, None, None)
             self._written = np.maximum(self._written, call.start + call.length)
