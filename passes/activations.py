@@ -134,7 +134,11 @@ class RoundActivations:
         """Return the errors of each input: one entry, of ``moe`` one for each of its two layers."""
         weights = context.need_weights(NAME)
         tokens = context.need_calibration(NAME).tokens
-        executor = context.need_executor(NAME)(module, weights.with_module(module))
+        # Other functions may hold ops that the executor does not run.
+        forward = module.function()
+        used = {name: module.weights[name] for name in dict.fromkeys(forward.weights())}
+        alone = replace(module, functions={"forward": forward}, weights=used)
+        executor = context.need_executor(NAME)(alone, weights.with_module(alone))
         found: dict[str, list[_Errors]] = {_key(n): [] for n in nodes.values()}
 
         def visit(name: str, operands: tuple[Any, ...], results: tuple[Any, ...]) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from omnic.compiler.executor import torch_executor
 from omnic.errors import InputError
 from omnic.ir.executor import Executor
 from omnic.ir.graph import Module
 from omnic.ir.ops.linear import quantise_activation
 from omnic.ir.reference import ReferenceExecutor
 from omnic.ir.text import parse_module
-from omnic.ir.weights import WeightStore
+from omnic.ir.weights import ResultStore, WeightStore
 from omnic.models import build
 from omnic.passes.base import PassContext, parse_pass, run_pass
 from omnic.passes.context import Calibration
@@ -102,6 +104,17 @@ def test_codes_in_groups_may_be_asked_for_instead() -> None:
 def test_another_function_takes_the_choice_of_the_weight_it_shares() -> None:
     result = run_pass(small(80.0), parse_pass("round-activations{floor=0.0}"), context(small(80.0)))
     assert acts(result.module, "again") == {"z": "bf16"}
+
+
+def test_greedy_heads_round_as_the_head_does(tmp_path: Path) -> None:
+    module = run_pass(build(scale(load_spec("tiny"))), parse_pass("int4-packing{group=32}")).module
+    store = WeightStore(module, seed=1)
+    lent = replace(context(module, store), executor=torch_executor, results=ResultStore(tmp_path))
+    module = run_pass(module, parse_pass("fast-head"), lent).module
+    assert "greedy" in module.functions
+    after = run_pass(module, parse_pass("round-activations{windows=1, floor=0.0}"), lent).module
+    heads = {n.op: n.attrs["act"] for f in after.functions.values() for n in f.nodes if n.op.startswith("lm_")}
+    assert heads == {"lm_head": "bf16", "lm_argmax": "bf16"}
 
 
 def test_the_errors_are_those_of_the_outputs() -> None:

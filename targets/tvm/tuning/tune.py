@@ -95,7 +95,6 @@ def tune(
     path = request.records or default_file()
     known: Sequence[Record] = read_records(path) if path.is_file() else ()
     module = legalise(request.module, request.options)
-    deadline = clock() + request.seconds
     matrices = Matrices(module)
     plans_of(module, matrices)
     tasks = [t for t in tasks_of(matrices) if t.product.op in wanted]
@@ -104,6 +103,7 @@ def tune(
     kernel = kernels(None if level == "best" else level, request.threads)
     size = sum(w.type.bytes() for w in module.weights.values())
     total = len(tasks) + len(loops)
+    deadline = clock() + request.seconds  # what was compiled until here does not count
     for at, task in enumerate(tasks):
         request.progress(f"{task.product}, rows {task.rows.name}", at / total)
         left = (deadline - clock()) / (total - at)
