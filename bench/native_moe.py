@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from ctypes import POINTER, pointer
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from common import ratio, record, row, show
 from native_peers import level_of
 
 from omnic.api import compile as compile_model
-from omnic.bench.measure import Plan, measure
+from omnic.bench.measure import REST, Plan, measure
 from omnic.bench.reading import mapped
 from omnic.bench.runners import Contestant, bundle_contestant
 from omnic.bench.traffic import Traffic
@@ -221,6 +222,7 @@ def kernel_rows(threads: int, rounds: int) -> list[dict[str, Any]]:
             worker.decode(TURN)
         for turn in range(rounds):
             for name in list(workers)[:: 1 if turn % 2 else -1]:
+                time.sleep(REST)
                 times[name].append(float(np.median(workers[name].decode(TURN))))
     finally:
         for worker in workers.values():

@@ -23,8 +23,24 @@ BENCHES = {
     "executorch_tiny": ("tiny to ExecuTorch, and the same again", "python bench/executorch_tiny.py"),
     "native_peers": ("The native target in int4 against other engines", "python bench/native_peers.py"),
     "native_peers_2": ("The same on two threads", "python bench/native_peers.py --threads 2"),
+    **{
+        f"native_large_{part.replace('-', '_')}{suffix}": (
+            f"The 1.3 B class on the native target: {heading}{words}",
+            f"python bench/native_large.py --only {part}{option}",
+        )
+        for part, heading in (("decode", "decoding"), ("start", "start"), ("memory", "memory"),
+                              ("prefill-128", "prompts of 128"), ("prefill-512", "prompts of 512"))
+        for suffix, words, option in (("", "", ""), ("_2", ", two threads", " --threads 2"))
+    },
+    "native_moe": ("Routed experts against QMoE of ONNX Runtime", "python bench/native_moe.py"),
+    "native_moe_2": ("The same on two threads", "python bench/native_moe.py --threads 2"),
+    "native_moe_whole": ("mobile_4gb by targets tvm and onnx", "python bench/native_moe.py --whole"),
+    "native_moe_whole_2": ("The same on two threads", "python bench/native_moe.py --whole --threads 2"),
+    "mla": ("MLA at the dims of a spec", "python bench/mla.py"),
+    "router": ("Variations of a trained router", "python bench/router.py"),
     "kernels_products": ("Product kernels against reading alone and MatMulNBits", "python bench/kernels_products.py"),
     "kernels_attention": ("Attention kernels against composed operators", "python bench/kernels_attention.py"),
+    "fast_head": ("The head's argmax by a shortlist", "python bench/fast_head.py"),
     "engine": ("Engine over the bare session", "python bench/engine.py"),
     "large": ("A model larger than memory: mobile_4gb to ONNX", "python bench/large.py"),
     "large_int4": ("The same in 4 bits", "python bench/large.py --int4"),

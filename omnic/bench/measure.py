@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
     from omnic.bench.memory import Estimate
     from omnic.targets.base import Ran
 
-__all__ = ["Figure", "Measurement", "Plan", "Ratio", "measure"]
+__all__ = ["REST", "Figure", "Measurement", "Plan", "Ratio", "measure"]
 
 Progress = Callable[[str, float], None]
+#: seconds between two turns: threads of an engine spin for a while after its last call, on cores the next one wants
+REST = 0.05
 
 
 @dataclass(frozen=True)
@@ -238,6 +241,7 @@ def _phase(
     for turn in range(plan.rounds):
         first = turn % len(workers)
         for worker in (*workers[first:], *workers[:first]):
+            time.sleep(REST)
             spent = [worker.prompt(ids)] if phase == "prefill" else worker.decode(plan.new)
             found[worker.contestant.name].append(spent)
             if worker is workers[0]:
