@@ -54,28 +54,47 @@ def test_an_executable_says_the_tokens_of_the_session(out: Path) -> None:
     assert (code, error) == (0, "")
     assert ids_of(output) == greedy(out, 24)
     assert [line.split()[0] for line in output.splitlines()] == ["ids", "level", "open", "prompt", "token"]
-    _, plain, _ = said(out / "run", "-n", 24, "-t", 2, "-l", 0, out / WEIGHTS_FILE, *PROMPT)
+    _, plain, _ = said(out / "run", "-n", 24, "-t", 2, "-l", "generic", out / WEIGHTS_FILE, *PROMPT)
     assert plain.splitlines()[1] == "level generic"
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "small: give the file of weights and at least one token id\n"),
-        (("WEIGHTS",), "small: give the file of weights and at least one token id\n"),
-        (("WEIGHTS", "96"), "small: a token id is no number of the vocabulary\n"),
-        (("WEIGHTS", "x"), "small: a token id is no number of the vocabulary\n"),
-        (("nowhere.bin", "1"), "small: the file of weights cannot be read\n"),
-        (("SHORT", "1"), "small: the file is not the whole weights of this program\n"),
-        (("-l", "16", "WEIGHTS", "1"), "small: this CPU lacks the instructions of that level\n"),
-        (("-q", "1", "WEIGHTS", "1"), "small: unknown option; it takes -n COUNT, -t THREADS, -l LEVEL\n"),
+        ((), "give the file of weights and at least one token id"),
+        (("WEIGHTS",), "give the file of weights and at least one token id"),
+        (("WEIGHTS", "96"), "'96' is no token id: they are 0 to 95"),
+        (("WEIGHTS", "5", "x"), "'x' is no token id: they are 0 to 95"),
+        (("WEIGHTS", "5", ""), "'' is no token id: they are 0 to 95"),
+        (("WEIGHTS", *["1"] * 65), "the prompt has 65 tokens, and the program holds 64"),
+        (("nowhere.bin", "1"), "the file of weights 'nowhere.bin' cannot be read"),
+        (("SHORT", "1"), "'SHORT' is not the whole weights of this program"),
+        (("OTHER", "1"), "'OTHER' is not the whole weights of this program"),
+        (("SOURCE", "1"), "'SOURCE' is not the whole weights of this program"),
+        (("-l", "neon", "WEIGHTS", "1"), "this CPU, or this program, lacks the level neon; it would run BEST"),
+        (("-l", "avx3", "WEIGHTS", "1"), "-l takes the name of a level, not 'avx3'"),
+        (("-t", "0", "WEIGHTS", "1"), "-t takes 1 to 1024 threads, not '0'"),
+        (("-t", "two", "WEIGHTS", "1"), "-t takes 1 to 1024 threads, not 'two'"),
+        (("-n", "0", "WEIGHTS", "1"), "-n takes a number of tokens from 1, not '0'"),
+        (("-n",), "-n takes a number of tokens from 1, not ''"),
+        (("-q", "1", "WEIGHTS", "1"), "unknown option '-q'; it takes -n COUNT, -t THREADS, -l LEVEL"),
     ],
 )
 def test_wrong_arguments_are_refused(out: Path, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
-    short = tmp_path / "short.bin"
-    short.write_bytes((out / WEIGHTS_FILE).read_bytes()[:8192])
-    known = {"WEIGHTS": out / WEIGHTS_FILE, "SHORT": short}
-    assert said(out / "run", *(known.get(w, w) for w in words)) == (2, "", message)
+    whole = (out / WEIGHTS_FILE).read_bytes()
+    known = {"WEIGHTS": out / WEIGHTS_FILE, "SHORT": tmp_path / "short.bin", "OTHER": tmp_path / "other.bin",
+             "SOURCE": out / SOURCE_FILE, "BEST": Program(out).level.name.lower()}
+    (tmp_path / "short.bin").write_bytes(whole[:8192])
+    (tmp_path / "other.bin").write_bytes(whole[:16] + b"0" * 64 + whole[80:])
+    for name, value in known.items():
+        message = message.replace(name, str(value))
+    code, output, error = said(out / "run", *(known.get(w, w) for w in words))
+    assert (code, output, error) == (2, "", f"small: {message}\n")
+
+
+def test_a_prompt_that_fills_the_program_gives_one_token(out: Path) -> None:
+    code, output, error = said(out / "run", "-n", 5, out / WEIGHTS_FILE, *[7] * 64)
+    assert (code, error, len(ids_of(output))) == (0, "", 1)
 
 
 def test_an_executable_of_one_level_is_small_and_says_the_same(out: Path) -> None:
