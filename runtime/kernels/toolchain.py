@@ -1,7 +1,8 @@
 """C compilers for the kernel library: which there is, what it is told for each level, where it cannot do a thing.
 
 Two kinds: ``ziglang`` (the package of the extra ``native-build``), which compiles for every platform, and the system's
-``cc`` (gcc or clang), which compiles for its own.
+``cc`` (gcc or clang), which compiles for its own; a cross compiler of the system (Debian's ``aarch64-linux-gnu-gcc``)
+is one more of the second kind.
 """
 
 from __future__ import annotations
@@ -73,11 +74,13 @@ class Compiler:
         kind: ``zig`` or ``system``.
         command: the words that start it.
         version: what it says of itself; part of the cache's key.
+        triple: the only platform that a compiler of the system compiles for; None: this machine's.
     """
 
     kind: Literal["zig", "system"]
     command: tuple[str, ...]
     version: str
+    triple: str | None = None
 
     def flags(self, triple: str, level: str, variant: Variant) -> list[str]:
         """Return the options that compile a file of ``level`` for ``triple``.
@@ -112,8 +115,8 @@ class Compiler:
         if self.kind == "zig":
             names = "".join(f"+{feature.replace('-', '_')}" for feature in features)
             return ["-target", TRIPLES[triple], f"-mcpu={'x86_64' if arch == 'x86_64' else 'generic'}{names}"]
-        if triple != host_triple():
-            raise InputError(f"the system compiler does not compile for {triple}, only for {host_triple()}",
+        if triple != (own := self.triple or host_triple()):
+            raise InputError(f"the system compiler does not compile for {triple}, only for {own}",
                              "install ziglang, which compiles for every platform: pip install 'omnic[native-build]'")
         if arch == "x86_64":
             return ["-march=x86-64", *(f"-m{feature}" for feature in features)]
@@ -149,7 +152,7 @@ class Compiler:
         """
         if self.kind == "zig":
             command = [*self.command[:-1], "ar"]
-        elif (ar := shutil.which("ar")) is not None:
+        elif (ar := shutil.which("ar" if self.triple is None else f"{self.triple}-ar")) is not None:
             command = [ar]
         else:
             raise MissingExtraError("the archiver ar", "native-build")
@@ -222,8 +225,15 @@ def _system() -> Compiler | None:
     return None
 
 
+def _cross(triple: str) -> Compiler | None:
+    """Return the system's cross compiler for another platform of Linux."""
+    path = shutil.which(f"{triple}-gcc") if triple.endswith("-linux-gnu") else None
+    version = _version((path,)) if path else ""
+    return Compiler("system", (path,), version, triple) if path and version else None
+
+
 def find_compiler(triple: str | None = None, variant: Variant = "release") -> Compiler:
-    """Return the compiler to build with: ziglang where it is installed and can do it, else the system's.
+    """Return the compiler to build with: ziglang where it is installed and can do it, else one of the system.
 
     Raises:
         MissingExtraError: there is none that can do it.
@@ -235,5 +245,7 @@ def find_compiler(triple: str | None = None, variant: Variant = "release") -> Co
     # The emulated intrinsics and the sanitisers are packages of the system, found by its compiler.
     if system is not None and triple == host_triple():
         return system
+    if variant == "release" and (cross := _cross(triple)) is not None:
+        return cross
     what = f"a C compiler for {triple}" if variant == "release" else f"a system C compiler (for the variant {variant})"
     raise MissingExtraError(what, "native-build" if variant == "release" else None)

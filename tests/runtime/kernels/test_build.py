@@ -43,6 +43,20 @@ def test_the_system_compiler_does_its_own_platform_alone() -> None:
         compiler.flags(other, "generic", "release")
 
 
+def test_a_cross_compiler_of_the_system_does_its_platform_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    triple = "aarch64-linux-gnu" if host_triple() != "aarch64-linux-gnu" else "x86_64-linux-gnu"
+    monkeypatch.setattr(toolchain, "_zig", lambda: None)
+    monkeypatch.setattr(toolchain, "_version", lambda _: "gcc 12")
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: f"/bin/{name}" if name == f"{triple}-gcc" else None)
+    compiler = find_compiler(triple)
+    assert (compiler.command, compiler.triple) == ((f"/bin/{triple}-gcc",), triple)
+    assert "-target" not in compiler.flags(triple, "generic", "release")
+    with pytest.raises(InputError, match=f"does not compile for {host_triple()}, only for {triple}"):
+        compiler.flags(host_triple(), "generic", "release")
+    with pytest.raises(MissingExtraError):
+        find_compiler(triple.replace("gnu", "musl"))
+
+
 def test_platforms_and_variants_that_are_none() -> None:
     with pytest.raises(InputError, match="no platform 'x86_64-linux'; did you mean x86_64-linux-gnu"):
         build("x86_64-linux")

@@ -1,9 +1,12 @@
-"""Small modules emitted for the target tvm, and sessions over them."""
+"""Small modules emitted for the target tvm, sessions and executables over them."""
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from omnic.ir.graph import Module
 from omnic.ir.text import print_module
@@ -15,6 +18,7 @@ from omnic.targets.tvm.program import Program
 from omnic.targets.tvm.session import NativeSession
 from omnic.targets.tvm.target import TARGET
 
+PROMPT = [5, 17, 80, 3, 41]
 SPEC = """
 omnic: 1
 model: small
@@ -53,3 +57,27 @@ def emitted(module: Module, out: Path, seed: int = 3, weights: WeightStore | Non
 def session_of(out: Path, threads: int = 1) -> NativeSession:
     """Open what :func:`emitted` wrote."""
     return NativeSession(Program(out, threads))
+
+
+def greedy(out: Path, count: int) -> list[int]:
+    """The most likely tokens of a session."""
+    session = NativeSession(Program(out))
+    logits = session.forward(np.array([PROMPT])).logits[0, -1]
+    found: list[int] = []
+    while len(found) < count:
+        found.append(int(np.argmax(logits)))
+        logits = session.forward(np.array([[found[-1]]])).logits[0, -1]
+    return found
+
+
+def said(*words: object) -> tuple[int, str, str]:
+    """Run a command; return its exit code and what it printed."""
+    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def ids_of(output: str) -> list[int]:
+    """The tokens that an executable printed."""
+    first = output.splitlines()[0].split()
+    assert first[0] == "ids"
+    return [int(word) for word in first[1:]]
