@@ -169,7 +169,7 @@ def _timer(task: Task, kernel: Kernels, size: int) -> Timer[Tuning]:
 def _conditions(outcome: Outcome[Any], level: str, threads: int, kernels: str) -> dict[str, Any]:
     return {
         "triple": host_triple(), "cpu": processor(), "level": level, "threads": threads, "kernels": kernels,
-        "gain": round(outcome.gain, 4), "interval": tuple(round(v, 4) for v in outcome.interval),
+        "gain": round(outcome.gain, 6), "interval": tuple(round(v, 6) for v in outcome.interval),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
 
