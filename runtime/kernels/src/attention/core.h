@@ -147,7 +147,8 @@ OMNIC_STATIC void OMNIC_FN(attend_chunk)(const omnic_attend *job, omnic_desk *de
   for (int64_t r = 0; r < OMNIC_QUERIES; r++) desk->peak[r] = OMNIC_FLOOR, desk->total[r] = 0.0f;
   memset(desk->mixed, 0, (size_t)(desk->rows * wide) * sizeof(float));
   for (; begin < end; begin += OMNIC_BLOCK) {
-    int64_t from = desk->low > begin ? desk->low - begin : 0, to = end - begin < OMNIC_BLOCK ? end - begin : OMNIC_BLOCK;
+    int64_t from = desk->low > begin ? desk->low - begin : 0;
+    int64_t to = end - begin < OMNIC_BLOCK ? end - begin : OMNIC_BLOCK;
     omnic_tokens keys[2] = {omnic_bring(job->k, desk, begin, from, to, desk->keys, split, width + 16)};
     if (job->k_more)
       keys[1] = omnic_bring(job->k_more, desk, begin, from, to, desk->keys + split, width - split, width + 16);

@@ -1,5 +1,5 @@
-/* Rows of a cache as f32 numbers.  The structure of the cache is copied into each loop: what is written might be it, for
- * all that a compiler knows.
+/* Rows of a cache as f32 numbers.  The structure of the cache is copied first: what is written might be it, for all
+ * that a compiler knows.
  */
 
 /* Rows of plain numbers: READ takes sixteen of them, ONE a single one. */
@@ -37,7 +37,8 @@ OMNIC_INLINE void omnic_read_scales(const omnic_cache *c, int64_t place, int64_t
       omnic_read_scales(&c, place, count * groups, scales);                                             \
       for (int64_t n = 0; n < count; n++, codes += stride, out += ld, place += step)                    \
         for (int64_t j = 0, i = 0; j < groups; j++, factor++) {                                         \
-          v16 scale = v16_set(*factor), shift = v16_set(c.zeros ? (float)c.zeros[place + j] - offset : plain); \
+          v16 shift = v16_set(c.zeros ? (float)c.zeros[place + j] - offset : plain);                    \
+          v16 scale = v16_set(*factor);                                                                 \
           for (int64_t last = i + c.group < c.d ? i + c.group : c.d; i < last; i += 16) {               \
             v16 x = READ(codes + i / (PER));                                                            \
             v16_store(out + i, v16_mul(shifted ? v16_sub(x, shift) : x, scale));                        \
@@ -47,7 +48,8 @@ OMNIC_INLINE void omnic_read_scales(const omnic_cache *c, int64_t place, int64_t
     return;                                                                                             \
   }
 
-/* `rows` rows, one stride after another from element `at` on, as f32 rows `ld` apart, filled up with zeros to `padded`. */
+/* `rows` rows, one stride after another from element `at` on, as f32 rows `ld` apart, filled up with zeros to `padded`
+ * numbers. */
 OMNIC_STATIC void OMNIC_FN(decode_rows)(const omnic_cache *cache, int64_t at, int64_t rows, float *out, int64_t ld,
                                         int64_t padded) {
   const omnic_cache c = *cache;

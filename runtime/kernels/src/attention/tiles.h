@@ -63,10 +63,10 @@ OMNIC_INLINE void omnic_scores(const float *queries, int64_t count, int64_t widt
   for (; t < to; t++) OMNIC_SCORE_TILE(1)
 }
 
-/* The same for one query or two: a register holds sixteen tokens, whose rows are turned as they are read.  queries[r][i],
- * scores[r][t].  Where there are fewer than sixteen tokens the others of their sixteen are read too. */
+/* The same for one query or two: a register holds sixteen tokens, whose rows are turned as they are read.
+ * queries[r][i], scores[r][t].  Where there are fewer than sixteen tokens the others of their sixteen are read too. */
 OMNIC_INLINE void omnic_scores_few(const float *queries, int64_t width, int rows, const omnic_tokens *keys, int parts,
-                                      int64_t from, int64_t to, float *scores) {
+                                   int64_t from, int64_t to, float *scores) {
   int whole = to - from >= 16;
   for (int64_t t = whole ? from : from / 16 * 16; t < to; t += 16) {
     if (whole && t > to - 16) t = to - 16;

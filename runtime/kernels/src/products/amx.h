@@ -1,8 +1,9 @@
 /* Products in tiles of AMX: 16 rows by 16 columns by 64 bytes of k, two row blocks by two panels at a time.
  *
  * Whole numbers: codes lie in a panel as a tile wants them, signed, so codes of 8 bits are read where they are and small
- * codes are unpacked.  A segment has its own sums; where it is no multiple of 64, tiles are 32 bytes deep.  With steps (S4) and one scale of x for a
- * row, code times step is a number of 8 bits again (at most 8 * 15), so the whole row is one segment; that is exact.
+ * codes are unpacked.  A segment has its own sums; where it is no multiple of 64, tiles are 32 bytes deep.  With steps
+ * (S4) and one scale of x for a row, code times step is a number of 8 bits again (at most 8 * 15), so the whole row is
+ * one segment; that is exact.
  * Activations in bf16: weights are rounded to bf16 too, sums are f32, in the order of the tiles.
  */
 

@@ -7,6 +7,7 @@ typedef __m256 cols_f;
 #define CODE_ROWS 4        /* rows of a block of whole-number products: 8 sums, and what a step needs */
 #define CODE_PANELS 4        /* panels in flight for a single row, at most */
 #define PANELS_IN_FLIGHT 2
+#define BYTES_AHEAD 1024
 #define VALUE_ROWS 6       /* rows of a block of f32 products: 12 sums hide the latency of two FMA units */
 #define VALUE_PANELS 4
 

@@ -7,6 +7,7 @@ typedef __m512 cols_f;
 #define CODE_ROWS 8
 #define CODE_PANELS 4        /* panels in flight for a single row, at most */
 #define PANELS_IN_FLIGHT 4
+#define BYTES_AHEAD 2048
 #define VALUE_ROWS 8
 #define VALUE_PANELS 8
 

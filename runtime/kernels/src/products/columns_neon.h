@@ -7,6 +7,7 @@ typedef float32x4_t cols_f;
 #define CODE_ROWS 4
 #define CODE_PANELS 4        /* panels in flight for a single row, at most */
 #define PANELS_IN_FLIGHT 2
+#define BYTES_AHEAD 2048
 #define VALUE_ROWS 4
 #define VALUE_PANELS 2
 

@@ -71,10 +71,24 @@ OMNIC_STATIC OMNIC_ONCE void any_scales(const code_job *job, int64_t panel, int6
   }
 }
 
+OMNIC_INLINE void scales_of(const code_job *job, int64_t panel, int64_t group, code_scales *out) {
+  const omnic_weight *w = job->t->w;
+  int64_t at = panel * job->t->shape.groups + group;
+  if (job->stepped) {
+    OMNIC_UNROLL for (int v = 0; v < COL_VECTORS; v++) out->step[v] = cols_steps((const uint8_t *)w->scales + at * 8, v);
+    OMNIC_UNROLL for (int v = 0; v < COL_VECTORS; v++) out->scale[v] = cols_number(1.0f);
+  } else if (w->scale_type == OMNIC_F16) {
+    OMNIC_UNROLL for (int v = 0; v < COL_VECTORS; v++) out->step[v] = cols_step_one();
+    OMNIC_UNROLL for (int v = 0; v < COL_VECTORS; v++) out->scale[v] = cols_plain(w->scales, OMNIC_F16, at * 16, v);
+  } else {
+    any_scales(job, panel, group, out);
+  }
+}
+
 /* Step times sum of numbers from .. to - 1 of a segment. */
-OMNIC_INLINE void sum_small(const int kind, const int R, const int P, const code_job *job, const code_part *part, const int8_t *const *x,
-                            const int16_t *const *sums, int64_t from, int64_t to, int64_t group,
-                            const code_scales *scales, cols_i (*sum)[CODE_PANELS][COL_VECTORS]) {
+OMNIC_INLINE void sum_small(const int kind, const int R, const int P, const code_job *job, const code_part *part,
+                            const int8_t *const *x, const int16_t *const *sums, int64_t from, int64_t to,
+                            int64_t group, const code_scales *scales, cols_i (*sum)[CODE_PANELS][COL_VECTORS]) {
   const omnic_weight *w = job->t->w;
   const int line_bytes = kind == CODES_4 ? 256 : kind == CODES_2 ? 128 : 512;
   const int64_t apart = part->apart * job->t->shape.panel_bytes;
@@ -83,13 +97,17 @@ OMNIC_INLINE void sum_small(const int kind, const int R, const int P, const code
       OMNIC_UNROLL for (int v = 0; v < COL_VECTORS; v++) sum[r][p][v] = cols_zero();
   do {
     cols_i acc[CODE_ROWS][CODE_PANELS][COL_VECTORS];
-    OMNIC_UNROLL for (int p = 0; p < P; p++) OMNIC_UNROLL for (int v = 0; v < COL_VECTORS; v++) {
-      cols_i zero = cols_zeros_of(job->zero);
-      if (w->zeros) {
+    if (w->zeros) {
+      OMNIC_UNROLL for (int p = 0; p < P; p++) OMNIC_UNROLL for (int v = 0; v < COL_VECTORS; v++) {
         int64_t at = (part->panel + p * part->apart) * job->t->shape.groups + group;
-        zero = cols_zeros(w->zeros + at * 16, v);
+        cols_i zero = cols_zeros(w->zeros + at * 16, v);
+        OMNIC_UNROLL for (int r = 0; r < R; r++) acc[r][p][v] = cols_start(sums[r] + from / 16, zero);
       }
-      OMNIC_UNROLL for (int r = 0; r < R; r++) acc[r][p][v] = cols_start(sums[r] + from / 16, zero);
+    } else {
+      OMNIC_UNROLL for (int r = 0; r < R; r++) {
+        cols_i start = cols_start(sums[r] + from / 16, cols_zeros_of(job->zero));
+        OMNIC_UNROLL for (int p = 0; p < P; p++) OMNIC_UNROLL for (int v = 0; v < COL_VECTORS; v++) acc[r][p][v] = start;
+      }
     }
     if (COLS_PAIRED && kind == CODES_OPEN) cols_paired_step(acc, lines, x, from);
     OMNIC_UNROLL for (int i = 0; i < (COLS_PAIRED && kind == CODES_OPEN ? 0 : 8); i++) {
@@ -156,8 +174,8 @@ OMNIC_INLINE void sum_bytes(const int R, const int P, const code_job *job, const
 static const float exact_one[1] = {1.0f};
 
 /* Segments g0 .. g1 - 1 of some rows join their chains [rows][panels][16], which the first segment finds 0. */
-OMNIC_INLINE void code_block(const int kind, const int R, const int P, const code_job *job, const code_part *part, int64_t row, int64_t rows,
-                             float *chains) {
+OMNIC_INLINE void code_block(const int kind, const int R, const int P, const code_job *job, const code_part *part,
+                             int64_t row, int64_t rows, float *chains) {
   const omnic_rows *given = job->t->rows;
   const int whole = job->stepped && job->per_row;
   const int8_t *x[CODE_ROWS];
@@ -179,19 +197,20 @@ OMNIC_INLINE void code_block(const int kind, const int R, const int P, const cod
     cols_i sum[CODE_ROWS][CODE_PANELS][COL_VECTORS];
     int64_t from = g * job->segment, to = from + job->segment < given->k ? from + job->segment : given->k;
     if (of_group == 0 || g == part->g0)
-      for (int p = 0; p < P; p++) any_scales(job, part->panel + p * part->apart, group, scales + p);
+      OMNIC_UNROLL for (int p = 0; p < P; p++) scales_of(job, part->panel + p * part->apart, group, scales + p);
     if (kind == CODES_8)
       sum_bytes(R, P, job, part, x, sums, from, to, group, scales, sum);
     else
       sum_small(kind, R, P, job, part, x, sums, from, to, group, scales, sum);
-    OMNIC_UNROLL for (int r = 0; r < R; r++) {
-      cols_f one = cols_number(sx[r][job->per_row ? 0 : gx]);
-      OMNIC_UNROLL for (int p = 0; p < P; p++) OMNIC_UNROLL for (int v = 0; v < COL_VECTORS; v++) {
-        cols_f *chain = &acc[r][p][v];
-        if (whole)
-          *chain = cols_of_bits(cols_add(cols_bits(*chain), sum[r][p][v]));
-        else
-          *chain = cols_fma(cols_to_f(sum[r][p][v]), cols_times(scales[p].scale[v], one), *chain);
+    if (whole) {
+      OMNIC_UNROLL for (int r = 0; r < R; r++) OMNIC_UNROLL for (int p = 0; p < P; p++)
+          OMNIC_UNROLL for (int v = 0; v < COL_VECTORS; v++)
+            acc[r][p][v] = cols_of_bits(cols_add(cols_bits(acc[r][p][v]), sum[r][p][v]));
+    } else {
+      OMNIC_UNROLL for (int r = 0; r < R; r++) {
+        cols_f one = cols_number(sx[r][job->per_row ? 0 : gx]);
+        OMNIC_UNROLL for (int p = 0; p < P; p++) OMNIC_UNROLL for (int v = 0; v < COL_VECTORS; v++)
+            acc[r][p][v] = cols_fma(cols_to_f(sum[r][p][v]), cols_times(scales[p].scale[v], one), acc[r][p][v]);
       }
     }
     if (++of_group == job->per_weight) of_group = 0, group++;
@@ -221,7 +240,8 @@ OMNIC_INLINE void write_vectors(const omnic_tile *t, int64_t i, int64_t panel, c
 
 /* The end of the chains of rows i .. i + rows - 1 of a panel: what is common to a row or a column, bias, residual; then
  * memory. */
-OMNIC_STATIC OMNIC_ONCE void write_chains(const code_job *job, int64_t panel, int64_t i, int64_t rows, const float *chains) {
+OMNIC_STATIC OMNIC_ONCE void write_chains(const code_job *job, int64_t panel, int64_t i, int64_t rows,
+                                          const float *chains) {
   const omnic_tile *t = job->t;
   float row[16];
   OMNIC_UNROLL for (int v = 0; v < COL_VECTORS; v++) cols_put(row + v * COLS, cols_number(1.0f));
@@ -333,6 +353,7 @@ OMNIC_INLINE code_job code_job_of(const omnic_tile *t) {
 
 OMNIC_STATIC void code_tile(const omnic_tile *t) {
   static const code_functions of_steps = {steps_one, steps_pair, steps_four, steps_two, steps_many, steps_open},
+                              of_wholes = {wholes_one, wholes_pair, NULL, NULL, wholes_many, wholes_open},
                               of_halves = {halves_one, halves_pair, halves_four, halves_two, halves_many, halves_open},
                               of_type[3] = {{codes8_one, codes8_pair, NULL, NULL, codes8_many, NULL},
                                             {codes4_one, codes4_pair, NULL, NULL, codes4_many, open_many},
@@ -344,9 +365,11 @@ OMNIC_STATIC void code_tile(const omnic_tile *t) {
   const omnic_weight *w = t->w;
   code_job job = code_job_of(t);
   const code_functions *run = of_type + (w->type - OMNIC_I8);
-  int hot = w->type == OMNIC_I4 && job.segment == 32 && job.per_weight == 1 && job.per_x == 1 && !job.per_row && !w->zeros;
-  if (hot && w->scale_type == OMNIC_S4) run = &of_steps;
-  if (hot && w->scale_type == OMNIC_F16) run = &of_halves;
+  if (w->type == OMNIC_I4 && t->shape.group == 32 && job.segment == 32 && !w->zeros) {
+    if (job.stepped && job.per_row) run = &of_wholes;
+    if (job.stepped && !job.per_row && job.per_x == 1) run = &of_steps;
+    if (w->scale_type == OMNIC_F16 && (job.per_row || job.per_x == 1)) run = &of_halves;
+  }
   if (t->count == 1) {
     code_tile_row(&job, run);
     return;
@@ -357,7 +380,8 @@ OMNIC_STATIC void code_tile(const omnic_tile *t) {
   }
   _Alignas(64) float chains[CODE_ROWS * 16];
   for (int64_t panel = t->panel; panel < t->panel + t->panels; panel++) {
-    code_part part = {.codes = (const uint8_t *)w->codes + panel * t->shape.panel_bytes, .panel = panel, .g1 = job.segments};
+    code_part part = {.panel = panel, .g1 = job.segments};
+    part.codes = (const uint8_t *)w->codes + panel * t->shape.panel_bytes;
     for (int64_t row = 0; row < t->count;) {
       int64_t left = t->count - row, rows = left < CODE_ROWS ? left : CODE_ROWS;
       memset(chains, 0, sizeof chains);

@@ -41,6 +41,9 @@ OMNIC_INLINE int64_t panels_of_task(const omnic_tuning *way, int64_t panels, int
   return product_round_up((panels + wanted - 1) / wanted, 4);
 }
 
+/* Products of fewer multiplications are done before another thread has woken. */
+#define ALONE (1 << 16)
+
 typedef struct {
   const omnic_weight *const *w;
   int64_t count;
@@ -83,6 +86,7 @@ OMNIC_STATIC void linear_run(const omnic_call *call, linear_job *job, const floa
     kinds |= product_kinds(job->w[i], act);
     panels += weight_shape(job->w[i]).panels;
   }
+  if (m * panels * job->w[0]->k < ALONE / 16) way.threads = 1;
   omnic_rows rows = prepare(call->pool, &way, &arena, kinds, x, m, ldx, NULL, job->w[0]->k, act, act_group);
   job->rows = &rows;
   job->way = &way;

@@ -164,7 +164,8 @@ OMNIC_STATIC void OMNIC_FN(moe)(const omnic_call *call, const omnic_weight *cons
     omnic_rows rows = prepare(call->pool, &way, &arena, kinds, x, used, ldx, offsets, first->k, act, act_group);
     job.rows = &rows;
     moe_run(call, &job, job.hidden, moe_up_task);
-    rows = prepare(call->pool, &way, &arena, product_kinds(last, act), job.inner, used, job.hidden, NULL, job.hidden, act, act_group);
+    rows = prepare(call->pool, &way, &arena, product_kinds(last, act), job.inner, used, job.hidden, NULL, job.hidden, act,
+                   act_group);
     moe_run(call, &job, job.width, moe_down_task);
   }
   run_tasks(m * job.width > 4096 ? call->pool : NULL, &way, moe_sum_task, &job, m);

@@ -5,6 +5,7 @@
 #define BLOCK_MOST 2048  /* numbers of k that may be unpacked at a time */
 #if !defined(COLS)
 #define PANELS_IN_FLIGHT 1
+#define BYTES_AHEAD 0
 #endif
 
 OMNIC_INLINE int32_t in_steps(int32_t value, int32_t step, int32_t most) {
@@ -13,7 +14,7 @@ OMNIC_INLINE int32_t in_steps(int32_t value, int32_t step, int32_t most) {
 
 /* The tuning of a call with every field filled in. */
 OMNIC_STATIC omnic_tuning tuning_of(const omnic_call *call) {
-  const omnic_tuning own = {.panels = PANELS_IN_FLIGHT, .prefetch = 2048, .k_block = 1024, .chunk = 128};
+  const omnic_tuning own = {.panels = PANELS_IN_FLIGHT, .prefetch = BYTES_AHEAD, .k_block = 1024, .chunk = 128};
   omnic_tuning way = call->tuning ? *call->tuning : own;
   int threads = omnic_pool_threads(call->pool);
   way.panels = way.panels <= 0 ? own.panels : way.panels >= 4 ? 4 : way.panels >= 2 ? 2 : 1;
@@ -35,7 +36,8 @@ typedef struct {
 OMNIC_STATIC void take_tasks(void *arg, int64_t worker) {
   (void)worker;
   shared_tasks *shared = arg;
-  for (int64_t i; (i = __atomic_fetch_add(&shared->next, 1, __ATOMIC_RELAXED)) < shared->tasks;) shared->task(shared->arg, i);
+  for (int64_t i; (i = __atomic_fetch_add(&shared->next, 1, __ATOMIC_RELAXED)) < shared->tasks;)
+    shared->task(shared->arg, i);
 }
 
 OMNIC_STATIC void run_tasks(omnic_pool *pool, const omnic_tuning *way, void (*task)(void *arg, int64_t i), void *arg,

@@ -69,8 +69,10 @@ OMNIC_INLINE void v16_turned(const float *p, int64_t stride, v16 *out) {
   omnic_turned8(p, stride, low);
   omnic_turned8(p + 8 * stride, stride, high);
   OMNIC_UNROLL
-  for (int i = 0; i < 8; i++)
-    out[i] = _mm512_castpd_ps(_mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_castps_pd(low[i])), _mm256_castps_pd(high[i]), 1));
+  for (int i = 0; i < 8; i++) {
+    __m512d half = _mm512_castpd256_pd512(_mm256_castps_pd(low[i]));
+    out[i] = _mm512_castpd_ps(_mm512_insertf64x4(half, _mm256_castps_pd(high[i]), 1));
+  }
 }
 OMNIC_INLINE v16 v16_set_pair(const float *p) {
   return _mm512_castpd_ps(_mm512_broadcastsd_pd(_mm_loadl_pd(_mm_setzero_pd(), (const double *)p)));
