@@ -1,8 +1,8 @@
 """Products of the kernel library against reading alone, and MatMulNBits of ONNX Runtime (accuracy 4, blocks of 32).
 
 Decoding reads a set of distinct matrices that no cache holds, from a mapped file as a program reads its weights; the
-read limit is one pass over the same bytes by read.c of `omnic bench`, each thread its share.  Prefill multiplies by one
-matrix.  All in one process in turning order; figures of one thread are CPU seconds, of more threads seconds of the wall.
+read limit is one pass over the same bytes by read.c of `omnic bench`, each thread its share.  Prefill multiplies by
+one matrix.  All in one process in turning order; figures of one thread are CPU seconds, of more threads the wall's.
 Appends to bench/history/kernels_products.jsonl.
 
     python bench/kernels_products.py [--quick] [--level avx2] [--threads 1 2]
