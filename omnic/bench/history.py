@@ -58,11 +58,15 @@ def append(path: Path, measured: Measurement) -> int:
 
 
 def earlier(path: Path, measured: Measurement) -> list[tuple[str, str, int, float]]:
-    """Return (at, phase, tokens, tokens a second) of this model's runs here on as many threads, oldest first."""
+    """Return (at, phase, tokens, tokens a second) of this model's runs here in the same weights and threads, oldest
+    first.
+    """
     with closing(sqlite3.connect(path)) as base:
         rows = base.execute(
             "SELECT runs.at, phase, tokens, p50 FROM figures JOIN runs ON runs.id = figures.run WHERE model = ? AND"
-            " processor = ? AND threads = ? AND contestant = ? ORDER BY runs.id",
-            (measured.model, measured.machine["processor"], measured.plan.threads, measured.contestants[0].name),
+            " processor = ? AND threads = ? AND contestant = ? AND json_extract(conditions, '$.weights') IS ?"
+            " ORDER BY runs.id",
+            (measured.model, measured.machine["processor"], measured.plan.threads, measured.contestants[0].name,
+             measured.conditions.get("weights")),
         ).fetchall()
     return [(at, phase, tokens, (tokens if phase == "prefill" else 1) / p50) for at, phase, tokens, p50 in rows]

@@ -20,8 +20,9 @@ def render(measured: Measurement, verdicts: Sequence[Verdict] = (), earlier: Ear
     """Return the page; ``earlier`` is (at, phase, tokens, tokens a second) of earlier runs, oldest first."""
     plan = measured.plan
     threads = f"{plan.threads} thread{'s' if plan.threads > 1 else ''}"
+    at = measured.at.replace("T", " ").replace("+00:00", " UTC")
     parts = [
-        f"<h1>{escape(measured.model)}</h1><p class=lead>measured {escape(measured.at)} on"
+        f"<h1>{escape(measured.model)}</h1><p class=lead>measured {escape(at)} on"
         f" {escape(measured.machine['processor'])}, {threads}, {plan.rounds} rounds in turns,"
         f" {plan.new} tokens a turn</p>"
     ]
@@ -106,11 +107,10 @@ def _verdicts(verdicts: Sequence[Verdict]) -> str:
 
 
 def _history(measured: Measurement, phase: str, earlier: Earlier) -> str:
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for _, kind, tokens, speed in earlier:
-        if kind == phase:
-            line = lines.setdefault(f"{phase} {tokens}", [])
-            line.append((float(len(line) + 1), speed))
+    runs = {at: float(number) for number, at in enumerate(dict.fromkeys(at for at, *_ in earlier), 1)}
+    lengths = sorted({tokens for _, kind, tokens, _ in earlier if kind == phase})
+    lines = {f"{phase} {length}": [(runs[at], speed) for at, kind, tokens, speed in earlier
+                                   if (kind, tokens) == (phase, length)] for length in lengths}  # fmt: skip
     if not any(len(line) > 1 for line in lines.values()):
         return ""
     return f"<h2>Earlier runs: {phase}</h2>" + plot(lines, "run", "tokens a second")

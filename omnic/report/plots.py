@@ -38,9 +38,9 @@ def plot(lines: Mapping[str, Sequence[tuple[float, float]]], across: str, up: st
     for tick in ticks:
         x, y = place(low, tick)
         parts.append(f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}" class="grid"/>')
-        parts.append(_text(_LEFT - 8, y + 4, f"{tick:g}", "dim", "end"))
+        parts.append(_text(_LEFT - 8, y + 4, f"{tick:,g}", "dim", "end"))
     for x in xs if len(xs) <= 12 else xs[:: math.ceil(len(xs) / 12)]:
-        parts.append(_text(place(x, 0)[0], _HEIGHT - _BOTTOM + 18, f"{x:g}", "dim", "middle"))
+        parts.append(_text(place(x, 0)[0], _HEIGHT - _BOTTOM + 18, f"{x:,g}", "dim", "middle"))
     parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, across, "dim", "middle"))
     parts.append(_text(_LEFT, 10, up, "dim"))
     for number, (name, line) in enumerate(lines.items()):

@@ -23,6 +23,7 @@ def test_runs_are_added_and_found_again(tmp_path: Path) -> None:
     assert history.append(path, measurement(0.1)) == 1 and history.append(path, measurement(0.05)) == 2
     history.append(path, replace(measurement(0.01), model="other"))
     history.append(path, replace(measurement(0.01), machine={"processor": "another"}))
+    history.append(path, replace(measurement(0.01), conditions={"weights": "int4"}))
     speeds = [row[3] for row in history.earlier(path, measurement()) if row[1:3] == ("decode", 64)]
     assert speeds == [pytest.approx(10.0), pytest.approx(20.0)]
     with closing(sqlite3.connect(path)) as base:
