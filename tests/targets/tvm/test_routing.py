@@ -41,8 +41,8 @@ def test_rows_that_threads_share_have_the_same_bits(tmp_path: Path, how: str) ->
     emitted(module, tmp_path / "out")
     assert "omnic_route(" in (tmp_path / "out" / "program.c").read_text()
     ids = np.random.default_rng(2).integers(0, 96, 128)  # 128 rows of 64 logits are worth threads; 40 are not
-    one = session_of(module, tmp_path / "out")
+    one = session_of(tmp_path / "out")
     want = rows(one, ids)
     for threads in (2, 3):
-        assert np.array_equal(rows(session_of(module, tmp_path / "out", threads), ids), want)
+        assert np.array_equal(rows(session_of(tmp_path / "out", threads), ids), want)
     assert np.array_equal(rows(one, ids[:40]), want[:40])
