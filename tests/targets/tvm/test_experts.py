@@ -31,7 +31,8 @@ def test_clamped_experts_are_one_kernel_and_the_reference(tmp_path: Path) -> Non
     text = print_module(small_module(parse_spec(SPEC, "clamped.yaml")))
     plain = '.experts.gate) {kind = "silu"}'
     assert plain in text
-    module = parse_module(text.replace(plain, '.experts.gate) {kind = "silu", alpha = 1.702, beta = 1.0, limit = 0.02}'))
+    extras = '{kind = "silu", alpha = 1.702, beta = 1.0, limit = 0.02}'
+    module = parse_module(text.replace(plain, f".experts.gate) {extras}"))
     emitted(module, tmp_path / "out")
     program = (tmp_path / "out" / "program.c").read_text()
     assert "K->moe(" in program
