@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -146,11 +147,11 @@ def user_folder() -> Path:
 
 @functools.cache
 def kernels_hash() -> str:
-    """Return a hash of the sources that products are compiled from."""
+    """Return a hash of the sources that products are compiled from, but for comments and white space."""
     digest = hashlib.sha256()
     for path in sorted((SOURCES / "products").rglob("*.[ch]")):
         digest.update(f"\0{path.name}\0".encode())
-        digest.update(path.read_bytes())
+        digest.update(re.sub(rb"/\*.*?\*/|\s+", b" ", path.read_bytes(), flags=re.DOTALL).replace(b" ", b""))
     return digest.hexdigest()[:16]
 
 

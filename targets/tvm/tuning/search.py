@@ -26,7 +26,7 @@ Timer = Callable[[T], float]
 #: every field as the level does it
 DEFAULT = Tuning()
 #: what that is for many rows (runtime/kernels/src/products/tuning.h)
-LEVEL = Tuning(prefetch=2048, k_block=1024, chunk=128)
+LEVEL = Tuning(k_block=1024, chunk=128)
 #: turns of the first halving, doubled from then on; and of the last test
 FIRST, LAST = 3, 61
 #: fewest rounds of the last test that may decide anything

@@ -22,8 +22,10 @@ from omnic.targets.base import TuneRequest
 from omnic.targets.tvm.legalise import legalise
 from omnic.targets.tvm.matrices import Matrices
 from omnic.targets.tvm.options import parse_options
+from omnic.targets.tvm.source import ProgramText, program_source
+from omnic.targets.tvm.states import state_forms
 from omnic.targets.tvm.tuning import records, search
-from omnic.targets.tvm.tuning.lookup import fingerprint, tunings_for
+from omnic.targets.tvm.tuning.lookup import fingerprint, tunings_for, tunings_of
 from omnic.targets.tvm.tuning.products import ROWS, Product, panels_text, read_panels, row_classes
 from omnic.targets.tvm.tuning.records import Tuning, kernels_hash, read_records
 from omnic.targets.tvm.tuning.search import DEFAULT, candidates
@@ -225,9 +227,9 @@ def test_the_field_is_small_and_without_equals(rows: int, k: int, threads: int, 
 
 def test_what_levels_do_by_themselves_is_what_the_kernels_say() -> None:
     text = (SOURCES / "products" / "tuning.h").read_text()
-    own = re.search(r"own = \{.panels = \w+, .prefetch = (\d+), .k_block = (\d+), .chunk = (\d+)\}", text)
+    own = re.search(r"own = \{[^}]*\.k_block = (\d+), \.chunk = (\d+)\}", text)
     assert own is not None
-    assert tuple(map(int, own.groups())) == (search.LEVEL.prefetch, search.LEVEL.k_block, search.LEVEL.chunk)
+    assert tuple(map(int, own.groups())) == (search.LEVEL.k_block, search.LEVEL.chunk)
 
 
 # -- a module ----------------------------------------------------------------------------------------------
@@ -342,6 +344,29 @@ def test_the_program_has_the_tuning_and_the_same_bits(home: Path, tmp_path: Path
         first, second = (session_of(folder, threads) for folder in (plain, out))
         for part in (ids[:, :20], ids[:, 20:21], ids[:, 21:]):
             assert np.array_equal(first.forward(part).logits, second.forward(part).logits)
+
+
+def test_the_executable_of_another_platform_has_records_of_its_own(home: Path) -> None:
+    arm = {"triple": "aarch64-linux-musl", "cpu": "Cortex-A76", "level": "dotprod"}
+    write(home / "shipped" / "a.jsonl", line(), line(**arm, tuning={"panels": 2}))
+    options = parse_options({"triple": "aarch64-linux-musl", "cpu": "Cortex-A76"})
+    module = legalise(small(), options)
+    matrices = Matrices(module, tunings=tunings_of(options))
+    plans = plans_of(module, matrices)
+    states, row_bytes = state_forms(module)
+    text = program_source(ProgramText(module, 4, plans, matrices, states, row_bytes, 0, ""))
+    assert text[text.index("#if !defined(OMNIC_EXECUTABLE)") : text.index("#endif\n\nstatic")] == (
+        "#if !defined(OMNIC_EXECUTABLE)\n"
+        f"/* {processor()}, {host_triple()} */\n"
+        "static const omnic_tuned_rows TUNED_0[] = { /* linear 64 x 64 i4<g32, s4>, act i8<g32> */\n"
+        "  {OMNIC_GENERIC, 1, 1, 1, {1, 512, 0, 0, 0}},\n"
+        "  {0}};\n"
+        "#else\n"
+        "/* Cortex-A76, aarch64-linux-musl */\n"
+        "static const omnic_tuned_rows TUNED_0[] = { /* linear 64 x 64 i4<g32, s4>, act i8<g32> */\n"
+        "  {OMNIC_DOTPROD, 1, 1, 1, {2, -1, 0, 0, 0}},\n"
+        "  {0}};\n"
+    )
 
 
 def test_the_key_of_a_bundle_follows_its_records(home: Path) -> None:
