@@ -227,7 +227,8 @@ def _system() -> Compiler | None:
 
 def _cross(triple: str) -> Compiler | None:
     """Return the system's cross compiler for another platform of Linux."""
-    path = shutil.which(f"{triple}-gcc") if triple.endswith("-linux-gnu") else None
+    other = triple.endswith("-linux-gnu") and triple != host_triple()
+    path = shutil.which(f"{triple}-gcc") if other else None
     version = _version((path,)) if path else ""
     return Compiler("system", (path,), version, triple) if path and version else None
 
