@@ -2,11 +2,12 @@
 
 28 layers of width 2048, 32 heads over 8 of 64, SwiGLU of 5632, 32,000 words, tied: 1.33 B numbers, distinct in every
 layer, 4 bits in groups of 32.  ``omnic bench`` does the measuring, beside onnxruntime-genai and llama.cpp in int4 and
-transformers in bf16 (prompts alone).  The read limit is a pass over the same mapped weights by as many threads, in
-turn.
+transformers in bf16 (prompts alone, parts of their own: two rounds, since it is slow without units for bf16).  The read
+limit is a pass over the same mapped weights by as many threads, in turn.
 
     python bench/native_large.py [--only decode,start,memory] [--threads 1] [--rounds 5] [--keep] [--json]
     python bench/native_large.py --only prefill-128,prefill-512
+    python bench/native_large.py --only torch-128,torch-512
 
 Each part has a history of its own.  Start: a program takes one token, and for comparison 8, and gives the next one, its
 file of weights in the page cache, as a process (linked for x86_64-linux-musl, where ziglang is there) and as a session
@@ -31,7 +32,7 @@ from typing import Any
 
 import numpy as np
 from common import record, row, show
-from native_peers import level_of, prefill_bar, rows_of
+from native_peers import BF16, level_of, prefill_bar, rows_of
 
 from omnic.api import compile as compile_model
 from omnic.bench.measure import Plan, measure
@@ -65,7 +66,7 @@ LONG = 2048
 FOLDER = Path("build/bench")
 #: times the best peer; of the read limit; seconds; memory over weights and states
 DECODE, SHARE, START, MEMORY = 1.1, 0.85, 0.3, 1.10
-PARTS = ("decode", "start", "memory", "prefill-128", "prefill-512")
+PARTS = ("decode", "start", "memory", "prefill-128", "prefill-512", "torch-128", "torch-512")
 MUSL = "x86_64-linux-musl"
 
 
@@ -122,10 +123,11 @@ def decode(bundle: Bundle, asked: Asked) -> tuple[list[dict[str, Any]], dict[str
     return rows_of(found, {"decode": DECODE}) + rows, about | {"read limit": found.limits.how}
 
 
-def prefill(bundle: Bundle, asked: Asked, tokens: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Take prompts beside the peers."""
-    plan = Plan((tokens,), (), NEW, asked.rounds, 2, asked.threads)
-    found, about = against_peers(bundle, asked, plan, ("onnxruntime-genai", "llama.cpp", "transformers"))
+def prefill(bundle: Bundle, asked: Asked, tokens: int, torch: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Take prompts beside the peers in int4, or beside torch in bf16."""
+    plan = Plan((tokens,), (), NEW, min(asked.rounds, 2) if torch else asked.rounds, 1 if torch else 2, asked.threads)
+    names = (BF16,) if torch else ("onnxruntime-genai", "llama.cpp")
+    found, about = against_peers(bundle, asked, plan, names)
     level = level_of(bundle)
     return rows_of(found, {"prefill": prefill_bar(level)}), about | {"level": level}
 
@@ -215,8 +217,9 @@ def main() -> int:
         parser.error(f"no part '{sorted(unknown)[0]}'; parts: {', '.join(PARTS)}")
     bundle, asked, fine = kept() if args.keep else compiled(), Asked(args.threads, args.rounds), True
     for part in parts:
-        if part.startswith("prefill-"):
-            rows, about = prefill(bundle, asked, int(part.removeprefix("prefill-")))
+        if "-" in part:
+            kind, _, tokens = part.partition("-")
+            rows, about = prefill(bundle, asked, int(tokens), kind == "torch")
         else:
             rows, about = {"decode": decode, "start": start, "memory": memory}[part](bundle, asked)
         conditions = {"threads": args.threads, "rounds": args.rounds,

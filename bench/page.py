@@ -29,7 +29,9 @@ BENCHES = {
             f"python bench/native_large.py --only {part}{option}",
         )
         for part, heading in (("decode", "decoding"), ("start", "start"), ("memory", "memory"),
-                              ("prefill-128", "prompts of 128"), ("prefill-512", "prompts of 512"))
+                              ("prefill-128", "prompts of 128"), ("prefill-512", "prompts of 512"),
+                              ("torch-128", "prompts of 128 beside torch in bf16"),
+                              ("torch-512", "prompts of 512 beside torch in bf16"))
         for suffix, words, option in (("", "", ""), ("_2", ", two threads", " --threads 2"))
     },
     "native_moe": ("Routed experts against QMoE of ONNX Runtime", "python bench/native_moe.py"),

@@ -42,7 +42,8 @@ def test_every_peer_has_a_name_for_the_command_line() -> None:
     ],
 )
 def test_a_precision_it_lacks_is_the_reason(name: str, precision: Precision, reason: str, tmp_path: Path) -> None:
-    pytest.importorskip({"onnxruntime-genai": "onnxruntime_genai", "llama.cpp": "llama_cpp"}.get(name, name))
+    if name == "llama.cpp":
+        pytest.importorskip("llama_cpp")
     found, absent = prepared((name,), request(tmp_path, None, precision.bits, precision.group))
     assert not found and absent[name].startswith(reason)
 
@@ -57,7 +58,6 @@ def test_a_package_that_is_not_installed_is_the_reason(tmp_path: Path, monkeypat
 
 
 def test_a_model_that_is_no_llama_is_not_exported(tmp_path: Path) -> None:
-    pytest.importorskip("executorch")
     _, absent = prepared(("executorch",), request(tmp_path, load_spec("tiny_moe")))
     assert absent["executorch"].startswith("ExecuTorch's Llama cannot express tiny_moe")
 
@@ -70,7 +70,6 @@ def test_openers_are_found_without_what_they_open() -> None:
 
 @pytest.mark.slow
 def test_executorch_decodes_what_the_model_says(tmp_path: Path) -> None:
-    pytest.importorskip("executorch")
     import numpy as np
 
     from omnic.bench.worker import Worker
