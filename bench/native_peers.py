@@ -44,8 +44,8 @@ passes:
 SEED, PROMPTS, CONTEXTS, NEW = 1, (128, 512), (128, 2048), 16
 #: least speed over the best peer in int4: of decoding, of prompts without AMX and with it; and over torch in bf16
 DECODE, PREFILL, PREFILL_AMX, TORCH = 1.3, 1.5, 3.0, 1.0
-#: the peer in bf16
-BF16 = "transformers"
+#: the peer in bf16, and its rounds
+BF16, FEW = "transformers", 5
 FOLDER = Path("build/bench")
 
 
@@ -61,17 +61,27 @@ def prefill_bar(level: str) -> float:
     return PREFILL_AMX if level == "amx" else PREFILL
 
 
-def measured(threads: int, rounds: int) -> tuple[Measurement, str]:
-    """Compile, build the peers, measure; return the measurement and the level of the kernels."""
+def measured(threads: int, rounds: int) -> tuple[Measurement, Measurement, str]:
+    """Compile, build the peers, measure; return the measurement beside engines in int4, the one of prompts beside torch
+    in bf16 (few rounds: it is slow without units for bf16), and the level of the kernels.
+    """
     spec = parse_spec(SPEC, "class_125m_native.yaml")
     bundle = compile_model(spec, "tvm", FOLDER / "class_125m-native", seed=SEED, parity="off", force=True)
     plan = Plan(PROMPTS, CONTEXTS, NEW, rounds, 2, threads)
     request = PeerRequest(spec, None, SEED, precision_of(bundle.module), spec.context, threads, FOLDER / "peers")
     peers, absent = prepared(peer_names(), request)
+    torch = [peer for peer in peers if peer.name == BF16]
     ours = bundle_contestant(bundle.path, "tvm", spec.model, threads)
-    found = measure(spec.model, [ours, *peers], plan, spec.vocab.size, Traffic.of(bundle.module), machine(),
-                    lambda what, share: print(f"  {what}", file=sys.stderr), absent)
-    return found, level_of(bundle)
+    traffic, where = Traffic.of(bundle.module), machine()
+
+    def tell(what: str, share: float) -> None:
+        print(f"  {what}", file=sys.stderr)
+
+    found = measure(spec.model, [ours, *(p for p in peers if p not in torch)], plan, spec.vocab.size, traffic, where,
+                    tell, absent)
+    few = Plan(PROMPTS, (), NEW, min(rounds, FEW), 1, threads)
+    prompts = measure(spec.model, [ours, *torch], few, spec.vocab.size, traffic, where, tell)
+    return found, prompts, level_of(bundle)
 
 
 def rows_of(found: Measurement, bars: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -109,14 +119,15 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--json", action="store_true", help="print the recorded entry as JSON")
     args = parser.parse_args()
-    found, level = measured(args.threads, args.rounds)
+    found, prompts, level = measured(args.threads, args.rounds)
     bars = {"decode": DECODE, "prefill": prefill_bar(level)}
     conditions = {"threads": args.threads, "rounds": args.rounds, "weights": "int4 g32, head and embedding included",
                   "level": level, "read limit": found.limits.how,
-                  **{f"{c.name}": ", ".join(f"{k} {v}" for k, v in c.about.items()) for c in found.contestants},
+                  **{c.name: ", ".join(f"{k} {v}" for k, v in c.about.items())
+                     for c in (*found.contestants, *prompts.contestants[1:])},
                   **{f"{name} not measured": why for name, why in found.absent.items()}}
     entry = record("native_peers" if args.threads == 1 else f"native_peers_{args.threads}", conditions,
-                   rows_of(found, bars))
+                   rows_of(found, bars) + [r for r in rows_of(prompts, bars) if "torch" in r["what"]])
     print(json.dumps(entry)) if args.json else show(entry)
     return 0 if all(r["met"] is not False for r in entry["rows"]) else 1
 
