@@ -281,6 +281,16 @@ class Planner:
             view = self.views[value] = self.new(value.type.shape, held(value.type.dtype), value.name)
         return view
 
+    def out_over(self, value: Value, *sources: Value) -> View:
+        """Return where to put what is computed number by number: over a source that nobody reads later, or anew."""
+        if value not in self.destinations:
+            for source in sources:
+                view = self.view(source)
+                if view.contiguous and view.shape == value.type.shape and self.dies(source):
+                    self.views[value] = view
+                    return view
+        return self.out_dense(value)
+
     def rows(self, value: Value) -> Rows:
         """Return a value as rows of contiguous numbers, copied if it does not lie so."""
         found = self.view(value).rows()

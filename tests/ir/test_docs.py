@@ -36,7 +36,8 @@ def test_an_entry_says_signature_formula_and_source() -> None:
         "[definition; softcap arXiv:2408.00118]\n"
         "\n"
         "`x` [B, T, D]; `w` [V, D]; the embedding table when tied; `rows` [B, R], each in 0..T-1: an index into this "
-        "call's tokens; `bias` [V]; `softcap` bound of the logits; 0 = none; `act` none, bf16, i8<per_token> or i8<gN>. "
+        "call's tokens; `bias` [V]; `softcap` bound of the logits; 0 = none; `act` none, bf16, i8<per_token> or "
+        "i8<gN>. "
         "FLOPs: 2 * rows * V * D.\n"
     )
 

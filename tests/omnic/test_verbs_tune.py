@@ -107,7 +107,8 @@ def test_a_spec_and_its_bundle_are_measured(spec: Path, tmp_path: Path, capsys: 
         (("--threads", "0"), "--threads must be 1 or more, not 0"),
         (("--op", "linaer"), "there is no op 'linaer' to tune; did you mean 'linear'?"),
         (("--target", "torch"), "target torch has nothing to tune; tune a target with kernels"),
-        (("--records", "nowhere/r.jsonl"), "nowhere/r.jsonl: there is no folder nowhere; make it, or name another file"),
+        (("--records", "nowhere/r.jsonl"),
+         "nowhere/r.jsonl: there is no folder nowhere; make it, or name another file"),
     ],
 )
 def test_wrong_inputs_say_what_to_do(

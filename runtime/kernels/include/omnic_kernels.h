@@ -196,6 +196,7 @@ typedef struct {
   void (*rope)(const omnic_call *, int64_t batch, int64_t heads, int64_t tokens, int64_t d, int64_t dims,
                const double *freq, double magnitude, int32_t interleaved, const int64_t *positions, omnic_view x,
                omnic_view y);
+  /* Number by number; y may be an operand. */
   void (*act)(const omnic_call *, int32_t kind, const float *x, int64_t count, float *y);
   void (*gated_act)(const omnic_call *, int32_t kind, const float *gate, const float *up, int64_t count, float *y);
   void (*add)(const omnic_call *, const float *a, const float *b, int64_t count, float *y);

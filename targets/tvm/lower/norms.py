@@ -72,7 +72,7 @@ def _rope(p: Planner, turn: Turn) -> None:
 
 def _act(p: Planner, turn: Turn) -> None:
     node = turn.nodes[0]
-    x, y = p.dense(operand(node, 0)), p.out_dense(node.result)
+    x, y = p.dense(operand(node, 0)), p.out_over(node.result, operand(node, 0))
     p.step(f"K->act(&c, {ACTIVATIONS[attrs_of(node)['kind']]}, $x, {dim(node.result.type.size)}, $y);", x=x, y=y)
 
 
@@ -82,7 +82,7 @@ def _gated_act(p: Planner, turn: Turn) -> None:
     gate, up = operand(node, 0), operand(node, 1)
     views = p.view(gate), p.view(up)
     if all(v.contiguous for v in views):
-        y = p.out_dense(node.result)
+        y = p.out_over(node.result, gate, up)
         text = f"K->gated_act(&c, {kind}, $gate, $up, {dim(node.result.type.size)}, $y);"
         p.step(text, gate=views[0], up=views[1], y=y)
         return
@@ -97,7 +97,7 @@ def _gated_act(p: Planner, turn: Turn) -> None:
 def _add(p: Planner, turn: Turn) -> None:
     node = turn.nodes[0]
     a, b = p.dense(operand(node, 0)), p.dense(operand(node, 1))
-    y = p.out_dense(node.result)
+    y = p.out_over(node.result, *node.inputs())
     p.step(f"K->add(&c, $a, $b, {dim(node.result.type.size)}, $y);", a=a, b=b, y=y)
 
 

@@ -38,7 +38,8 @@ def out(made: Path, tmp_path: Path) -> Path:
     [
         ({"batc": 2}, "target tvm has no option 'batc'", "did you mean 'batch'?"),
         ({"batch": 0}, "target tvm: batch must be 1 to 64, not '0'", None),
-        ({"activations": "i4"}, "target tvm: activations must be auto, calibrated, f32, bf16, i8<per_token> or i8<gN>, not 'i4'",
+        ({"activations": "i4"},
+         "target tvm: activations must be auto, calibrated, f32, bf16, i8<per_token> or i8<gN>, not 'i4'",
          "i8<g32> rounds groups of 32 numbers to 8 bits"),
         ({"level": "avx3"}, "target tvm: there is no level 'avx3'", "did you mean 'avx2'?"),
         ({"triple": "aarch64-linux-mus"}, "target tvm: there is no triple 'aarch64-linux-mus'",

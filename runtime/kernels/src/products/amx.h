@@ -116,8 +116,11 @@ OMNIC_INLINE cols_i amx_codes_at(const omnic_weight *w, const uint8_t *codes, in
 /* The zero points of a group in all four bytes of their columns. */
 OMNIC_INLINE cols_i amx_zeros(const omnic_tile *t, int64_t panel, int64_t group) {
   const omnic_weight *w = t->w;
-  if (w->zeros)
-    return cols_mul(cols_byte_zeros(w->zeros + (panel * t->shape.groups + group) * 16, 0), cols_whole(0x01010101));
+  if (w->zeros) {
+    cols_i zeros = cols_byte_zeros(w->zeros + (panel * t->shape.groups + group) * 16, 0);
+    zeros = _mm512_or_si512(zeros, _mm512_slli_epi32(zeros, 8));
+    return _mm512_or_si512(zeros, _mm512_slli_epi32(zeros, 16));
+  }
   return _mm512_set1_epi8((char)(w->type == OMNIC_I8 ? 128 : w->type == OMNIC_I4 ? 8 : 2));
 }
 
