@@ -256,7 +256,7 @@ def raised(known: ProviderThresholds | None, measured: Measurement) -> ProviderT
         cost = metric in _COSTS
         row = Threshold(
             device=device, ep=ep, preset=measured.model, ctx=ctx or None, metric=metric, measured_at=measured.at,
-            **({"max": _short(value / RAISE)} if cost else {"min": _short(value * RAISE)}),
+            max=_short(value / RAISE) if cost else None, min=None if cost else _short(value * RAISE),
         )  # fmt: skip
         old = rows.get(_key(row))
         if old is None or _stricter(row, old):
