@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnic.errors import InputError
+from omnic.verbs._measured import given_bundle, spec_options
 
 if TYPE_CHECKING:
     from omnic.bench.canary import Canary
@@ -28,12 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="a bundle, or a spec or preset that is compiled first (default tiny)")
     parser.add_argument("--target", metavar="T", help="target a spec is compiled for (default onnx)")
     parser.add_argument("--device", default="local", metavar="D", help="where it runs: local, this machine")
-    parser.add_argument("--weights", metavar="FILE", help="of a spec: a safetensors file (default: what it names)")
-    parser.add_argument("--seed", type=int, metavar="N", help="of a spec: random weights instead of trained ones")
-    parser.add_argument("--pass", dest="passes", action="append", default=[], metavar="NAME{opt=val}",
-                        help="of a spec: run this pass; may be repeated")
-    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE",
-                        help="of a spec: an option of the target; may be repeated")
+    spec_options(parser)
     parser.add_argument("--prompts", metavar="N,N", help="lengths of prompts (default 128)")
     parser.add_argument("--contexts", metavar="N,N",
                         help="tokens in the caches when decoding begins (default 128)")
@@ -237,18 +233,11 @@ def _canary(args: argparse.Namespace, target: str, threads: int) -> Canary:
 
 def _bundle(args: argparse.Namespace, plan: Plan) -> tuple[Bundle, bool]:
     """Return the bundle to measure, and whether a spec was given."""
-    from omnic.compiler.options import key_values
-    from omnic.runtime.bundle import MANIFEST, open_bundle
-
-    path = Path(args.model)
-    if (path / MANIFEST).is_file() or path.name == MANIFEST:
-        given = [n for n, v in (("--target", args.target), ("--weights", args.weights), ("--seed", args.seed),
-                                ("--pass", args.passes), ("--option", args.option)) if v not in (None, [])]  # fmt: skip
-        if given:
-            raise InputError(f"{given[0]} is for a spec, and {path} is a bundle", "leave it out, or give the spec")
-        return open_bundle(path), False
+    bundle = given_bundle(args)
+    if bundle is not None:
+        return bundle, False
     from omnic.api import compile as compile_model
-    from omnic.compiler.options import with_passes
+    from omnic.compiler.options import key_values, with_passes
     from omnic.spec import load_spec
 
     spec = with_passes(load_spec(args.model), args.passes)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnic.errors import InputError
+from omnic.verbs._measured import given_bundle, spec_options
 
 if TYPE_CHECKING:
     from omnic.ir.graph import Module
@@ -27,12 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--records", type=Path, metavar="FILE",
                         help="the file of records (default: this user's, of this processor)")
     parser.add_argument("--op", metavar="OP,OP", default="", help="linear, linear_many, moe, loop (default: all)")
-    parser.add_argument("--weights", metavar="FILE", help="of a spec: a safetensors file, for passes that read it")
-    parser.add_argument("--seed", type=int, metavar="N", help="of a spec: random weights instead of trained ones")
-    parser.add_argument("--pass", dest="passes", action="append", default=[], metavar="NAME{opt=val}",
-                        help="of a spec: run this pass; may be repeated")
-    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE",
-                        help="of a spec: an option of the target; may be repeated")
+    spec_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -85,17 +81,11 @@ def _model(args: argparse.Namespace) -> tuple[Target, Module, dict[str, Any]]:
     from omnic.compiler.imported import is_imported, open_imported
     from omnic.compiler.options import key_values, with_passes
     from omnic.compiler.pipeline import CompileRequest, lower_spec
-    from omnic.runtime.bundle import MANIFEST, open_bundle
     from omnic.spec import load_spec
     from omnic.targets import get_target
 
-    path = Path(args.model)
-    if (path / MANIFEST).is_file() or path.name == MANIFEST:
-        given = [n for n, v in (("--target", args.target), ("--weights", args.weights), ("--seed", args.seed),
-                                ("--pass", args.passes), ("--option", args.option)) if v not in (None, [])]  # fmt: skip
-        if given:
-            raise InputError(f"{given[0]} is for a spec, and {path} is a bundle", "leave it out, or give the spec")
-        bundle = open_bundle(path)
+    bundle = given_bundle(args)
+    if bundle is not None:
         target = get_target(bundle.manifest.target)
         known = target.options({})
         said = bundle.manifest.executable.options
