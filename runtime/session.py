@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from omnic.runtime.bundle import Bundle
 
 __all__ = ["EXECUTABLES", "Call", "Ints", "Outputs", "Session", "SessionBase", "SessionInfo", "SessionOptions",
-           "executable_kinds", "last_rows", "most_likely", "open_session"]
+           "executable_kinds", "last_rows", "most_likely", "open_session", "session_loader"]
 
 # Executable kind -> "module:callable".  A backend that is not installed costs nothing until asked for.
 EXECUTABLES: dict[str, str] = {
@@ -349,10 +349,16 @@ def open_session(bundle: Bundle, options: SessionOptions | None = None) -> Sessi
     chosen = options or SessionOptions()
     if chosen.threads is None:
         chosen = replace(chosen, threads=resources.threads())
-    return _loader(kind)(bundle, chosen)
+    return session_loader(kind)(bundle, chosen)
 
 
-def _loader(kind: str) -> Callable[[Bundle, SessionOptions], Session]:
+def session_loader(kind: str) -> Callable[[Bundle, SessionOptions], Session]:
+    """Import the backend of an executable kind and return what opens its bundles.
+
+    Raises:
+        BundleError: the kind is unknown to this omnic.
+        MissingExtraError: its backend is not installed.
+    """
     known = executable_kinds()
     if kind not in known:
         near = nearest(kind, list(known))

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Contestant", "Ids", "Runner", "bundle_contestant", "find_opener", "open_bundle_runner"]
+__all__ = ["Contestant", "Ids", "Runner", "bundle_contestant", "find_opener", "import_backend", "open_bundle_runner"]
 
 Ids = NDArray[np.int64]
 
@@ -77,6 +77,15 @@ class _Session:
 def open_bundle_runner(bundle: str, threads: int) -> Runner:
     """Open a bundle of ours."""
     return _Session(bundle, threads)
+
+
+def import_backend(contestant: Contestant) -> None:
+    """Import what opens a bundle of ours, so that the time until it is open is not that of reading Python."""
+    from omnic.runtime.bundle import open_bundle
+    from omnic.runtime.session import session_loader
+
+    if contestant.opener.endswith(":open_bundle_runner"):
+        session_loader(open_bundle(contestant.arguments["bundle"]).manifest.executable.kind)
 
 
 def find_opener(name: str) -> Any:

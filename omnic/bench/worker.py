@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from omnic.bench.runners import Contestant, Ids, Runner, find_opener
+from omnic.bench.runners import Contestant, Ids, Runner, find_opener, import_backend
 from omnic.errors import InputError, OmnicError
 
 __all__ = ["Worker", "peak_bytes"]
@@ -152,9 +152,10 @@ def _muttering() -> Iterator[None]:
 def _serve(pipe: Connection, contestant: Contestant) -> None:
     """The child's side: open the runner, then answer until the pipe closes."""
     opener = find_opener(contestant.opener)
-    empty = peak_bytes()
-    began = time.perf_counter()
     try:
+        import_backend(contestant)
+        empty = peak_bytes()
+        began = time.perf_counter()
         with _muttering():
             runner: Runner = opener(**contestant.arguments)
     except OmnicError as error:

@@ -58,6 +58,17 @@ static const uint8_t *mapped(const char *path, int64_t *bytes) {
 #endif
 }
 
+/* Zeros on pages that take memory when they are first written to; NULL when there are none.  Not every calloc gives
+ * such: some write the zeros. */
+static uint8_t *blank(size_t bytes) {
+#if defined(_WIN32)
+  return VirtualAlloc(NULL, bytes, MEM_COMMIT | MEM_RESERVE, PAGE_READWRITE);
+#else
+  void *found = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return found == MAP_FAILED ? NULL : found;
+#endif
+}
+
 /* The function that a call of `tokens` tokens runs; NULL when the program has none of that name. */
 static const omnic_function *named(const char *name, int64_t tokens) {
   const omnic_program *p = &omnic_program_table;
@@ -135,10 +146,9 @@ static int failed(const char *what, ...) {
 static int generate(omnic_instance *x, const int64_t *prompt, int64_t count, int64_t wanted, double opened) {
   const omnic_program *p = &omnic_program_table;
   arguments a = {0};
-  uint8_t *block = calloc(1, (size_t)p->row_bytes + 64);
+  uint8_t *states = blank((size_t)p->row_bytes + 64);
   const omnic_function *f = named("forward", 1);
-  if (!block || !f || prepare(&a, f)) return failed("not enough memory");
-  uint8_t *states = block + (64 - (uintptr_t)block % 64) % 64;
+  if (!states || !f || prepare(&a, f)) return failed("not enough memory");
   double began = now();
   int64_t token = 0, at = 0, made = 0;
   for (; at < count && token >= 0; at += p->chunk)
