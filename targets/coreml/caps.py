@@ -33,15 +33,15 @@ _NATIVE = {
     "attention": "scaled_dot_product_attention over caches; decomposed with sinks, softcap, trees and elsewhere",
     "mla": "scaled_dot_product_attention over the latent, absorbed or naive; decomposed elsewhere",
 }
-_DECOMPOSED = ("router", "moe", "layer_norm", "fake_quant", "short_conv", "linear_recurrence", "pool_blocks",
-               "block_attention", "host.fetch")
+_DECOMPOSED = ("lm_argmax", "router", "moe", "layer_norm", "fake_quant", "short_conv", "linear_recurrence",
+               "pool_blocks", "block_attention", "host.fetch")
 _BF16 = "MIL has no bf16 (MIL format, DataType)"
 _ACTIVATIONS = "the products of an ML Program take fp16 and fp32 (coremltools 9.0, iOS18 linear)"
 _REFUSES = {
     "cast": (Refused("to", "bf16", _BF16),),
     "dequantise": (Refused("to", "bf16", _BF16),),
     "linear": (Refused("act", "other", _ACTIVATIONS),),
-    "lm_head": (Refused("act", "other", _ACTIVATIONS),),
+    "lm_head": (Refused("act", "other", _ACTIVATIONS),), "lm_argmax": (Refused("act", "other", _ACTIVATIONS),),
     "moe": (Refused("act", "other", _ACTIVATIONS),),
     "fake_quant": (Refused("to", "storage", "only weights are stored as codes, not what is computed between them"),
                    Refused("to", "bf16", _BF16)),

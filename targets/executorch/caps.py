@@ -33,7 +33,7 @@ CAPS = Caps(
         **{op: OpSupport("native", _LLAMA) for op in ("cache_write", "cache_read", "attention", "mla")},
         **{
             op: OpSupport("decompose", "its core ops are lowered")
-            for op in ("router", "short_conv", "linear_recurrence", "pool_blocks", "host.fetch")
+            for op in ("lm_argmax", "router", "short_conv", "linear_recurrence", "pool_blocks", "host.fetch")
         },
         "block_attention": OpSupport("native", f"{_KERNELS}: an explicit softmax over slots and newest tokens"),
         "cache_close": OpSupport(

@@ -110,7 +110,7 @@ _FUSED = {
     " (tests/targets/onnx/test_experts.py)",
 }
 _REFUSES = {"fake_quant": (Refused("to", "storage", _STORED),)}
-_DECOMPOSED = ("router", "fake_quant", "short_conv", "linear_recurrence", "pool_blocks", "host.fetch")
+_DECOMPOSED = ("lm_argmax", "router", "fake_quant", "short_conv", "linear_recurrence", "pool_blocks", "host.fetch")
 
 
 def _ops(contrib: Mapping[str, str]) -> dict[str, OpSupport]:

@@ -47,7 +47,7 @@ CAPS = Caps(
         **{op: OpSupport("native", _KERNELS, refuses=_REFUSES.get(op, ())) for op in _KERNEL_OPS},
         **{
             op: OpSupport("decompose", "its core ops are lowered")
-            for op in ("short_conv", "linear_recurrence", "pool_blocks", "host.fetch")
+            for op in ("lm_argmax", "short_conv", "linear_recurrence", "pool_blocks", "host.fetch")
         },
         **{op: OpSupport("excluded", _NO_STORAGE) for op in ("quantise", "dequantise")},
         "fake_quant": OpSupport("excluded", "its rounding to storage types is; 16-bit rounding is the op cast"),

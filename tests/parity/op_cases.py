@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from omnic.ir.op import all_ops
 from tests.parity.op_cases_model import MODEL_CASES
-from tests.parity.op_operands import B, Case, F, K, N, P, W, X, one
+from tests.parity.op_operands import B, Case, F, K, N, Operand, P, W, X, one
 
 __all__ = ["CASES"]
 
@@ -142,6 +144,8 @@ def _products() -> list[Case]:
         one("lm_head", "8-bit tokens", F(1, 5, 8), W(9, 8), act="i8<per_token>"),
         one("lm_argmax", "all rows", F(1, 5, 8), W(9, 8)),
         one("lm_argmax", "rows", F(1, 5, 8), W(9, 8), K([[4, 1]])),
+        one("lm_argmax", "shortlist", F(1, 5, 8), W(9, 8), None, W(4, 8), W(9, 4),
+            Operand(lambda _: np.full((3, 9), 100.0, np.float32), "f32")),
         one("lm_argmax", "8-bit tokens", F(1, 5, 8), W(9, 8), act="i8<per_token>"),
         one("lm_head", "bf16 tokens", F(1, 5, 8), W(9, 8), act="bf16"),
         one("dequantise", "weight", W(4, 64, type="i4<g32>")),

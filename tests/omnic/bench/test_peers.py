@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from omnic.bench.peers import PEERS, PeerRequest, Precision, executorch, peer_names, prepared
+from omnic.bench.peers import PEERS, PeerRequest, Precision, executorch, genai, llama_cpp, peer_names, prepared
 from omnic.bench.runners import find_opener
 from omnic.errors import InputError
 from omnic.spec import Spec, load_spec, parse_spec
@@ -41,9 +41,11 @@ def test_every_peer_has_a_name_for_the_command_line() -> None:
         ("executorch", Precision(16), "ExecuTorch's export of Llama has no f16"),
     ],
 )
-def test_a_precision_it_lacks_is_the_reason(name: str, precision: Precision, reason: str, tmp_path: Path) -> None:
-    if name == "llama.cpp":
-        pytest.importorskip("llama_cpp")
+def test_a_precision_it_lacks_is_the_reason(
+    name: str, precision: Precision, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for peer in (genai, llama_cpp, executorch):
+        monkeypatch.setattr(peer, "installed", lambda package, extra: "1.0")
     found, absent = prepared((name,), request(tmp_path, None, precision.bits, precision.group))
     assert not found and absent[name].startswith(reason)
 
