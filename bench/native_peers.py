@@ -4,7 +4,7 @@
 bits in groups of 32, distinct in every layer.  Ours has 4-bit steps times one f32 a row for scales (``s4``),
 onnxruntime-genai f32 scales, llama.cpp (Q4_0) f16 scales.  transformers has the same model in bf16.
 
-    python bench/native_peers.py [--threads 1] [--rounds 21] [--json]
+    python bench/native_peers.py [--threads 1] [--rounds 21] [--peers onnxruntime-genai,llama.cpp] [--json]
 
 Needs ``pip install omnic[bench]`` and a C compiler.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def prefill_bar(level: str) -> float:
     return PREFILL_AMX if level == "amx" else PREFILL
 
 
-def measured(threads: int, rounds: int) -> tuple[Measurement, Measurement, str]:
+def measured(threads: int, rounds: int, wanted: Sequence[str]) -> tuple[Measurement, Measurement, str]:
     """Compile, build the peers, measure; return the measurement beside engines in int4, the one of prompts beside torch
     in bf16 (few rounds: it is slow without units for bf16), and the level of the kernels.
     """
@@ -69,7 +69,7 @@ def measured(threads: int, rounds: int) -> tuple[Measurement, Measurement, str]:
     bundle = compile_model(spec, "tvm", FOLDER / "class_125m-native", seed=SEED, parity="off", force=True)
     plan = Plan(PROMPTS, CONTEXTS, NEW, rounds, 2, threads)
     request = PeerRequest(spec, None, SEED, precision_of(bundle.module), spec.context, threads, FOLDER / "peers")
-    peers, absent = prepared(peer_names(), request)
+    peers, absent = prepared(wanted, request)
     torch = [peer for peer in peers if peer.name == BF16]
     ours = bundle_contestant(bundle.path, "tvm", spec.model, threads)
     traffic, where = Traffic.of(bundle.module), machine()
@@ -117,9 +117,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--peers", default=",".join(peer_names()), help="which engines (default: all)")
     parser.add_argument("--json", action="store_true", help="print the recorded entry as JSON")
     args = parser.parse_args()
-    found, prompts, level = measured(args.threads, args.rounds)
+    found, prompts, level = measured(args.threads, args.rounds, args.peers.split(","))
     bars = {"decode": DECODE, "prefill": prefill_bar(level)}
     conditions = {"threads": args.threads, "rounds": args.rounds, "weights": "int4 g32, head and embedding included",
                   "level": level, "read limit": found.limits.how,
