@@ -110,7 +110,7 @@ def test_greedy_heads_round_as_the_head_does(tmp_path: Path) -> None:
     module = run_pass(build(scale(load_spec("tiny"))), parse_pass("int4-packing{group=32}")).module
     store = WeightStore(module, seed=1)
     lent = replace(context(module, store), executor=torch_executor, results=ResultStore(tmp_path))
-    module = run_pass(module, parse_pass("fast-head"), lent).module
+    module = run_pass(module, parse_pass("fast-head{dims=32}"), lent).module
     assert "greedy" in module.functions
     after = run_pass(module, parse_pass("round-activations{windows=1, floor=0.0}"), lent).module
     heads = {n.op: n.attrs["act"] for f in after.functions.values() for n in f.nodes if n.op.startswith("lm_")}

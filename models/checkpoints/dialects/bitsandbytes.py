@@ -115,7 +115,7 @@ def bitsandbytes(source: Source, config: Config) -> DialectSource:
     packed: dict[str, _FourBit | _EightBit] = {}
     used: list[str] = []
     have = set(source.names())
-    for name in have:
+    for name in source.names():
         if _STATE in name:
             weight, kind = name.split(_STATE)
             if kind != "nf4":
