@@ -8,7 +8,8 @@ and p' what p is rounded to::
 so |w.x - u.p'| <= |u| |p - p'| + |r| |y| + |Q r| |p| by the Cauchy-Schwarz inequality, whatever Q is; it is sharp where
 Q is nearly orthonormal and u nearly Q w, since r is then small and Q r smaller.  :func:`reach_of` adds what rounding in
 f32 can do to each side (Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.1: a sum of n products is
-within n u / (1 - n u) of the sum of their magnitudes, u = 2^-24, in any order).
+within n u / (1 - n u) of the sum of their magnitudes, u = 2^-24, in any order).  Products that underflow, with |w| |x|
+below 1e-36, are not provided for.
 """
 
 from __future__ import annotations

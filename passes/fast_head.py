@@ -27,10 +27,8 @@ NAME, FUNCTION, VERSION = "fast-head", "greedy", 1
 SCREEN = Storage("i8", 32)
 #: windows of one call of the executor
 _WINDOWS = 8
-#: inputs of the head that choose how many dims the basis has
-_PROBES = 256
-#: rows of the head in memory at a time, in f64
-_ROWS = 1 << 14
+#: how many dims the basis has is chosen by so many inputs, on so many panels of the head, among so many numbers of dims
+_PROBES, _PANELS, _TRIED = 256, 512, 16
 #: share of the head's bytes up to which a shortlist pays: the bound itself costs time too
 _WORTH = 2 / 3
 #: columns that a product reads together
@@ -169,14 +167,16 @@ class FastHead:
         if self.dims:
             return self.dims, 0.0
         probes = inputs[:: max(len(inputs) // _PROBES, 1)]
+        some, largest = _seen(store, weight.name, probes)
         best = 0, 1.0
         whole = weight.type.bytes()
-        for dims in range(SCREEN.group, width, SCREEN.group):
+        step = -(-width // (_TRIED * SCREEN.group)) * SCREEN.group
+        for dims in range(step, width, step):
             context.progress(f"{NAME}: dims", dims / width)
             own = rows * (dims * (1 + 2 / SCREEN.group) + 12) + dims * width * 4
             if own >= best[1] * whole:
                 break
-            share = own / whole + _looked_at(store, weight.name, basis[:dims], probes)
+            share = own / whole + _looked_at(some, largest, basis[:dims], probes)
             best = min(best, (dims, share), key=lambda found: found[1])
         return best if best[1] <= _WORTH else (0, best[1])
 
@@ -215,25 +215,28 @@ def _screen(w: Floats, basis: Floats) -> QTensor:
     return packing.quantise((w @ basis.T).astype(np.float32), SCREEN)
 
 
-def _looked_at(store: WeightStore, name: str, basis: Floats, probes: Floats) -> float:
+def _seen(store: WeightStore, name: str, probes: Floats) -> tuple[Floats, Floats]:
+    """Return rows of evenly spread panels of the head, and the largest logit of every probe over all rows."""
+    rows = int(str(store.module.weights[name].type.shape[0]))
+    apart = max(rows // _PANEL // _PANELS, 1)
+    some: list[Floats] = []
+    largest = np.full(len(probes), -np.inf)
+    for start, stop, part in store.slices(name):
+        w = part.astype(np.float64)
+        largest = np.maximum(largest, (probes @ w.T).max(1))
+        some.append(w[np.arange(start, stop) // _PANEL % apart == 0])
+    return np.concatenate(some), largest
+
+
+def _looked_at(rows: Floats, largest: Floats, basis: Floats, probes: Floats) -> float:
     """Return the share of the head's panels that the bound cannot leave out."""
     p = probes @ basis.T
     grouped = p.reshape(len(p), -1, SCREEN.group)
     step = np.abs(grouped).max(-1, keepdims=True) / 127
     rounded = (np.rint(grouped / np.where(step == 0, 1, step)) * step).reshape(p.shape)
-    lengths = [np.sqrt(np.square(a).sum(1)) for a in (probes - p @ basis, p - rounded, probes)]
-    guess: list[Floats] = []
-    bound: list[Floats] = []
-    exact: list[Floats] = []
-    for _, _, part in store.slices(name):
-        w = part.astype(np.float64)
-        screen = packing.decode(_screen(w, basis)).astype(np.float64)
-        guess.append(rounded @ screen.T)
-        bound.append(guess[-1] + np.stack(lengths, 1) @ reach_of(w, basis, screen))
-        exact.append(probes @ w.T)
-    first = np.concatenate(guess, 1).argmax(1)
-    known = np.take_along_axis(np.concatenate(exact, 1), first[:, None], 1)
-    open_ = np.concatenate(bound, 1) >= known
+    lengths = np.sqrt(np.stack([np.square(a).sum(1) for a in (probes - p @ basis, p - rounded, probes)], 1))
+    screen = packing.decode(_screen(rows, basis)).astype(np.float64)
+    open_ = rounded @ screen.T + lengths @ reach_of(rows, basis, screen) >= largest[:, None]
     padded = np.pad(open_, ((0, 0), (0, -open_.shape[1] % _PANEL)))
     return float(padded.reshape(len(probes), -1, _PANEL).any(2).mean())
 

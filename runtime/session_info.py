@@ -92,7 +92,7 @@ class SessionInfo:
             hidden="hidden" in results,
             mtp_depth=evaluate(results["mtp"].shape[2], highs) if "mtp" in results else 0,
             verifier="verifier" in results,
-            greedy="greedy" in module.functions,
+            greedy="greedy" in module.functions and any(r.name == "token" for r in module.function("greedy").results),
             parents=function.param("parents") is not None,
             embeds=function.param("embeds") is not None,
             numeric_class=numeric_class,
